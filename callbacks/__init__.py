@@ -1,0 +1,1 @@
+"""The callbacks: hook wiring, and no formula."""

@@ -1,0 +1,1 @@
+"""LightningModules that regularize themselves."""

@@ -1,0 +1,36 @@
+"""Sums over weights that neither overflow nor lose bits in 16-bit floats."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["norm", "real_dtype", "sum_of_squares"]
+
+
+def norm(weight: Tensor, order: float = 2.0) -> Tensor:
+    """Return the vector norm over all entries, accumulated in float32 or wider; its gradient at 0 is 0.
+
+    >>> norm(torch.ones(100_000, dtype=torch.float16), 1)
+    tensor(100000.)
+    """
+    total: Tensor = torch.linalg.vector_norm(weight, order, dtype=_accumulator(weight.dtype))
+    return total
+
+
+def sum_of_squares(weight: Tensor) -> Tensor:
+    """Return the sum of the squared moduli, accumulated in float32 or wider."""
+    if weight.is_complex():
+        weight = torch.view_as_real(weight)
+    dtype = _accumulator(weight.dtype)
+    return (weight if dtype is None else weight.to(dtype)).square().sum()
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of a complex dtype's parts, and any other dtype as it is."""
+    return dtype.to_real() if dtype.is_complex else dtype
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype | None:
+    # a float16 sum overflows at 65,504, and the square of 256 alone does
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else None

@@ -1,0 +1,146 @@
+"""What a penalty is: a function of weights, its gradient and its proximal operator."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.numerics import real_dtype
+from lightning_reg.schedules import ScheduleLike, evaluate
+from lightning_reg.select import Select, check_select, select_parameters
+from lightning_reg.step_size import StepSize
+
+__all__ = ["Penalty"]
+
+
+class Penalty(ABC):
+    r"""A penalty :math:`\Omega_\lambda(w)` on each selected tensor, summed over them.
+
+    Subclasses are frozen dataclasses that give a formula: :meth:`value` and :meth:`gradient`, and
+    :meth:`prox` where one is known. They hold no state, so one object serves any number of modules. How
+    a penalty acts on training is not its business: see ``apply`` of :class:`~lightning_reg.callbacks.
+    PenaltyCallback` and :func:`~lightning_reg.attach`.
+
+    Attributes:
+        strength: λ, a number, a schedule, or a callable ``(step, total_steps) -> float``.
+        select: what it applies to, see :mod:`lightning_reg.select`.
+        name: its name in logs; the class name in snake case where None.
+    """
+
+    strength: ScheduleLike
+    select: Select
+    name: str | None
+
+    def __post_init__(self) -> None:
+        """Check the arguments every penalty has."""
+        if not callable(self.strength):
+            owner = type(self).__name__
+            if isinstance(self.strength, bool) or not isinstance(self.strength, (int, float)):
+                raise TypeError(
+                    f"{owner}(strength={self.strength!r}) is neither a number nor a schedule nor a "
+                    "callable (step, total_steps) -> float"
+                )
+            if not 0.0 <= self.strength < float("inf"):
+                raise ValueError(
+                    f"{owner}(strength={self.strength}) is out of range; give a finite number, 0 or more"
+                )
+        check_select(self.select)
+
+    # --- the formula ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def value(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the penalty of one tensor, a differentiable scalar, accumulated in float32 or wider."""
+
+    @abstractmethod
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the gradient of :meth:`value`, shaped as ``weight``; a subgradient at kinks."""
+
+    def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
+        r"""Return :math:`\arg\min_x \tfrac12\sum_i (x_i - w_i)^2/\eta_i + \Omega_\lambda(x)`.
+
+        Args:
+            weight: :math:`w`.
+            strength: :math:`\lambda`.
+            step: :math:`\eta`, one number, or one for each weight where :attr:`prox_in_metric` holds.
+
+        Raises:
+            NotImplementedError: this penalty has no proximal operator.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no proximal operator")
+
+    @property
+    def has_prox(self) -> bool:
+        """Whether :meth:`prox` is known."""
+        return type(self).prox is not Penalty.prox
+
+    @property
+    def prox_in_metric(self) -> bool:
+        """Whether :meth:`prox` takes a step for each weight, as Adam's metric needs."""
+        return self.has_prox
+
+    # --- what the engine calls: lists of tensors, in place, no copy of the model ---------------------
+
+    @torch.no_grad()
+    def add_gradient_(
+        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
+    ) -> None:
+        """``targets += alpha · gradient(weights)``; a target may be the weight itself."""
+        for target, weight in zip(targets, weights, strict=True):
+            target.add_(self.gradient(weight, strength), alpha=alpha)
+
+    @torch.no_grad()
+    def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
+        """``w ← prox(w)`` for each tensor, with its own step."""
+        for weight, step in zip(weights, steps, strict=True):
+            weight.copy_(self.prox(weight, strength, step.dense()))
+
+    # --- what users call -----------------------------------------------------------------------------
+
+    @property
+    def log_name(self) -> str:
+        """``name``, or the class name in snake case: ``elastic_net``."""
+        return self.name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def __call__(self, module: nn.Module, step: int | None = None, total_steps: int | None = None) -> Tensor:
+        """Return the penalty of ``module``, a differentiable scalar to add to a loss.
+
+        Frozen parameters are left out: they could not follow the gradient.
+
+        Args:
+            module: any module; the selection is resolved in it.
+            step: optimizer steps taken, where the strength is a schedule.
+            total_steps: length of the run, where the schedule needs it.
+
+        Raises:
+            ValueError: the selection matches nothing, or the strength is a schedule and ``step`` is None.
+        """
+        if step is None and callable(self.strength):
+            raise ValueError(
+                f"{type(self).__name__} has a scheduled strength; call it as penalty(module, step=..., "
+                "total_steps=...)"
+            )
+        strength = evaluate(self.strength, step or 0, total_steps)
+        weights = [
+            selected.parameter
+            for selected in select_parameters(module, self.select)
+            if selected.parameter.requires_grad
+        ]
+        return self.total(weights, strength, like=next(module.parameters()))
+
+    def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
+        """Return the sum of :meth:`value` over ``weights``, outside autocast; 0 on ``like``'s device if none.
+
+        At strength 0 no graph is built: a parameter the loss does not use keeps its gradient of None.
+        """
+        if not weights or strength == 0.0:
+            return torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
+        with torch.autocast(like.device.type, enabled=False):
+            total = self.value(weights[0], strength)
+            for weight in weights[1:]:
+                total = total + self.value(weight, strength).to(total.device)
+        return total

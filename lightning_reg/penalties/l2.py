@@ -1,0 +1,72 @@
+"""L2, ridge or weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+
+from torch import Tensor
+
+from lightning_reg import kernels, prox
+from lightning_reg.numerics import sum_of_squares
+from lightning_reg.penalties.base import Penalty
+from lightning_reg.schedules import ScheduleLike
+from lightning_reg.select import Select
+from lightning_reg.step_size import StepSize
+
+__all__ = ["L2"]
+
+
+@dataclass(frozen=True)
+class L2(Penalty):
+    r"""Ridge: :math:`\tfrac{\lambda}{2}\sum_i w_i^2`, half the squared norm.
+
+    The half makes the gradient :math:`\lambda w`, so that ``L2(λ)`` on ``SGD`` is ``weight_decay=λ``. Under
+    Adam the two part ways: ``apply="decoupled"`` is AdamW's decay. The norm that is not squared, which many
+    tutorials print and call L2, is :class:`~lightning_reg.L2Norm`; ``torch.nn`` has no ``L2Loss``.
+
+    Args:
+        strength: λ ≥ 0, in units of loss per squared unit of weight.
+        select: what it applies to.
+        name: its name in logs.
+
+    Raises:
+        ValueError: a negative, NaN or infinite strength.
+
+    >>> L2(0.1).value(torch.tensor([3.0, 4.0]), strength=0.1)
+    tensor(1.2500)
+
+    References:
+        Hoerl and Kennard, *Ridge Regression*, Technometrics 12(1), 1970; Loshchilov and Hutter, *Decoupled
+        Weight Decay Regularization*, ICLR 2019.
+    """
+
+    strength: ScheduleLike
+    select: Select = "weights"
+    _: KW_ONLY
+    name: str | None = None
+
+    def value(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\tfrac{\lambda}{2}\sum_i|w_i|^2`."""
+        return sum_of_squares(weight) * (strength * 0.5)
+
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\lambda w`."""
+        return strength * weight
+
+    def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
+        """Return the weight divided by one plus step times strength."""
+        return prox.shrink(weight, step * strength)
+
+    def add_gradient_(
+        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
+    ) -> None:
+        """``targets += alpha · λ · weights`` in one pass."""
+        if targets and targets[0] is weights[0]:  # a decay: rounded as torch's AdamW rounds it
+            kernels.scale_(targets, 1.0 + alpha * strength)
+        else:
+            kernels.add_scaled_(targets, weights, alpha * strength)
+
+    def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
+        """Shrink in place, in each tensor's metric."""
+        kernels.soft_threshold_in_metric_(weights, steps, threshold=0.0, shrink=strength)

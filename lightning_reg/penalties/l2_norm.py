@@ -1,0 +1,65 @@
+"""The norm that is not squared."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_reg import prox
+from lightning_reg.numerics import norm, real_dtype
+from lightning_reg.penalties.base import Penalty
+from lightning_reg.schedules import ScheduleLike
+from lightning_reg.select import Select
+
+__all__ = ["L2Norm"]
+
+
+@dataclass(frozen=True)
+class L2Norm(Penalty):
+    r"""One norm a tensor, not squared: :math:`\lambda\|w\|_2`.
+
+    This is what ``sum(torch.norm(p, 2) for p in model.parameters())`` adds, and what many tutorials call
+    L2. Its gradient :math:`\lambda w/\|w\|_2` has length λ however large the tensor is, and is 0 at 0; its
+    prox sets whole tensors to zero. Weight decay is :class:`~lightning_reg.L2`.
+
+    Args:
+        strength: λ ≥ 0, in units of loss per unit of weight.
+        select: what it applies to.
+        name: its name in logs.
+
+    Raises:
+        ValueError: a negative, NaN or infinite strength.
+
+    >>> L2Norm(0.1).value(torch.tensor([3.0, 4.0]), strength=0.1)
+    tensor(0.5000)
+
+    References:
+        Yuan and Lin, *Model Selection and Estimation in Regression with Grouped Variables*, JRSS B 68(1),
+        2006, for one group a tensor, without the size weight.
+    """
+
+    strength: ScheduleLike
+    select: Select = "weights"
+    _: KW_ONLY
+    name: str | None = None
+
+    def value(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\lambda\|w\|_2`."""
+        return norm(weight) * strength
+
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\lambda w/\|w\|_2`, and 0 at 0."""
+        length = norm(weight)
+        factor = torch.where(length > 0, strength / length, 0.0)
+        return weight * factor.to(real_dtype(weight.dtype))
+
+    def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
+        """Return the weight shortened by step times strength, or zero."""
+        return prox.block_soft_threshold(weight, float(step) * strength)
+
+    @property
+    def prox_in_metric(self) -> bool:
+        """Not yet: a norm couples its weights, so a step for each needs a root finder."""
+        return False

@@ -1,0 +1,162 @@
+r"""The metric of an optimizer: how far it moves each weight per unit of gradient.
+
+A proximal step solves :math:`\arg\min_x \tfrac12 \sum_i (x_i - w_i)^2/\eta_i + \Omega(x)`. Its fixed points
+minimise loss plus penalty only if :math:`\eta_i` is the step that the optimizer itself takes on weight
+:math:`i` per unit of a lasting gradient. With a constant gradient :math:`g`, momentum sums to
+
+- SGD: :math:`\eta = lr\,(1 - d)/(1 - \mu)` (dampening :math:`d`; without momentum :math:`lr`),
+  Nesterov :math:`lr\,/(1 - \mu)`;
+- Adam, AdamW, NAdam: :math:`lr/(\sqrt{\hat v} + \epsilon)`, ``amsgrad`` with the largest :math:`\hat v`;
+- RAdam: :math:`lr\,r_t/(\sqrt{v} + \epsilon)\cdot\sqrt{1-\beta_2^t}`, and :math:`lr` while un-rectified;
+- Adagrad: :math:`lr_t/(\sqrt{s} + \epsilon)` with :math:`lr_t = lr/(1 + (t-1)\,lr\_decay)`;
+- RMSprop: :math:`lr/((1 - \mu)(\sqrt{v} + \epsilon))`, ``centered`` with :math:`v - \bar g^2`.
+
+Reference: Yun, Lozano and Yang, *Adaptive Proximal Gradient Methods for Structured Neural Networks*,
+NeurIPS 2021, for the prox in an adaptive metric; the momentum factors follow from each update in
+``torch.optim``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+__all__ = ["StepSize", "euclidean_step_size", "has_metric", "metric_names", "step_size"]
+
+
+@dataclass(frozen=True)
+class StepSize:
+    r"""The step of every weight of a tensor, :math:`\eta = n/(a\sqrt{v - m^2} + \epsilon)`, kept in parts.
+
+    Kept in parts because the whole would be a copy of the tensor; :meth:`on` makes it a piece at a time.
+
+    Attributes:
+        numerator: :math:`n`; the whole step where ``second_moment`` is None.
+        second_moment: :math:`v`, shaped as the weight, or None for one step for all.
+        root_scale: :math:`a`.
+        eps: :math:`\epsilon`.
+        mean: :math:`m`, shaped as the weight, or None for 0.
+    """
+
+    numerator: float
+    second_moment: Tensor | None = None
+    root_scale: float = 1.0
+    eps: float = 0.0
+    mean: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that :meth:`on` takes pieces of."""
+        return tuple(part for part in (self.second_moment, self.mean) if part is not None)
+
+    def on(self, moments: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+        """Return the step for a piece, given the same piece of each of :attr:`tensors`."""
+        second_moment = moments[0]
+        if len(moments) == 2:
+            centred = second_moment.addcmul(moments[1], moments[1], value=-1.0).clamp_(min=0.0)
+            eta = torch.sqrt(centred, out=out)
+        else:
+            eta = torch.sqrt(second_moment, out=out)
+        if self.root_scale != 1.0:
+            eta.mul_(self.root_scale)
+        return eta.add_(self.eps).reciprocal_().mul_(self.numerator)
+
+    def dense(self) -> Tensor | float:
+        """Return the step of every weight, shaped as the weight, or the one number."""
+        return self.on(self.tensors) if self.tensors else self.numerator
+
+
+_Group = dict[str, Any]
+_State = dict[str, Any]
+
+
+def _sgd(group: _Group, state: _State) -> StepSize:
+    lr, momentum = float(group["lr"]), float(group["momentum"])
+    if momentum and not group["nesterov"]:
+        lr *= 1.0 - float(group["dampening"])
+    return StepSize(lr / (1.0 - momentum))
+
+
+def _adam(group: _Group, state: _State) -> StepSize:
+    step, beta2 = float(state["step"]), float(group["betas"][1])
+    second_moment = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
+    return StepSize(float(group["lr"]), second_moment, (1.0 - beta2**step) ** -0.5, float(group["eps"]))
+
+
+def _radam(group: _Group, state: _State) -> StepSize:
+    lr, step, beta2 = float(group["lr"]), float(state["step"]), float(group["betas"][1])
+    correction = 1.0 - beta2**step
+    longest = 2.0 / (1.0 - beta2) - 1.0
+    length = longest - 2.0 * step * beta2**step / correction
+    if length <= 5.0:
+        return StepSize(lr)
+    rectification = (
+        (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
+    ) ** 0.5
+    numerator = lr * rectification * correction**0.5
+    return StepSize(numerator, state["exp_avg_sq"], eps=float(group["eps"]))
+
+
+def _adagrad(group: _Group, state: _State) -> StepSize:
+    lr = float(group["lr"]) / (1.0 + (float(state["step"]) - 1.0) * float(group["lr_decay"]))
+    return StepSize(lr, state["sum"], eps=float(group["eps"]))
+
+
+def _rmsprop(group: _Group, state: _State) -> StepSize:
+    lr = float(group["lr"]) / (1.0 - float(group["momentum"]))
+    mean = state["grad_avg"] if group["centered"] else None
+    return StepSize(lr, state["square_avg"], eps=float(group["eps"]), mean=mean)
+
+
+_METRICS: dict[type[Optimizer], Callable[[_Group, _State], StepSize]] = {
+    SGD: _sgd,
+    Adam: _adam,
+    AdamW: _adam,
+    NAdam: _adam,
+    RAdam: _radam,
+    Adagrad: _adagrad,
+    RMSprop: _rmsprop,
+}
+
+
+def metric_names() -> str:
+    """The optimizers whose metric is known, for error messages."""
+    return ", ".join(optimizer.__name__ for optimizer in _METRICS)
+
+
+def has_metric(optimizer: Optimizer) -> bool:
+    """Whether this optimizer's metric is known: one of torch's own, or a subclass with the same ``step``."""
+    return _metric(type(optimizer)) is not None
+
+
+def step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) -> StepSize:
+    """Return the step that ``optimizer`` takes on each weight per unit of lasting gradient.
+
+    Args:
+        optimizer: one for which :func:`has_metric` holds, after its ``step``.
+        group: the parameter group of ``optimizer`` that holds ``parameter``.
+        parameter: a tensor that has been stepped.
+    """
+    metric = _metric(type(optimizer))
+    if metric is None:
+        raise TypeError(f"the metric of {type(optimizer).__name__} is not known; it is for {metric_names()}")
+    return metric(group, optimizer.state[parameter])
+
+
+def euclidean_step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) -> StepSize:
+    """Return the learning rate as the step of every weight."""
+    return StepSize(float(group["lr"]))
+
+
+def _metric(cls: type[Optimizer]) -> Callable[[_Group, _State], StepSize] | None:
+    for known in cls.__mro__:
+        if known in _METRICS:
+            same = inspect.unwrap(cls.step) is inspect.unwrap(known.step)
+            return _METRICS[known] if same else None
+    return None
