@@ -1,1 +1,18 @@
-"""The callbacks: hook wiring, and no formula."""
+"""Lightning callbacks: what to attach to a Trainer.
+
+Hook wiring only; every formula lives in :mod:`lightning_reg.penalties`.
+"""
+
+from lightning_reg.callbacks.penalty import (
+    ElasticNetPenaltyCallback,
+    L1PenaltyCallback,
+    L2PenaltyCallback,
+    PenaltyCallback,
+)
+
+__all__ = [
+    "ElasticNetPenaltyCallback",
+    "L1PenaltyCallback",
+    "L2PenaltyCallback",
+    "PenaltyCallback",
+]

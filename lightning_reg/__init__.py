@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
+from lightning_reg.apply import Apply
+from lightning_reg.attach import Attachment, attach
 from lightning_reg.penalties import L1, L2, ElasticNet, L2Norm, Penalty
 from lightning_reg.schedules import (
     Constant,
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "L1",
     "L2",
+    "Apply",
+    "Attachment",
     "Constant",
     "Cosine",
     "ElasticNet",
@@ -39,6 +43,7 @@ __all__ = [
     "Polynomial",
     "RegularizedModule",
     "Schedule",
+    "attach",
 ]
 
 try:

@@ -27,7 +27,14 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-__all__ = ["StepSize", "euclidean_step_size", "has_metric", "metric_names", "step_size"]
+__all__ = [
+    "StepSize",
+    "euclidean_step_size",
+    "has_metric",
+    "has_one_step",
+    "metric_names",
+    "step_size",
+]
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,11 @@ def metric_names() -> str:
 def has_metric(optimizer: Optimizer) -> bool:
     """Whether this optimizer's metric is known: one of torch's own, or a subclass with the same ``step``."""
     return _metric(type(optimizer)) is not None
+
+
+def has_one_step(optimizer: Optimizer) -> bool:
+    """Whether this optimizer takes the same step on every weight of a group: SGD."""
+    return _metric(type(optimizer)) is _sgd
 
 
 def step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) -> StepSize:

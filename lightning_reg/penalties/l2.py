@@ -33,6 +33,7 @@ class L2(Penalty):
     Raises:
         ValueError: a negative, NaN or infinite strength.
 
+    >>> import torch
     >>> L2(0.1).value(torch.tensor([3.0, 4.0]), strength=0.1)
     tensor(1.2500)
 

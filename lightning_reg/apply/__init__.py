@@ -1,0 +1,21 @@
+"""How a penalty acts on a training step: four ways on one engine, and no Lightning in sight."""
+
+from lightning_reg.apply.check import check_apply, check_optimizer
+from lightning_reg.apply.decoupled import decay_
+from lightning_reg.apply.gradient import add_gradient_
+from lightning_reg.apply.loss import add_to_training_step, remove_from_training_step
+from lightning_reg.apply.proximal import prox_
+from lightning_reg.apply.term import Apply, Metric, Term
+
+__all__ = [
+    "Apply",
+    "Metric",
+    "Term",
+    "add_gradient_",
+    "add_to_training_step",
+    "check_apply",
+    "check_optimizer",
+    "decay_",
+    "prox_",
+    "remove_from_training_step",
+]

@@ -1,0 +1,82 @@
+"""Which combinations of penalty, mode and optimizer there are, said before training starts."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from torch.optim import LBFGS, Optimizer, SparseAdam
+
+from lightning_reg.apply.term import Apply, Metric, Term
+from lightning_reg.penalties.base import Penalty
+from lightning_reg.step_size import has_metric, has_one_step, metric_names
+
+__all__ = ["check_apply", "check_optimizer"]
+
+
+def check_apply(penalty: Penalty, apply: Apply, metric: Metric = "optimizer") -> None:
+    """Refuse what no optimizer could make right.
+
+    Raises:
+        TypeError: ``penalty`` is not a penalty.
+        ValueError: ``apply`` or ``metric`` is not one of theirs, or the penalty has no proximal operator.
+    """
+    if not isinstance(penalty, Penalty):
+        raise TypeError(f"{penalty!r} is not a penalty; give one such as L1(1e-4)")
+    if apply not in get_args(Apply):
+        raise ValueError(f"apply={apply!r} is unknown; it is one of {', '.join(map(repr, get_args(Apply)))}")
+    if metric not in get_args(Metric):
+        raise ValueError(
+            f"metric={metric!r} is unknown; it is one of {', '.join(map(repr, get_args(Metric)))}"
+        )
+    if metric != "optimizer" and apply != "proximal":
+        raise ValueError(f"metric={metric!r} is for apply='proximal', not for apply={apply!r}; leave it out")
+    if apply == "proximal" and not penalty.has_prox:
+        raise ValueError(
+            f"{type(penalty).__name__} has no proximal operator, which apply='proximal' needs; "
+            "use apply='gradient'"
+        )
+
+
+def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metric = "optimizer") -> None:
+    """Refuse what ``apply`` would do wrong under this optimizer.
+
+    Raises:
+        ValueError: the sentence names both sides, and a combination that works.
+    """
+    name = type(optimizer).__name__
+    penalty = type(term.penalty).__name__
+    if isinstance(optimizer, LBFGS) and apply != "loss":
+        raise ValueError(
+            f"LBFGS evaluates the loss along a line search, which apply={apply!r} does not enter; "
+            "use apply='loss', or add penalty(model) to the loss in your closure"
+        )
+    if isinstance(optimizer, SparseAdam) and apply in ("gradient", "loss"):
+        raise ValueError(
+            f"SparseAdam takes sparse gradients, and apply={apply!r} makes them dense; "
+            "use apply='decoupled', or SGD or Adagrad"
+        )
+    maximizes = any(group.get("maximize", False) for group in optimizer.param_groups)
+    if maximizes and apply != "proximal":
+        raise ValueError(
+            f"{name}(maximize=True) climbs, so apply={apply!r} would reward what {penalty} is to punish; "
+            "use apply='proximal', or minimize the negative objective"
+        )
+    if apply != "proximal" or metric != "optimizer":
+        return
+    if not has_metric(optimizer):
+        raise ValueError(
+            f"apply='proximal' does not know the metric of {name}; use one of {metric_names()}, or ask for "
+            "metric='euclidean', whose solution is exact only where every weight has the same step"
+        )
+    if has_one_step(optimizer):
+        return
+    if not term.penalty.prox_in_metric:
+        raise ValueError(
+            f"the proximal operator of {penalty} is known for one step a tensor, and {name} takes a step of "
+            "its own for each weight; use SGD, apply='gradient', or metric='euclidean'"
+        )
+    if any(selected.parameter.is_complex() for selected in term.selected):
+        raise ValueError(
+            f"apply='proximal' on complex weights needs one step for both parts, and {name} takes two; "
+            "use SGD, apply='gradient', or metric='euclidean'"
+        )

@@ -1,0 +1,23 @@
+"""``apply="decoupled"``: decay the weights apart from the optimizer's update, as AdamW does for L2."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_reg.apply.term import Term, found_inf
+
+__all__ = ["decay_"]
+
+
+@torch.no_grad()
+def decay_(term: Term, optimizer: Optimizer, strength: float) -> None:
+    """``w ← w − lr · ∂Ω(w)`` for each tensor that ``optimizer`` is about to step.
+
+    Before the update, as in Loshchilov and Hutter, *Decoupled Weight Decay Regularization*, ICLR 2019, and
+    in ``torch.optim.AdamW``.
+    """
+    if strength == 0.0 or found_inf(optimizer):
+        return
+    for group, parameters in term.stepped(optimizer):
+        term.penalty.add_gradient_(parameters, parameters, strength, alpha=-float(group["lr"]))

@@ -1,0 +1,35 @@
+"""``apply="gradient"``: add the closed-form gradient, once per optimizer step, before clipping."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_reg.apply.term import Term
+
+__all__ = ["add_gradient_"]
+
+
+@torch.no_grad()
+def add_gradient_(term: Term, optimizer: Optimizer, strength: float) -> None:
+    """``p.grad += ∂Ω(p)`` for each tensor that ``optimizer`` is about to step.
+
+    What adding the term to the loss does, without its graph. Gradients that a GradScaler has left scaled for
+    a fused optimizer get the penalty's on the same scale.
+    """
+    if strength == 0.0:
+        return
+    scale = getattr(optimizer, "grad_scale", None)
+    alpha = float(scale) if isinstance(scale, torch.Tensor) else 1.0
+    weights, gradients = [], []
+    for _, parameters in term.stepped(optimizer):
+        for parameter in parameters:
+            gradient = parameter.grad
+            assert gradient is not None
+            if gradient.is_sparse:  # the sum is dense, as autograd's would be
+                parameter.grad = alpha * term.penalty.gradient(parameter, strength) + gradient
+            else:
+                weights.append(parameter)
+                gradients.append(gradient)
+    if weights:
+        term.penalty.add_gradient_(gradients, weights, strength, alpha)

@@ -1,0 +1,22 @@
+"""``apply="proximal"``: the proximal operator after the optimizer's step, in the optimizer's own metric."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_reg.apply.term import Metric, Term, found_inf
+from lightning_reg.step_size import euclidean_step_size, step_size
+
+__all__ = ["prox_"]
+
+
+@torch.no_grad()
+def prox_(term: Term, optimizer: Optimizer, strength: float, metric: Metric = "optimizer") -> None:
+    """``w ← prox(w)`` for each tensor that ``optimizer`` has just stepped."""
+    if strength == 0.0 or found_inf(optimizer):
+        return
+    size = step_size if metric == "optimizer" else euclidean_step_size
+    for group, parameters in term.stepped(optimizer):
+        steps = [size(optimizer, group, parameter) for parameter in parameters]
+        term.penalty.prox_(parameters, strength, steps)

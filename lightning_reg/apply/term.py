@@ -1,0 +1,100 @@
+"""A penalty at work on one module: its tensors, and its strength as the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from lightning_reg.penalties.base import Penalty
+from lightning_reg.schedules import evaluate
+from lightning_reg.select import Selected, matches, named_parameters, select_parameters
+
+__all__ = ["Apply", "Metric", "Term", "found_inf"]
+
+Apply: TypeAlias = Literal["gradient", "loss", "decoupled", "proximal"]
+Metric: TypeAlias = Literal["optimizer", "euclidean"]
+
+
+class Term:
+    """A penalty bound to a module.
+
+    The selection is resolved once, and again only when an optimizer turns out to hold a parameter that
+    was not there. Whether a tensor is trainable and has a gradient is asked at every step.
+
+    Args:
+        penalty: which function, on what.
+        module: the module whose parameters are named.
+        total_steps: length of the run in optimizer steps, where the strength needs it.
+
+    Raises:
+        ValueError: the selection matches nothing.
+    """
+
+    def __init__(self, penalty: Penalty, module: nn.Module, total_steps: int | None = None) -> None:
+        self.penalty = penalty
+        self.module = module
+        self.total_steps = total_steps
+        self.selected: list[Selected] = []
+        # by identity; the values keep the tensors alive, so an id is never used again
+        self._known: dict[int, nn.Parameter] = {}
+        self._chosen: set[int] = set()
+        select_parameters(module, penalty.select)  # raises where nothing matches
+        self._resolve()
+
+    def strength(self, step: int) -> float:
+        """Return λ at ``step``, checked."""
+        return evaluate(self.penalty.strength, step, self.total_steps)
+
+    def value(self, strength: float, optimizers: Iterable[Optimizer] | None = None) -> Tensor:
+        """Return the penalty over the trainable tensors, or those of them that ``optimizers`` hold."""
+        if optimizers is None:
+            tensors = [s.parameter for s in self.selected]
+        else:
+            groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+            tensors = list(dict.fromkeys(p for group in groups for p in self._members(group)))
+        trainable = [tensor for tensor in tensors if tensor.requires_grad]
+        return self.penalty.total(trainable, strength, like=next(self.module.parameters()))
+
+    def is_stale(self) -> bool:
+        """Whether the module has exchanged a selected parameter for another since it was looked at."""
+        return any(s.module._parameters.get(s.attribute) is not s.parameter for s in self.selected)
+
+    def stepped(self, optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
+        """Yield each parameter group of ``optimizer`` with the tensors to act on in this step.
+
+        As torch's optimizers do, it leaves out tensors whose gradient is None; frozen ones too.
+        """
+        for group in optimizer.param_groups:
+            parameters = [p for p in self._members(group) if p.grad is not None and p.requires_grad]
+            if parameters:
+                yield group, parameters
+
+    def _members(self, group: dict[str, Any]) -> list[nn.Parameter]:
+        known, chosen = self._known, self._chosen
+        members = []
+        for parameter in group["params"]:
+            key = id(parameter)
+            if key not in known:
+                self._resolve()
+                known.setdefault(key, parameter)  # not of this module, if it is still unknown
+            if key in chosen:
+                members.append(parameter)
+        return members
+
+    def _resolve(self) -> None:
+        parameters = named_parameters(self.module)
+        self.selected = [s for s in parameters if matches(s, self.penalty.select)]
+        # a lazy tensor takes its shape at the first forward, and is looked at again then
+        self._known.update((id(s.parameter), s.parameter) for s in parameters if not is_lazy(s.parameter))
+        self._chosen = {id(s.parameter) for s in self.selected}
+
+
+def found_inf(optimizer: Optimizer) -> bool:
+    """Whether a GradScaler has told an optimizer that unscales by itself to leave this step out."""
+    flag = getattr(optimizer, "found_inf", None)
+    return isinstance(flag, torch.Tensor) and bool(flag.item())

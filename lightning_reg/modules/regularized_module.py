@@ -1,0 +1,129 @@
+"""A LightningModule that carries its penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lightning_reg.apply import Term
+from lightning_reg.host import logs_this_step, run_length
+from lightning_reg.penalties import Penalty
+from lightning_reg.schedules import check_schedule
+
+__all__ = ["RegularizedModule"]
+
+
+class RegularizedModule(LightningModule):
+    """A LightningModule whose training loss carries penalty terms.
+
+    Write :meth:`task_loss`, and the inherited :meth:`training_step` adds the terms; or write your own
+    ``training_step`` that ends in ``return self.regularize(loss)``. Under manual optimization, call
+    ``self.manual_backward(self.regularize(loss))``.
+
+    The task loss is logged as ``loss/task``, which compares with a validation loss, the sum with the terms as
+    ``loss/regularized``, and each term as ``penalty/<name>``, on the steps that the Trainer logs.
+
+    Args:
+        penalties: one penalty, or several; their terms add up.
+
+    Raises:
+        TypeError: one of ``penalties`` is not a penalty.
+
+    >>> import torch
+    >>> from lightning_reg import L1, L2, RegularizedModule
+    >>> class Net(RegularizedModule):
+    ...     def __init__(self):
+    ...         super().__init__(penalties=[L1(1e-4), L2(1e-3)])
+    ...         self.layer = torch.nn.Linear(10, 1)
+    ...     def task_loss(self, batch, batch_idx):
+    ...         x, y = batch
+    ...         return torch.nn.functional.mse_loss(self.layer(x), y)
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.SGD(self.parameters(), lr=0.01)
+    >>> Net().penalty().shape
+    torch.Size([])
+    """
+
+    penalties: tuple[Penalty, ...]
+
+    def __init__(self, penalties: Penalty | Sequence[Penalty] = ()) -> None:
+        super().__init__()
+        penalties = (penalties,) if isinstance(penalties, Penalty) else tuple(penalties)
+        for penalty in penalties:
+            if not isinstance(penalty, Penalty):
+                raise TypeError(f"penalties={penalty!r} is not a penalty; give some such as [L1(1e-4)]")
+        self.penalties = penalties
+        self._bound: tuple[Any, list[Term]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_bound": None}  # a copy has parameters of its own
+
+    def task_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch without any penalty; write this, or your own ``training_step``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has neither task_loss(batch, batch_idx) nor a training_step; write one"
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the task loss with the penalty terms added."""
+        return self.regularize(self.task_loss(batch, batch_idx))
+
+    def penalty(self) -> Tensor:
+        """Return the sum of all terms at this moment of the run, a differentiable scalar."""
+        terms = self._values()
+        return (
+            torch.stack([value for _, _, value in terms]).sum()
+            if terms
+            else torch.zeros((), device=self.device)
+        )
+
+    def regularize(self, loss: Tensor) -> Tensor:
+        """Return ``loss`` with the penalty terms added, and log them apart; outside training, ``loss``.
+
+        Args:
+            loss: the task loss, a scalar.
+        """
+        trainer = self._trainer
+        if trainer is not None and not trainer.training:
+            return loss
+        values = self._values()
+        total = loss
+        for _, _, value in values:
+            total = total + value
+        if trainer is not None and logs_this_step(trainer):
+            self.log("loss/task", loss.detach())
+            self.log("loss/regularized", total.detach())
+            for name, strength, value in values:
+                self.log(f"penalty/{name}", value.detach())
+                if strength is not None:
+                    self.log(f"penalty/{name}/strength", strength)
+        return total
+
+    def _values(self) -> list[tuple[str, float | None, Tensor]]:
+        """Name, strength where it is scheduled, and value of each term."""
+        step = self.global_step if self._trainer is not None else 0
+        values: list[tuple[str, float | None, Tensor]] = []
+        names: dict[str, int] = {}
+        for term in self._terms():
+            name, strength = term.penalty.log_name, term.strength(step)
+            names[name] = names.get(name, 0) + 1
+            label = name if names[name] == 1 else f"{name}_{names[name]}"
+            scheduled = strength if callable(term.penalty.strength) else None
+            values.append((label, scheduled, term.value(strength)))
+        return values
+
+    def _terms(self) -> list[Term]:
+        """The penalties bound to this module, looked up again each epoch and when parameters change."""
+        trainer = self._trainer
+        key = (trainer, self.penalties, trainer.current_epoch if trainer is not None else 0)
+        if self._bound is None or self._bound[0] != key or any(t.is_stale() for t in self._bound[1]):
+            scheduled = any(callable(penalty.strength) for penalty in self.penalties)
+            total_steps = run_length(trainer) if trainer is not None and scheduled else None
+            for penalty in self.penalties:
+                check_schedule(penalty.strength, total_steps)
+            self._bound = (key, [Term(penalty, self, total_steps) for penalty in self.penalties])
+        return self._bound[1]
