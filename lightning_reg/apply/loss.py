@@ -59,13 +59,15 @@ def add_to_training_step(module: nn.Module, value: Value) -> None:
 
 def remove_from_training_step(module: nn.Module, value: Value) -> None:
     """Undo :func:`add_to_training_step`; the last one leaves the module as it was."""
-    step: Any = vars(module).get("training_step")
+    attribute = vars(module).get("training_step")
+    step = attribute
     while step is not None and not isinstance(step, _TrainingStep):  # wrapped by someone else since
         step = getattr(step, "__wrapped__", None)
     if not isinstance(step, _TrainingStep) or value not in step.terms:
         return
     step.terms.remove(value)
-    if not step.terms and vars(module).get("training_step") is step:
+    outermost = attribute is step
+    if outermost and not step.terms:
         if step.shadowed:
             object.__setattr__(module, "training_step", step.__wrapped__)
         else:

@@ -62,6 +62,11 @@ class RegularizedModule(LightningModule):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_bound": None}  # a copy has parameters of its own
 
+    def on_fit_start(self) -> None:
+        """Say before training starts what is wrong with a selection or a schedule."""
+        self._bound = None
+        self._terms()
+
     def task_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch without any penalty; write this, or your own ``training_step``."""
         raise NotImplementedError(
@@ -74,12 +79,10 @@ class RegularizedModule(LightningModule):
 
     def penalty(self) -> Tensor:
         """Return the sum of all terms at this moment of the run, a differentiable scalar."""
-        terms = self._values()
-        return (
-            torch.stack([value for _, _, value in terms]).sum()
-            if terms
-            else torch.zeros((), device=self.device)
-        )
+        total = torch.zeros((), device=self.device)
+        for _, _, value in self._values():
+            total = total + value
+        return total
 
     def regularize(self, loss: Tensor) -> Tensor:
         """Return ``loss`` with the penalty terms added, and log them apart; outside training, ``loss``.
@@ -121,9 +124,10 @@ class RegularizedModule(LightningModule):
         trainer = self._trainer
         key = (trainer, self.penalties, trainer.current_epoch if trainer is not None else 0)
         if self._bound is None or self._bound[0] != key or any(t.is_stale() for t in self._bound[1]):
-            scheduled = any(callable(penalty.strength) for penalty in self.penalties)
+            scheduled = [penalty.strength for penalty in self.penalties if callable(penalty.strength)]
             total_steps = run_length(trainer) if trainer is not None and scheduled else None
-            for penalty in self.penalties:
-                check_schedule(penalty.strength, total_steps)
+            if self._bound is None:
+                for strength in scheduled:
+                    check_schedule(strength, total_steps)
             self._bound = (key, [Term(penalty, self, total_steps) for penalty in self.penalties])
         return self._bound[1]
