@@ -91,7 +91,7 @@ class Term:
         self.selected = [s for s in parameters if matches(s, self.penalty.select)]
         # a lazy tensor takes its shape at the first forward, and is looked at again then
         self._known.update((id(s.parameter), s.parameter) for s in parameters if not is_lazy(s.parameter))
-        self._chosen = {id(s.parameter) for s in self.selected}
+        self._chosen.update(id(s.parameter) for s in self.selected)
 
 
 def found_inf(optimizer: Optimizer) -> bool:
