@@ -61,8 +61,8 @@ class Term:
         return self.penalty.total(trainable, strength, like=next(self.module.parameters()))
 
     def is_stale(self) -> bool:
-        """Whether the module has exchanged a selected parameter for another since it was looked at."""
-        return any(s.module._parameters.get(s.attribute) is not s.parameter for s in self.selected)
+        """Whether the module has gained, lost or exchanged parameters since it was looked at."""
+        return [id(parameter) for parameter in self.module.parameters()] != self._seen
 
     def stepped(self, optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
         """Yield each parameter group of ``optimizer`` with the tensors to act on in this step.
@@ -88,6 +88,7 @@ class Term:
 
     def _resolve(self) -> None:
         parameters = named_parameters(self.module)
+        self._seen = [id(parameter) for parameter in self.module.parameters()]
         self.selected = [s for s in parameters if matches(s, self.penalty.select)]
         # a lazy tensor takes its shape at the first forward, and is looked at again then
         self._known.update((id(s.parameter), s.parameter) for s in parameters if not is_lazy(s.parameter))
