@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -98,7 +99,7 @@ def test_frozen(schedule: Schedule) -> None:
 @pytest.mark.parametrize(("start", "end"), [(0.1, 2.0), (2.0, 0.1)])
 def test_ramps_are_monotone_and_stay_between_their_ends(shape: Any, start: float, end: float) -> None:
     values = [shape(start, end, begin=0.1, until=0.9)(step, 1000) for step in range(0, 1001)]
-    steps = [b - a for a, b in zip(values, values[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(values)]
     assert all(step >= 0 for step in steps) if end > start else all(step <= 0 for step in steps)
     assert values[0] == start and values[-1] == end
     assert min(start, end) <= min(values) and max(values) <= max(start, end)
@@ -180,7 +181,7 @@ def test_a_long_run_is_sampled_to_its_last_step() -> None:
     asked: list[int] = []
     check_schedule(lambda step, total: float(not asked.append(step)), 1_000_000)
     assert asked[0] == 0 and asked[-1] == 999_999 and len(asked) <= 10_002
-    assert max(b - a for a, b in zip(asked, asked[1:], strict=False)) <= 101
+    assert max(b - a for a, b in pairwise(asked)) <= 101
 
 
 def test_evaluate_takes_numbers_schedules_and_callables() -> None:
@@ -192,7 +193,7 @@ def test_evaluate_takes_numbers_schedules_and_callables() -> None:
 
 def test_an_upper_limit_is_held_and_named() -> None:
     assert evaluate(1.0, 0, name="rate", upper=1.0) == 1.0
-    with pytest.raises(ValueError, match="rate at step 0 is 1.5.*between 0 and 1"):
+    with pytest.raises(ValueError, match=r"rate at step 0 is 1.5.*between 0 and 1"):
         evaluate(1.5, 0, name="rate", upper=1.0)
 
 
