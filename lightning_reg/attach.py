@@ -18,6 +18,7 @@ from lightning_reg.apply import (
     decay_,
     prox_,
 )
+from lightning_reg.apply.term import found_inf
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.schedules import check_schedule
 
@@ -153,4 +154,5 @@ class Attachment:
         if self._apply == "proximal":
             prox_(self._term, optimizer, self._term.strength(self.step), self._metric)
         self._added = False
-        self.step += 1
+        if not found_inf(optimizer):  # a fused optimizer comes here even when its scaler skips the step
+            self.step += 1
