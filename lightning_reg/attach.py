@@ -71,6 +71,8 @@ def attach(
         raise ValueError(
             "apply='loss' has nothing to attach to in a plain loop; write loss = loss + penalty(model)"
         )
+    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
+        raise ValueError(f"total_steps={total_steps!r} is not a number of steps; give an integer, 1 or more")
     check_schedule(penalty.strength, total_steps)
     term = Term(penalty, model, total_steps)
     check_optimizer(term, apply, optimizer, metric)
