@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,10 +16,20 @@ from torch import Tensor, nn
 from lightning_reg import L1, ElasticNet, Penalty, attach
 from tests.optimizers import CAPTURABLE, FOREACH, FUSED, MAXIMIZE, PLAIN, Variant, allow_capturable
 
-STEPS = 4000
+STEPS = 3000
 STRENGTH = 0.1
 LASSO = L1(STRENGTH)
 ELASTIC_NET = ElasticNet(STRENGTH, l1_ratio=0.5)
+PENALTIES: dict[str, Penalty] = {"lasso": LASSO, "elastic_net": ELASTIC_NET}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    # twenty numbers gain nothing from two threads, and fused optimizers spin while they wait
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -66,97 +78,94 @@ def solution(penalty: Penalty) -> Tensor:
 
 
 def train(
-    variant: Variant, penalty: Penalty, *, apply: Any = "proximal", autograd: bool = False, **how: Any
-) -> Tensor:
-    """Full batch, cosine learning rate; returns the weight."""
+    variant: Variant, *, apply: Any = "proximal", autograd: bool = False, **how: Any
+) -> dict[Penalty, Tensor]:
+    """Full batch, cosine learning rate: a weight for each penalty, side by side in one optimizer."""
     problem = diabetes()
-    model = nn.Linear(problem.inputs.shape[1], 1, bias=False, dtype=torch.float64)
-    nn.init.constant_(model.weight, 0.1)
+    count, features = problem.inputs.shape
+    start = torch.full((1, features), 0.1, dtype=torch.float64)
+    model = nn.ParameterDict({"lasso": nn.Parameter(start), "elastic_net": nn.Parameter(start.clone())})
     optimizer = variant(model.parameters())
-    attach(model, optimizer, penalty, apply=apply, **how)
+    for name, penalty in PENALTIES.items():
+        attach(model, optimizer, dataclasses.replace(penalty, select=name), apply=apply, **how)
     sign = -1.0 if variant.options.get("maximize") else 1.0
-    count = len(problem.targets)
     gram, correlation = problem.inputs.T @ problem.inputs / count, problem.inputs.T @ problem.targets / count
     for step in range(STEPS):
+        rate = variant.lr * 0.5 * (1.0 + math.cos(math.pi * step / STEPS))
         for group in optimizer.param_groups:
-            rate = variant.lr * 0.5 * (1.0 + math.cos(math.pi * step / STEPS))
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+            group["lr"] = rate
         if autograd:
             optimizer.zero_grad()
-            (sign * problem.loss(model.weight)).backward()
+            (sign * (problem.loss(model["lasso"]) + problem.loss(model["elastic_net"]))).backward()
         else:  # what autograd gives, in a tenth of the time
-            weight = model.weight.detach().view(-1)
-            model.weight.grad = (sign * (gram @ weight - correlation)).view(1, -1)
+            for weight in model.values():
+                weight.grad = sign * (weight.detach() @ gram - correlation)
         optimizer.step()
-    return model.weight.detach().view(-1)
+    return {penalty: model[name].detach().view(-1) for name, penalty in PENALTIES.items()}
 
 
-def check(weight: Tensor, penalty: Penalty) -> None:
-    problem, best = diabetes(), solution(penalty)
-    gap = problem.objective(weight, penalty) - problem.objective(best, penalty)
-    assert torch.equal(weight != 0, best != 0), f"support {weight} against {best}, gap {gap}"
-    assert abs(gap) <= 1e-10
+def gap(weight: Tensor, penalty: Penalty) -> float:
+    problem = diabetes()
+    return problem.objective(weight, penalty) - problem.objective(solution(penalty), penalty)
+
+
+def check(weights: dict[Penalty, Tensor]) -> None:
+    for penalty, weight in weights.items():
+        assert torch.equal(weight != 0, solution(penalty) != 0), (penalty, weight, solution(penalty))
+        assert abs(gap(weight, penalty)) <= 1e-10, penalty
+
+
+def settles(variant: Variant) -> bool:
+    # at a penalised solution the full-batch gradient is constant: v − m² falls to 0, the step grows to lr/ε,
+    # and momentum is then unstable; its step size is held by the tests of step_size alone
+    return not (variant.options.get("centered") and variant.options.get("momentum"))
 
 
 def everyday(variants: list[Variant]) -> list[Any]:
     """The first variant of each optimizer on every run, the others with the slow tests."""
     seen: set[type] = set()
     params = []
-    for variant in variants:
+    for variant in filter(settles, variants):
         first = variant.optimizer not in seen
         seen.add(variant.optimizer)
         params.append(pytest.param(variant, id=str(variant), marks=() if first else pytest.mark.slow))
     return params
 
 
-@pytest.mark.parametrize("variant", PLAIN, ids=str)
-def test_lasso_under_every_optimizer(variant: Variant) -> None:
-    check(train(variant, LASSO), LASSO)
-
-
-@pytest.mark.parametrize("variant", everyday(PLAIN))
-def test_elastic_net_under_every_optimizer(variant: Variant) -> None:
-    check(train(variant, ELASTIC_NET), ELASTIC_NET)
+@pytest.mark.parametrize("variant", [*filter(settles, PLAIN)], ids=str)
+def test_every_optimizer(variant: Variant) -> None:
+    check(train(variant))
 
 
 @pytest.mark.parametrize(
     "variant", [*everyday(FOREACH), *everyday(FUSED), *everyday(CAPTURABLE), *everyday(MAXIMIZE)]
 )
-def test_lasso_under_every_implementation(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_implementation(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     allow_capturable(monkeypatch)
-    check(train(variant, LASSO), LASSO)
+    check(train(variant))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", [*FOREACH, *FUSED, *CAPTURABLE, *MAXIMIZE], ids=str)
-def test_elastic_net_under_every_implementation(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
-    allow_capturable(monkeypatch)
-    check(train(variant, ELASTIC_NET), ELASTIC_NET)
+MOMENTUM, ADAM = PLAIN[1], PLAIN[4]
 
 
-@pytest.mark.parametrize("variant", [PLAIN[1], PLAIN[4]], ids=str)
-def test_lasso_through_autograd(variant: Variant) -> None:
-    check(train(variant, LASSO, autograd=True), LASSO)
+@pytest.mark.parametrize("variant", [MOMENTUM, ADAM], ids=str)
+def test_through_autograd(variant: Variant) -> None:
+    check(train(variant, autograd=True))
 
 
-@pytest.mark.parametrize("variant", [PLAIN[1], PLAIN[4]], ids=str)
+@pytest.mark.parametrize("variant", [MOMENTUM, ADAM], ids=str)
 def test_the_gradient_of_l1_comes_near_and_makes_no_zeros(variant: Variant) -> None:
-    weight = train(variant, LASSO, apply="gradient")
-    assert bool((solution(LASSO) == 0).any()) and bool((weight != 0).all())
-    gap = diabetes().objective(weight, LASSO) - diabetes().objective(solution(LASSO), LASSO)
-    assert 0 < gap < 1e-4
+    for penalty, weight in train(variant, apply="gradient").items():
+        assert bool((solution(penalty) == 0).any()) and bool((weight != 0).all())
+        assert 0 < gap(weight, penalty) < 1e-4
 
 
 def test_the_euclidean_metric_solves_it_under_plain_sgd() -> None:
-    check(train(PLAIN[0], LASSO, metric="euclidean"), LASSO)
+    check(train(PLAIN[0], metric="euclidean"))
 
 
 def test_the_euclidean_metric_solves_another_problem_under_momentum_and_adam() -> None:
     # why the metric is the optimizer's by default; SGD with momentum 0.9 solves the problem for λ/10
-    for variant in (PLAIN[1], PLAIN[4]):
-        weight = train(variant, LASSO, metric="euclidean")
-        gap = diabetes().objective(weight, LASSO) - diabetes().objective(solution(LASSO), LASSO)
-        assert gap > 1e-3
+    for variant in (MOMENTUM, ADAM):
+        for penalty, weight in train(variant, metric="euclidean").items():
+            assert gap(weight, penalty) > 1e-3
