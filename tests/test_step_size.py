@@ -53,6 +53,11 @@ def test_step_size_is_the_update_per_unit_of_gradient(
         assert float(size.max() / size.min()) > 1.5  # the weights were told apart
 
 
+def test_dampening_without_momentum_dampens_nothing() -> None:
+    update, size = measured(SGD, 3, dampening=0.5)
+    torch.testing.assert_close(size, update, rtol=1e-12, atol=0)
+
+
 def test_nadam_with_its_own_momentum_decay() -> None:
     update, size = measured(NAdam, 700)
     torch.testing.assert_close(size, update, rtol=1e-3, atol=0)
