@@ -3,8 +3,9 @@
     python benchmarks/penalties.py                       # times, one thread and two, and peak memory
     python benchmarks/penalties.py --networks ResNet-50 --rounds 50 --only L1
 
-Each round runs every case once, in turn, so that a busy moment of the machine meets all of them; the
-minimum over the rounds counts. Ratios are against ``torch._foreach_add_(grads, params, alpha)``, which reads
+A list is timed in portions of about PORTION numbers, one after the other, so that none finds its data in a
+cache. Each round runs every case once, in turn, so that a busy moment of the machine meets all of them; each
+portion's minimum over the rounds counts, and a list's time is the sum of its portions'. Ratios are against ``torch._foreach_add_(grads, params, alpha)``, which reads
 two lists and writes one and does what L2 asks for: nothing that touches the same memory can be faster.
 ``mul_`` shows the same for what reads and writes the weights alone, as a Euclidean proximal step does.
 """
@@ -15,18 +16,23 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
-from shapes import NETWORKS
+from shapes import NETWORKS, Shape
 from torch import Tensor
 
 from lightning_reg import L1, L2, ElasticNet
 from lightning_reg.step_size import StepSize
 
 STRENGTH = 1e-9  # so small that repetition does not change what is measured
+PORTION = 4_000_000
 FLOOR = "floor: _foreach_add_"
+
+
+Cases = dict[str, Callable[[], object]]
 
 
 @dataclass
@@ -36,7 +42,7 @@ class Lists:
     second_moments: list[Tensor]
 
 
-def make(shapes: list[tuple[int, ...]]) -> Lists:
+def make(shapes: Sequence[Shape]) -> Lists:
     torch.manual_seed(0)
     params = [torch.empty(shape).uniform_(-0.1, 0.1).requires_grad_() for shape in shapes]
     grads = [torch.empty(shape).uniform_(-1, 1) for shape in shapes]
@@ -45,7 +51,7 @@ def make(shapes: list[tuple[int, ...]]) -> Lists:
     return Lists(params, grads, [torch.empty(shape).uniform_(0.1, 1) for shape in shapes])
 
 
-def cases(lists: Lists) -> dict[str, Callable[[], object]]:
+def cases(lists: Lists) -> Cases:
     params, grads = lists.params, lists.grads
     weights = [param.detach() for param in params]
     l1, l2, elastic_net = L1(STRENGTH), L2(STRENGTH), ElasticNet(STRENGTH)
@@ -69,14 +75,25 @@ def cases(lists: Lists) -> dict[str, Callable[[], object]]:
     }
 
 
-def times(run: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    best = dict.fromkeys(run, float("inf"))
+def portions(shapes: list[Shape]) -> list[list[Shape]]:
+    """Neighbouring shapes of about PORTION numbers together."""
+    parts: list[list[Shape]] = [[]]
+    for shape in shapes:
+        if sum(map(prod, parts[-1])) >= PORTION:
+            parts.append([])
+        parts[-1].append(shape)
+    return parts
+
+
+def times(parts: list[Cases], names: Sequence[str], rounds: int) -> dict[str, float]:
+    best = {name: [float("inf")] * len(parts) for name in names}
     for _ in range(rounds):
-        for name, case in run.items():
-            start = time.perf_counter()
-            case()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+        for name in names:
+            for index, run in enumerate(parts):
+                start = time.perf_counter()
+                run[name]()
+                best[name][index] = min(best[name][index], time.perf_counter() - start)
+    return {name: sum(seconds) for name, seconds in best.items()}
 
 
 def status(field: str) -> float:
@@ -88,7 +105,8 @@ def status(field: str) -> float:
 def extra_memory(network: str, case: str) -> float:
     """How far one call lifts this process's peak above what it held before, in MiB."""
     cases(make([(300, 300), (300,)]))[case]()  # load code and start threads
-    run = cases(make(NETWORKS[network]()))[case]
+    lists = make(NETWORKS[network]())
+    run = cases(lists)[case]
     before = status("VmRSS")
     run()
     return status("VmHWM") - before
@@ -110,16 +128,15 @@ def main() -> None:
     for network in arguments.networks:
         rows = {name: [name] for name in cases(make([(1,)])) if name == FLOOR or arguments.only in name}
         head = [network]
-        lists = make(NETWORKS[network]())
-        run = {name: case for name, case in cases(lists).items() if name in rows}
-        rounds = arguments.rounds or (12 if len(lists.params) == 148 else 50)
+        parts = [cases(make(part)) for part in portions(NETWORKS[network]())]
+        rounds = arguments.rounds or (12 if network == "GPT-2 small" else 50)
         for threads in arguments.threads:
             torch.set_num_threads(threads)
-            best = times(run, rounds)
+            best = times(parts, list(rows), rounds)
             head += [f"ms, {threads} thread{'s'[: threads > 1]}", "× floor"]
             for name, row in rows.items():
                 row += [f"{best[name] * 1e3:.1f}", f"{best[name] / best[FLOOR]:.2f}"]
-        del lists, run
+        del parts
         if not arguments.no_memory:
             head.append("extra peak, MiB")
             for name, row in rows.items():

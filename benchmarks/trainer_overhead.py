@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from lightning_reg import L2Norm
 from lightning_reg.callbacks import L1PenaltyCallback, L2PenaltyCallback, PenaltyCallback
@@ -88,7 +89,7 @@ def microseconds(make: Callable[[], tuple[LightningModule, list[Callback]]], ste
         enable_progress_bar=False,
         callbacks=callbacks,
     )
-    trainer.fit(module, [batch] * steps)
+    trainer.fit(module, DataLoader([batch] * steps, batch_size=None))
     return module.seconds / steps * 1e6
 
 

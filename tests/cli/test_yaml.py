@@ -1,6 +1,7 @@
 """Callbacks, penalties and schedules by class path in a LightningCLI config, in both namespaces."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,11 @@ OVERRIDES = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_arguments_of_pytest(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["program"])  # LightningCLI warns of those beside its own
 
 
 @pytest.fixture(params=["lightning.pytorch", "pytorch_lightning"])
