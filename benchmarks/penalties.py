@@ -5,9 +5,11 @@
 
 A list is timed in portions of about PORTION numbers, one after the other, so that none finds its data in a
 cache. Each round runs every case once, in turn, so that a busy moment of the machine meets all of them; each
-portion's minimum over the rounds counts, and a list's time is the sum of its portions'. Ratios are against ``torch._foreach_add_(grads, params, alpha)``, which reads
-two lists and writes one and does what L2 asks for: nothing that touches the same memory can be faster.
-``mul_`` shows the same for what reads and writes the weights alone, as a Euclidean proximal step does.
+portion's minimum over the rounds counts, and a list's time is the sum of its portions'.
+
+Ratios are against ``torch._foreach_add_(grads, params, alpha)``, which reads two lists, writes one and does
+what L2 asks for: nothing that touches the same memory can be faster. ``mul_`` shows the same for what reads
+and writes the weights alone, as a Euclidean proximal step does.
 """
 
 from __future__ import annotations

@@ -12,6 +12,9 @@ from lightning_reg.callbacks import L1PenaltyCallback, PenaltyCallback
 
 pytest.importorskip("jsonargparse")
 
+# Lightning's own calls, as of 2.6
+pytestmark = pytest.mark.filterwarnings(r"ignore:[\s\S]*JsonargparseDeprecationWarning")
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "config.yaml"
 OVERRIDES = [
     "--trainer.max_epochs=1",
