@@ -18,7 +18,7 @@ from lightning_reg.step_size import StepSize
 
 __all__ = ["add_scaled_", "add_sign_", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
 
-#: Elements in a piece of a CPU tensor: in smaller ones calls cost more than work, larger ones leave the cache.
+#: Elements in a piece of a CPU tensor: in less, calls cost more than work; more would leave the cache.
 PIECE = 2**18
 #: Elements up to which a CPU tensor goes with others into one multi-tensor call.
 SMALL = 2**14

@@ -13,7 +13,7 @@ from lightning_reg.callbacks import L1PenaltyCallback, PenaltyCallback
 pytest.importorskip("jsonargparse")
 
 # Lightning's own calls, as of 2.6
-pytestmark = pytest.mark.filterwarnings(r"ignore:[\s\S]*JsonargparseDeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(r"ignore:[\s\S]*was deprecated in v4")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "config.yaml"
 OVERRIDES = [
@@ -54,7 +54,9 @@ def net_of(namespace):
 
 def cli(namespace, args, **kwargs):
     module = importlib.import_module(f"{namespace}.cli")
-    return module.LightningCLI(net_of(namespace), args=args, save_config_callback=None, **kwargs)
+    return module.LightningCLI(
+        net_of(namespace), args=args, save_config_callback=None, seed_everything_default=0, **kwargs
+    )
 
 
 def with_callback(class_path, **init_args):
