@@ -13,7 +13,9 @@ from lightning_reg.callbacks import L1PenaltyCallback, PenaltyCallback
 pytest.importorskip("jsonargparse")
 
 # Lightning's own calls, as of 2.6
-pytestmark = pytest.mark.filterwarnings(r"ignore:[\s\S]*was deprecated in v4")
+pytestmark = pytest.mark.filterwarnings(  # Lightning calls what jsonargparse is to drop
+    r"ignore:[\s\S]*was deprecated in v4", r"ignore:[\s\S]*JsonargparseDeprecationWarning"
+)
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "config.yaml"
 OVERRIDES = [
@@ -132,7 +134,7 @@ def test_every_named_callback(namespace, name):
     arguments = {"strength": 0.5, "select": "net.*", "apply": "decoupled", "log": False, "name": "mine"}
     (callback,) = ours(cli(namespace, with_callback(f"{name}PenaltyCallback", **arguments), run=False))
     assert callback.penalty == getattr(lightning_reg, name)(0.5, select="net.*", name="mine")
-    assert (callback.apply, callback.log) == ("decoupled", False)
+    assert (callback.apply, callback.logs) == ("decoupled", False)
 
 
 @pytest.mark.parametrize(
