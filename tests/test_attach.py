@@ -775,6 +775,18 @@ def test_calling_a_penalty_leaves_frozen_weights_out_and_outside_autocast() -> N
     assert torch.equal(value, 0.05 * model[0].weight.square().sum())
 
 
+class Product(L1):
+    def value(self, weight: Tensor, strength: float) -> Tensor:
+        return strength * (weight @ weight.T).trace()  # which autocast would do in bfloat16
+
+
+def test_calling_a_penalty_under_autocast_changes_no_digit() -> None:
+    model = tutorial_net()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = Product(0.1)(model)
+    assert torch.equal(value, sum(Product(0.1).value(layer.weight, 0.1) for layer in (model[0], model[2])))
+
+
 def test_calling_a_penalty_at_strength_0_builds_no_graph() -> None:
     value = L1(0.0)(tutorial_net())
     assert not value.requires_grad and float(value) == 0.0
