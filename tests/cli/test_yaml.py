@@ -12,9 +12,6 @@ from lightning_reg.callbacks import L1PenaltyCallback, PenaltyCallback
 
 pytest.importorskip("jsonargparse")
 
-# Lightning's own calls, as of 2.6
-pytestmark = pytest.mark.filterwarnings(r"ignore:[\s\S]*was deprecated in v4")
-
 EXAMPLE = Path(__file__).parents[2] / "examples" / "config.yaml"
 OVERRIDES = [
     "--trainer.max_epochs=1",
@@ -26,8 +23,10 @@ OVERRIDES = [
 
 
 @pytest.fixture(autouse=True)
-def no_arguments_of_pytest(monkeypatch):
+def as_a_program(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["program"])  # LightningCLI warns of those beside its own
+    # Lightning's own calls, as of 2.6
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
 @pytest.fixture(params=["lightning.pytorch", "pytorch_lightning"])
