@@ -102,7 +102,8 @@ class Attachment:
     def add_gradient(self) -> None:
         """Add the penalty's gradient now, before clipping, and not again in the coming step.
 
-        Call it once after each backward pass whose gradients will be stepped.
+        Call it once after each backward pass whose gradients will be stepped, and after
+        ``scaler.unscale_(optimizer)`` where there is a GradScaler.
 
         Raises:
             RuntimeError: ``apply`` is not ``"gradient"``.

@@ -146,6 +146,12 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def _batches(targets: list[Tensor], weights: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Batches of one dtype and device, of about BATCH elements."""
+    if not weights:
+        return
+    dtype, device = weights[0].dtype, weights[0].device
+    if sum(w.numel() if w.dtype == dtype and w.device == device else BATCH for w in weights) < BATCH:
+        yield targets, weights  # a small network, where every microsecond is seen
+        return
     groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
     sizes: dict[tuple[torch.dtype, torch.device], int] = {}
     for target, weight in zip(targets, weights, strict=True):

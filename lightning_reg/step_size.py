@@ -9,7 +9,9 @@ minimise loss plus penalty only if :math:`\eta_i` is the step that the optimizer
 - Adam, AdamW, NAdam: :math:`lr/(\sqrt{\hat v} + \epsilon)`, ``amsgrad`` with the largest :math:`\hat v`;
 - RAdam: :math:`lr\,r_t/(\sqrt{v} + \epsilon)\cdot\sqrt{1-\beta_2^t}`, and :math:`lr` while un-rectified;
 - Adagrad: :math:`lr_t/(\sqrt{s} + \epsilon)` with :math:`lr_t = lr/(1 + (t-1)\,lr\_decay)`;
-- RMSprop: :math:`lr/((1 - \mu)(\sqrt{v} + \epsilon))`, ``centered`` with :math:`v - \bar g^2`.
+- RMSprop: :math:`lr/((1 - \mu)(\sqrt{v} + \epsilon))`, ``centered`` with :math:`v - \bar g^2`
+  (which a full-batch gradient that stays constant, as it does at a penalised solution, drives to 0: measured
+  to diverge there, so train with mini-batches or without ``centered``).
 
 Reference: Yun, Lozano and Yang, *Adaptive Proximal Gradient Methods for Structured Neural Networks*,
 NeurIPS 2021, for the prox in an adaptive metric; the momentum factors follow from each update in

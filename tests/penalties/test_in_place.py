@@ -24,6 +24,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Once more with pieces and batches so small that every tensor below is cut into many."""
     if request.param == "small-pieces":
         monkeypatch.setattr(kernels, "PIECE", 7)
+        monkeypatch.setattr(kernels, "SMALL", 2)
         monkeypatch.setattr(kernels, "BATCH", 20)
 
 
@@ -51,7 +52,7 @@ def a_model(dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 def big(layout: str) -> Tensor:
     """A tensor of several pieces and a rest."""
-    shape = (8, 64, 17, 19) if layout == "channels-last" else (3, kernels.PIECE - 11)
+    shape = (8, 128, 17, 19) if layout == "channels-last" else (3, kernels.PIECE - 11)
     tensor = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     assert tensor.numel() > kernels.PIECE and tensor.numel() % kernels.PIECE
     if layout == "channels-last":
