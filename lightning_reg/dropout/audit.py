@@ -8,6 +8,7 @@ Randomness that no candidate reaches is reported by the module it happens in.
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 import weakref
@@ -16,7 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -91,6 +91,10 @@ class _Sentinel(float):
             self.watch.compared(self.site)
         return result
 
+    def __float__(self) -> float:
+        self.watch.converted(self.site)
+        return float.__float__(self)
+
     def __lt__(self, other: object) -> bool:
         return self._compare(other, "__lt__")  # type: ignore[no-any-return]
 
@@ -134,9 +138,11 @@ _DROPOUTS: dict[str, Kind] = {
 _ATTENTION = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _DRAWS = frozenset(
-    "bernoulli bernoulli_ rand rand_like randn randn_like randint randint_like randperm multinomial normal "
-    "normal_ uniform_ random_ exponential_ geometric_ cauchy_ log_normal_ poisson gumbel_softmax rrelu "
-    "rrelu_".split()
+    {
+        *("rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm"),
+        *("bernoulli", "bernoulli_", "multinomial", "poisson", "normal", "normal_", "uniform_", "random_"),
+        *("exponential_", "geometric_", "cauchy_", "log_normal_", "gumbel_softmax", "rrelu", "rrelu_"),
+    }
 )
 
 
@@ -153,10 +159,13 @@ class _Watch(TorchFunctionMode):
         self.outputs: dict[int, list[tuple[Any, Any]]] = {}
         self.names = {id(m): path for path, m in reversed(list(visible_modules(module)))}
         self.stack: list[nn.Module] = []
-        # distinct, so small that nothing is dropped, and exact in 1 − (1 − value)
-        self.values = [(i + 1) * 2.0**-40 for i in range(len(sites))]
-        self.by_value = {value: i for i, value in enumerate(self.values)}
-        self.by_value.update({1.0 - value: i for i, value in enumerate(self.values)})
+        # so small that nothing is dropped, and in no simple proportion to one another
+        self.values = [2.0**-30 * (1.0 + (i + 1) * 0.6180339887498949 % 1.0) for i in range(len(sites))]
+        self.by_value: dict[float, int] = {}
+        for i, value in enumerate(self.values):
+            self.by_value.update({value: i, 1.0 - value: i, 1.0 - (1.0 - value): i})
+        self.converted_in: dict[int, int] = {}
+        self.reports = itertools.count()
         self.drawn: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self.derived: dict[int, weakref.ref[Tensor]] = {}
         self.generators = _other_generators()
@@ -186,6 +195,10 @@ class _Watch(TorchFunctionMode):
         """A draw was compared with the rate in Python."""
         self.compared_since = True
         self._use(site, "layer")
+
+    def converted(self, site: int) -> None:
+        """The rate was turned into a plain number in the module that is running: ``float(rate * area)``."""
+        self.converted_in[id(self.stack[-1] if self.stack else self.root)] = site
 
     def look_at_other_generators(self) -> None:
         """Report Python's and numpy's generators, if they were drawn from and no rate was compared."""
@@ -218,6 +231,10 @@ class _Watch(TorchFunctionMode):
             for tensor in _tensors(output):
                 self.derived[id(tensor)] = weakref.ref(tensor)
         elif name in _DRAWS and not any(isinstance(v, Tensor) and self._is(self.derived, v) for v in values):
+            converted = self.converted_in.get(id(self.stack[-1] if self.stack else self.root))
+            if converted is not None:
+                self._use(converted, "unknown")
+                return output
             index = self._report(name)
             for tensor in _tensors(output):
                 self.drawn[id(tensor)] = (weakref.ref(tensor), index)
@@ -243,9 +260,7 @@ class _Watch(TorchFunctionMode):
     def _report(self, what: str) -> int:
         where = self.stack[-1] if self.stack else self.root
         path = self.names.get(id(where), "")
-        index = len(self.unsteered) + sum(1 for _ in self.drawn)
-        while index in self.unsteered:
-            index += 1
+        index = next(self.reports)
         self.unsteered[index] = f"{path or 'the root'} ({type(where).__name__}): {what}"
         return index
 

@@ -321,17 +321,25 @@ def _rates_of(module: nn.Module) -> Iterator[tuple[Any, str, str, float, Kind]]:
     for name, held in list(module.__dict__.items()):
         if name == "_hparams" and isinstance(held, MutableMapping):
             items, prefix = dict(held), "hparams"
-        elif "config" in name.lower() and hasattr(held, "__dict__") and not isinstance(held, (type, nn.Module)):
+        elif (
+            "config" in name.lower() and hasattr(held, "__dict__") and not isinstance(held, (type, nn.Module))
+        ):
             items, prefix = vars(held), name
         else:
             continue
         yield from _rates_on(held, prefix, items)
 
 
-def _rates_on(holder: Any, prefix: str, items: Mapping[str, Any]) -> Iterator[tuple[Any, str, str, float, Kind]]:
+def _rates_on(
+    holder: Any, prefix: str, items: Mapping[str, Any]
+) -> Iterator[tuple[Any, str, str, float, Kind]]:
     for attribute, value in list(items.items()):
         if isinstance(attribute, str) and "drop" in attribute.lower() and _is_rate(value):
             yield holder, prefix, attribute, value, "unknown"
+
+
+def _is_plain_object(value: object) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module))
 
 
 def _is_rate(value: object) -> bool:

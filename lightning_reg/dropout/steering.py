@@ -16,13 +16,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Rates", "Rule", "SteeredRate", "built_rate", "release", "rule_for", "steer"]
+__all__ = ["RATE_AFTER", "Rates", "Rule", "SteeredRate", "built_rate", "release", "rule_for", "steer"]
 
 _RECORD = "_lightning_reg_record"
 _RATES = "_lightning_reg_rates"
+#: The attribute with the rate of what is injected after a module.
+RATE_AFTER = "_lightning_reg_rate_after"
 _ALPHA = 1.7580993408473766  # −α' of SELU: the value AlphaDropout saturates at, times −1
 
+#: A forward: (module, input, row of rates) -> output.
 Rule: TypeAlias = "Callable[[nn.Module, Tensor, Tensor], Tensor]"
+#: What follows a forward: (module, its arguments, its output, row of rates) -> output.
+After: TypeAlias = "Callable[[nn.Module, tuple[Any, ...], Any, Tensor], Any]"
 
 
 class SteeredRate(float):
@@ -31,6 +36,7 @@ class SteeredRate(float):
     built: float
 
     def __new__(cls, rate: float, built: float) -> SteeredRate:
+        """Make a float of ``rate`` that remembers ``built``."""
         self = super().__new__(cls, rate)
         self.built = built
         return self
@@ -43,28 +49,37 @@ class SteeredRate(float):
 
 
 class Rates:
-    """A rate and its scale in one tensor, shared by every site at that rate and filled once a step.
+    """Rates and their scales in one tensor, filled once a step; every site at one rate reads one row.
 
-    Holds (p, 1/(1−p), a, α·a, α·a·p) with AlphaDropout's a = ((α²·p + 1)(1 − p))^−½; the last four are
-    0 at p = 1, where everything is dropped.
+    A row holds (p, 1/(1−p), a, α·a, α·a·p) with AlphaDropout's a = ((α²·p + 1)(1 − p))^−½; the last four
+    are 0 at p = 1, where everything is dropped.
+
+    Args:
+        device: where the module is.
+        rows: how many different rates there are.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, rows: int) -> None:
         # float64 so that a float64 input sees the rate unrounded; MPS has none
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.tensor = torch.zeros(5, dtype=dtype, device=device)
-        self._rate: float | None = None
+        self.table = torch.zeros(rows, 5, dtype=dtype, device=device)
+        self.rows = list(self.table.unbind())
+        self._rates: list[float] = []
 
-    def fill(self, rate: float) -> None:
-        """Write ``rate`` and what follows from it."""
-        if rate == self._rate:
+    def fill(self, rates: list[float]) -> None:
+        """Write the rate of each row and what follows from it."""
+        if rates == self._rates:
             return
-        scale = 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
-        a = 1.0 / math.sqrt((_ALPHA**2 * rate + 1.0) * (1.0 - rate)) if rate < 1.0 else 0.0
-        values = torch.tensor([rate, scale, a, _ALPHA * a, _ALPHA * a * rate], dtype=self.tensor.dtype)
+        self._rates = list(rates)
         with torch.no_grad():
-            self.tensor.copy_(values)
-        self._rate = rate
+            self.table.copy_(torch.tensor([_row(rate) for rate in rates], dtype=self.table.dtype))
+
+
+def _row(rate: float) -> list[float]:
+    if rate == 1.0:
+        return [1.0, 0.0, 0.0, 0.0, 0.0]
+    a = 1.0 / math.sqrt((_ALPHA**2 * rate + 1.0) * (1.0 - rate))
+    return [rate, 1.0 / (1.0 - rate), a, _ALPHA * a, _ALPHA * a * rate]
 
 
 @dataclass(eq=False)
@@ -74,7 +89,7 @@ class _Record:
     built_class: type[nn.Module]
     built: dict[str, Any] = field(default_factory=dict)
     rule: Rule | None = None
-    after: Rule | None = None
+    after: After | None = None
     holders: dict[str, object] = field(default_factory=dict)
 
 
@@ -106,8 +121,8 @@ def steer(
     holder: object,
     *,
     rule: Rule | None = None,
-    after: Rule | None = None,
-    rates: Rates | None = None,
+    after: After | None = None,
+    rates: Tensor | None = None,
 ) -> None:
     """Take over one attribute of ``module`` until :func:`release`.
 
@@ -117,7 +132,7 @@ def steer(
         holder: who steers; one attribute has one holder.
         rule: forward with a tensor for a rate, under ``torch.compile``.
         after: what to do to the module's output (:mod:`lightning_reg.dropout.inject`).
-        rates: the tensor for ``rule`` or ``after``.
+        rates: the row of :class:`Rates` for ``rule`` or ``after``.
 
     Raises:
         ValueError: somebody else steers it.
@@ -138,7 +153,7 @@ def steer(
     if after is not None:
         record.after = after
     if rates is not None:
-        module.__dict__[_RATES + ("_after" if after is not None else "")] = rates.tensor
+        module.__dict__[_RATES + ("_after" if after is not None else "")] = rates
     module.__class__ = _steered_class(record.built_class, record.rule, record.after)
 
 
@@ -170,10 +185,10 @@ def _record(owner: object) -> _Record | None:
     return owner.__dict__.get(_RECORD) if isinstance(owner, nn.Module) else None
 
 
-_classes: dict[tuple[type[nn.Module], Rule | None, Rule | None], type[nn.Module]] = {}
+_classes: dict[tuple[type[nn.Module], Rule | None, After | None], type[nn.Module]] = {}
 
 
-def _steered_class(built: type[nn.Module], rule: Rule | None, after: Rule | None) -> type[nn.Module]:
+def _steered_class(built: type[nn.Module], rule: Rule | None, after: After | None) -> type[nn.Module]:
     """The subclass of ``built`` for the run: one a class, so that compiled graphs see one type."""
     key = (built, rule, after)
     if key in _classes:
@@ -200,17 +215,19 @@ def _steered_class(built: type[nn.Module], rule: Rule | None, after: Rule | None
                 output = rule(self, args[0], self._lightning_reg_rates)  # type: ignore[arg-type]
             else:
                 output = native(self, *args, **kwargs)
-            return after(self, args, output) if self.training else output  # type: ignore[arg-type]
+            return after(self, args, output, self._lightning_reg_rates_after) if self.training else output  # type: ignore[arg-type]
 
         body["forward"] = forward_then
-    _classes[key] = type(built)(built.__name__, (built,), body)
+    metaclass: Any = type(built)
+    _classes[key] = metaclass(built.__name__, (built,), body)
     return _classes[key]
 
 
 def _reduce_as_built(self: nn.Module, protocol: Any) -> Any:
     """Reduce to a module of the built class with the built rates (``copy`` and ``pickle`` come here)."""
     record: _Record = self.__dict__[_RECORD]
-    function, arguments, *rest = record.built_class.__reduce_ex__(self, protocol)
+    reduced: Any = record.built_class.__reduce_ex__(self, protocol)
+    function, arguments, *rest = reduced
     steered = type(self)
     arguments = tuple(record.built_class if argument is steered else argument for argument in arguments)
     if rest and isinstance(rest[0], dict):
