@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -48,6 +49,7 @@ class Audit:
 def audit(module: nn.Module, call: Callable[[], object]) -> Audit:
     """Run ``call`` once, in training mode, and leave no trace of it.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0))
     >>> [site.name for site in audit(net, lambda: net(torch.ones(1, 2))).sites]
     ['1.p']
@@ -60,6 +62,9 @@ def audit(module: nn.Module, call: Callable[[], object]) -> Audit:
         stack.enter_context(eager(module))
         stack.enter_context(watch.sentinels())
         stack.enter_context(watch.hooks())
+        stack.enter_context(warnings.catch_warnings())
+        # the wrapper's extra hook call is harmless: only its inner module is looked up by name
+        warnings.filterwarnings("ignore", message=".*when there are global hooks on modules")
         stack.enter_context(watch)
         call()
         watch.look_at_other_generators()

@@ -8,6 +8,7 @@ serves a whole schedule; outside of ``torch.compile`` the native forward runs.
 
 from __future__ import annotations
 
+import copyreg
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -230,6 +231,8 @@ def _reduce_as_built(self: nn.Module, protocol: Any) -> Any:
     function, arguments, *rest = reduced
     steered = type(self)
     arguments = tuple(record.built_class if argument is steered else argument for argument in arguments)
+    if function is copyreg.__newobj__:  # type: ignore[attr-defined]
+        function = object.__new__  # pickle refuses __newobj__ for another class than the object's
     if rest and isinstance(rest[0], dict):
         state = dict(rest[0])
         for name in (_RECORD, _RATES, _RATES + "_after"):
