@@ -64,14 +64,14 @@ def test_it_looks_only_after_a_validation():
 
 def test_resumed_is_bit_identical_to_uninterrupted(tmp_path):
     class Reseed(Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            torch.manual_seed(trainer.current_epoch)
+        def on_train_batch_start(self, trainer, *args):
+            torch.manual_seed(trainer.global_step)
 
     def run(net, watch, epochs, ckpt_path=None):
         adaptive = AdaptiveDropout(0.0, step=0.1, high=0.9)
         save = ModelCheckpoint(tmp_path, filename="mid-{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
         settings = dict(max_epochs=epochs, enable_checkpointing=True)
-        trainer(adaptive, Reseed(), watch, save, **settings).fit(net, ckpt_path=ckpt_path)
+        trainer(Reseed(), adaptive, watch, save, **settings).fit(net, ckpt_path=ckpt_path)
         return torch.cat([p.detach().flatten() for p in net.parameters()])
 
     whole, watch = run(make(), Watch(), 4), Watch()

@@ -162,15 +162,15 @@ def test_resumed_is_bit_identical_to_uninterrupted(tmp_path):
         return DropoutScheduler(Linear(0.0, 0.6, until=12))
 
     class Reseed(Callback):  # the random state of torch is no part of Lightning's checkpoints
-        def on_train_epoch_start(self, trainer, pl_module):
-            torch.manual_seed(trainer.current_epoch)
+        def on_train_batch_start(self, trainer, *args):
+            torch.manual_seed(trainer.global_step)
 
-    whole = _fit(Net(), make(), Reseed())
+    whole = _fit(Net(), Reseed(), make())
     save = ModelCheckpoint(tmp_path, filename="mid", every_n_epochs=1, save_top_k=1)
-    _fit(Net(), make(), Reseed(), save, max_epochs=2, enable_checkpointing=True)
+    _fit(Net(), Reseed(), make(), save, max_epochs=2, enable_checkpointing=True)
     net = Net()
     torch.manual_seed(9)
-    trainer(make(), Reseed(), save, enable_checkpointing=True).fit(net, ckpt_path=tmp_path / "mid.ckpt")
+    trainer(Reseed(), make(), save, enable_checkpointing=True).fit(net, ckpt_path=tmp_path / "mid.ckpt")
     assert torch.equal(_weights(net), whole)
     assert not torch.equal(_fit(Net(), Reseed()), whole)
 
