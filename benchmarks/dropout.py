@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import types
 from collections.abc import Callable
 
 import torch
@@ -44,6 +45,14 @@ class Block(nn.Module):
         return x + self.drop3(self.fc2(self.drop2(F.gelu(self.fc1(self.norm2(x))))))
 
 
+def own_code(block: Block, name: str) -> Block:
+    """Give ``block`` a forward of its own: dynamo counts graphs, and looks them up, by code object."""
+    code = Block.forward.__code__
+    forward = types.FunctionType(code.replace(co_name=f"forward, {name}"), Block.forward.__globals__)
+    block.__class__ = type("Block", (Block,), {"forward": forward})
+    return block
+
+
 def step(call: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> float:
     start = time.perf_counter()
     call(x).sum().backward()
@@ -67,7 +76,7 @@ def main() -> None:
         counters, calls, blocks = {}, {}, {}
         for name in ("constant", "scheduled", "by hand"):
             torch.manual_seed(0)
-            blocks[name] = Block(arguments.width, 4).to(device)
+            blocks[name] = own_code(Block(arguments.width, 4).to(device), name)
             counters[name] = CompileCounterWithBackend("inductor")
             calls[name] = (
                 torch.compile(blocks[name], backend=counters[name]) if mode == "inductor" else blocks[name]

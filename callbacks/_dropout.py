@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import nn
 from typing_extensions import override
 
@@ -131,7 +133,7 @@ def _shared_audit(trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> A
         if isinstance(callback, DropoutCallback) and callback._hold is not None and callback._hold.audit:
             return callback._hold.audit
     try:
-        return audit(pl_module, lambda: _training_step(trainer, pl_module, batch, batch_idx))
+        return audit(pl_module, lambda: _training_step(trainer, pl_module, _copied(batch), batch_idx))
     except Exception as error:
         raise RuntimeError(
             f"looking for dropout, {type(pl_module).__name__}.training_step raised {type(error).__name__} on "
@@ -156,6 +158,14 @@ def _training_step(trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> 
             trainer.strategy.training_step(*kwargs)
         else:
             step(*kwargs)
+
+
+def _copied(batch: Any) -> Any:
+    """A batch that the audited step may take apart or write to: ``batch.pop("labels")``."""
+    try:
+        return copy.deepcopy(batch)
+    except Exception:  # a tensor with a history, or a type that does not copy
+        return apply_to_collection(batch, torch.Tensor, torch.clone)
 
 
 @contextmanager

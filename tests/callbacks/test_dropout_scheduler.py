@@ -369,6 +369,20 @@ def test_a_training_step_that_fails_in_the_audit_says_so_and_audit_false_helps()
     assert watch.seen[0] == dict.fromkeys(BUILT, 0.5)
 
 
+def test_the_audit_leaves_the_batch_alone():
+    class Taking(Net):
+        def training_step(self, batch, batch_idx):
+            x = batch.pop("x")
+            loss = self(x).pow(2).mean()
+            x.zero_()
+            return loss
+
+        def train_dataloader(self):
+            return DataLoader([{"x": x} for x in torch.linspace(-1, 1, 64).view(16, 4)], batch_size=4)
+
+    assert torch.equal(_fit(Taking(), DropoutScheduler(Same(), relative=True)), _fit(Taking()))
+
+
 def test_steps_are_optimizer_steps_under_accumulation():
     watch = Watch()
     trainer(DropoutScheduler(Linear(0.0, 0.6)), watch, accumulate_grad_batches=2).fit(Net())

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
+from lightning_reg.dropout import find_sites
 from lightning_reg.dropout.steering import Rates, release, rule_for, steer
 
 
@@ -108,9 +109,14 @@ def test_stochastic_depth_by_batch_drops_all_or_nothing(mode):
     assert (kinds == {0, 128}) is (mode == "batch")
 
 
+def _set(net, rate):
+    [site] = find_sites(net)
+    site.set(rate)
+
+
 def test_functions_with_floats_drop_as_often_as_they_should():
     attention = nn.MultiheadAttention(4, 1, dropout=0.5)
-    attention.dropout = 0.3
+    _set(attention, 0.3)
     torch.manual_seed(0)
     x = torch.randn(50, 8, 4)
     _, weights = attention(x, x, x)  # (8, 50, 50), after dropout
@@ -120,7 +126,7 @@ def test_functions_with_floats_drop_as_often_as_they_should():
     rnn = nn.RNN(1, 1, num_layers=2, nonlinearity="relu", bias=False, dropout=0.5)
     for name, weight in rnn.named_parameters():
         nn.init.constant_(weight, 0.0 if "hh" in name else 1.0)
-    rnn.dropout = 0.3
+    _set(rnn, 0.3)
     output, _ = rnn(torch.ones(100, 100, 1))
     assert binomtest(int((output == 0).sum()), output.numel(), 0.3).pvalue > 1e-3
     kept = output[output != 0]
@@ -128,10 +134,21 @@ def test_functions_with_floats_drop_as_often_as_they_should():
 
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand([]), random.random, np.random.random])
-def test_layerdrop_does_not_rescale(draw):
-    rate = 0.3
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_layerdrop_skips_as_often_as_it_should_and_does_not_rescale(draw, rate):
+    class Skipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layerdrop = 0.5
+
+        def forward(self, x):
+            return x if draw() < self.layerdrop else 2 * x
+
+    net = Skipping()
+    _set(net, rate)
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    outputs = [1.0 if draw() < rate else 2.0 for _ in range(2000)]
+    outputs = [float(net(torch.tensor(1.0))) for _ in range(2000)]
+    assert set(outputs) <= {1.0, 2.0}
     assert binomtest(outputs.count(1.0), 2000, rate).pvalue > 1e-3
 
 

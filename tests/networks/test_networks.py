@@ -4,8 +4,12 @@ import pytest
 import timm
 import torch
 import transformers
+from scipy.stats import binomtest
+from timm.layers import DropBlock2d, DropPath
+from torchvision.ops import StochasticDepth
 
 from lightning_reg.dropout import audit, find_sites
+from lightning_reg.dropout.steering import Rates, rule_for, steer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -271,3 +275,43 @@ def test_patch_dropout_is_reported_by_name():
     x = image(32)
     [report] = audit(net, lambda: net(x)).unsteered
     assert report.startswith("patch_drop (PatchDropout): ")
+
+
+ROWS = {
+    "DropPath": (lambda: DropPath(0.5), "drop_prob", True),
+    "DropPath, not rescaled": (lambda: DropPath(0.5, scale_by_keep=False), "drop_prob", False),
+    "StochasticDepth": (lambda: StochasticDepth(0.5, "row"), "p", True),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_are_dropped_as_often_as_they_should(name, rate, compiled):
+    make, attribute, rescales = ROWS[name]
+    torch._dynamo.reset()
+    module, rates = make(), Rates(torch.device("cpu"), 1)
+    rates.fill([rate])
+    assert rule_for(module) is not None
+    steer(module, attribute, "test", rule=rule_for(module), rates=rates.rows[0])
+    setattr(module, attribute, 0.123 if compiled else rate)
+    call = torch.compile(module, backend="eager", fullgraph=True) if compiled else module
+    torch.manual_seed(0)
+    output = call(torch.ones(5000, 3, dtype=torch.float64))
+    dropped = (output == 0).all(1)
+    assert torch.equal(dropped, (output == 0).any(1))
+    assert binomtest(int(dropped.sum()), 5000, rate).pvalue > 1e-3
+    kept = output[~dropped]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - rate) if rescales and rate < 1 else 1.0))
+
+
+def test_the_rate_of_drop_block_is_nominal_and_monotone():
+    module = DropBlock2d(0.5, block_size=3, scale_by_keep=False)
+    [site] = find_sites(module)
+    shares = []
+    for rate in (0.0, 0.1, 0.3):
+        site.set(rate)
+        torch.manual_seed(0)
+        shares.append(float((module(torch.ones(200, 1, 16, 16)) == 0).float().mean()))
+    assert shares[0] == 0.0 and shares == sorted(shares)
+    assert 0.05 < shares[1] < 0.15 and 0.2 < shares[2] < 0.4
