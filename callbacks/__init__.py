@@ -1,8 +1,11 @@
 """Lightning callbacks: what to attach to a Trainer.
 
-Hook wiring only; every formula lives in :mod:`lightning_reg.penalties`.
+Hook wiring only; every formula lives in :mod:`lightning_reg.penalties` and :mod:`lightning_reg.dropout`.
 """
 
+from lightning_reg.callbacks.adaptive_dropout import AdaptiveDropout
+from lightning_reg.callbacks.dropout_injector import DropoutInjector
+from lightning_reg.callbacks.dropout_scheduler import DropoutScheduler
 from lightning_reg.callbacks.penalty import (
     ElasticNetPenaltyCallback,
     L1PenaltyCallback,
@@ -11,6 +14,9 @@ from lightning_reg.callbacks.penalty import (
 )
 
 __all__ = [
+    "AdaptiveDropout",
+    "DropoutInjector",
+    "DropoutScheduler",
     "ElasticNetPenaltyCallback",
     "L1PenaltyCallback",
     "L2PenaltyCallback",

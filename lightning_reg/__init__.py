@@ -11,6 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_reg.apply import Apply
 from lightning_reg.attach import Attachment, attach
+from lightning_reg.dropout import (
+    AnnealedDropout,
+    ByDepth,
+    CurriculumDropout,
+    DropHead,
+    DropoutSite,
+    EarlyDropout,
+    LateDropout,
+    find_sites,
+    register_site,
+)
 from lightning_reg.penalties import L1, L2, ElasticNet, L2Norm, Penalty
 from lightning_reg.schedules import (
     Constant,
@@ -29,13 +40,20 @@ if TYPE_CHECKING:
 __all__ = [
     "L1",
     "L2",
+    "AnnealedDropout",
     "Apply",
     "Attachment",
+    "ByDepth",
     "Constant",
     "Cosine",
+    "CurriculumDropout",
+    "DropHead",
+    "DropoutSite",
+    "EarlyDropout",
     "ElasticNet",
     "Exponential",
     "L2Norm",
+    "LateDropout",
     "Linear",
     "MultiStep",
     "Penalty",
@@ -44,6 +62,8 @@ __all__ = [
     "RegularizedModule",
     "Schedule",
     "attach",
+    "find_sites",
+    "register_site",
 ]
 
 try:

@@ -15,13 +15,14 @@ def run_length(trainer: Trainer) -> int | None:
     Under manual optimization every optimizer's steps count, and Lightning cannot know how many a batch
     takes: one of each optimizer is assumed where ``max_steps`` does not say.
     """
-    automatic = trainer.lightning_module.automatic_optimization
-    if not automatic and trainer.max_steps > 0:
-        return trainer.max_steps
     length = trainer.estimated_stepping_batches
     if length == float("inf") or length < 0:
         return None
-    return int(length) if automatic else int(length) * len(trainer.optimizers)
+    if not trainer.lightning_module.automatic_optimization and length != trainer.max_steps:
+        length *= max(1, len(trainer.optimizers))
+        if trainer.max_steps > 0:
+            length = min(length, trainer.max_steps)
+    return int(length)
 
 
 def logs_this_step(trainer: Trainer) -> bool:

@@ -1,0 +1,117 @@
+"""Dropout rates that follow the gap between training and validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import override
+
+from lightning_reg.callbacks._dropout import Hold
+from lightning_reg.callbacks._dropout_sites import Compiled, SiteCallback
+from lightning_reg.dropout.adaptive import GapControl, GapState
+from lightning_reg.dropout.sites import SelectSites
+
+__all__ = ["AdaptiveDropout"]
+
+
+class AdaptiveDropout(SiteCallback):
+    r"""Raises the rate while the model overfits, lowers it while it underfits.
+
+    After each epoch with a validation run, with the gap :math:`g = m_\text{val} - m_\text{train}`: at rest
+    while :math:`|g - g^*|` is within ``hysteresis``; beyond it, the rate takes a step up (:math:`g > g^*`) or
+    down at each look until the gap has crossed :math:`g^*`. The rate stays within ``[low, high]``. Rate and
+    direction are in the checkpoint. For a metric that grows as the model gets better, such as an accuracy,
+    pass it as ``train`` and ``val`` in exchange.
+
+    Args:
+        target: :math:`g^*`, the gap wanted, in the metric's unit.
+        train: name of the logged training metric.
+        val: name of the logged validation metric.
+        start: the first rate.
+        low: lowest rate.
+        high: highest rate.
+        step: change of the rate a look.
+        hysteresis: how far the gap may stray before anything happens.
+        select: which sites, as for :class:`DropoutScheduler`.
+        name: the group's name in logs; the selection by default.
+        compile_levels: see :class:`DropoutScheduler`.
+        compiled: see :class:`DropoutScheduler`.
+
+    Raises:
+        ValueError: bounds, step or hysteresis out of order, or, while training, a metric that is not logged.
+
+    >>> AdaptiveDropout(0.1, train="train_loss", val="val_loss", start=0.1).rate
+    0.1
+    """
+
+    def __init__(
+        self,
+        target: float,
+        *,
+        train: str = "train_loss",
+        val: str = "val_loss",
+        start: float = 0.1,
+        low: float = 0.0,
+        high: float = 0.5,
+        step: float = 0.02,
+        hysteresis: float = 0.0,
+        select: SelectSites = "*",
+        name: str | None = None,
+        compile_levels: int = 4,
+        compiled: Compiled = "levels",
+    ) -> None:
+        self.control = GapControl(target, hysteresis, step, low, high)
+        if not low <= start <= high:
+            raise ValueError(f"start={start!r} is outside [{low}, {high}]; give a rate between low and high")
+        self.train = train
+        self.val = val
+        self._gap = GapState(float(start))
+        self._validated = False
+        self._set_up(select, False, name, compile_levels, compiled)
+
+    @property
+    def rate(self) -> float:
+        """The current rate."""
+        return self._gap.rate
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return f"AdaptiveDropout{{'name': {self.name!r}, 'train': {self.train!r}, 'val': {self.val!r}}}"
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"rate": self._gap.rate, "moving": self._gap.moving, "validated": self._validated}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._gap = GapState(float(state_dict["rate"]), int(state_dict["moving"]))
+        self._validated = bool(state_dict["validated"])
+
+    @override
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking and self._hold is not None:
+            self._validated = True
+
+    @override
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if not self._validated:
+            return
+        self._validated = False
+        metrics = trainer.callback_metrics
+        missing = [name for name in (self.train, self.val) if name not in metrics]
+        if missing:
+            raise ValueError(
+                f"AdaptiveDropout looks at {' and '.join(missing)}, which is not logged; log it, or name one "
+                f"of {', '.join(sorted(metrics)) or 'none'} by `train=` and `val=`"
+            )
+        gap = float(metrics[self.val]) - float(metrics[self.train])
+        self._gap = self.control.next(self._gap, gap)
+
+    @override
+    def _range(self, hold: Hold) -> tuple[float, float]:
+        return self.control.low, self.control.high
+
+    @override
+    def _number(self, trainer: Any, hold: Hold) -> float:
+        return self._gap.rate
