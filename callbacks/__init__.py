@@ -9,10 +9,13 @@ from lightning_reg.callbacks.penalty import (
     L2PenaltyCallback,
     PenaltyCallback,
 )
+from lightning_reg.callbacks.structured import GroupLassoPenaltyCallback, SparseGroupLassoPenaltyCallback
 
 __all__ = [
     "ElasticNetPenaltyCallback",
+    "GroupLassoPenaltyCallback",
     "L1PenaltyCallback",
     "L2PenaltyCallback",
     "PenaltyCallback",
+    "SparseGroupLassoPenaltyCallback",
 ]

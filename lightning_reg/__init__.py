@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_reg.apply import Apply
 from lightning_reg.attach import Attachment, attach
-from lightning_reg.penalties import L1, L2, ElasticNet, GroupLasso, L2Norm, LInf, Penalty, SparseGroupLasso
+from lightning_reg.penalties import (
+    L0,
+    L1,
+    L2,
+    MCP,
+    SCAD,
+    ElasticNet,
+    GroupLasso,
+    L2Norm,
+    LHalf,
+    LInf,
+    Penalty,
+    SparseGroupLasso,
+)
 from lightning_reg.schedules import (
     Constant,
     Cosine,
@@ -27,8 +40,11 @@ if TYPE_CHECKING:
     from lightning_reg.modules import RegularizedModule
 
 __all__ = [
+    "L0",
     "L1",
     "L2",
+    "MCP",
+    "SCAD",
     "Apply",
     "Attachment",
     "Constant",
@@ -37,6 +53,7 @@ __all__ = [
     "Exponential",
     "GroupLasso",
     "L2Norm",
+    "LHalf",
     "LInf",
     "Linear",
     "MultiStep",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["accumulator", "norm", "real_dtype", "sum_of_squares"]
+__all__ = ["accumulator", "norm", "real_dtype", "sum_of_squares", "wide"]
 
 
 def norm(weight: Tensor, order: float = 2.0) -> Tensor:
@@ -35,3 +35,9 @@ def accumulator(dtype: torch.dtype) -> torch.dtype | None:
     """Return the wider dtype to sum a 16-bit one in, or None: its own will do."""
     # a float16 sum overflows at 65,504, and the square of 256 alone does
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
+
+
+def wide(weight: Tensor) -> Tensor:
+    """Return a 16-bit tensor in float32, and any other as it is."""
+    dtype = accumulator(weight.dtype)
+    return weight if dtype is None else weight.to(dtype)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.layout import Layout
-from lightning_reg.numerics import accumulator, real_dtype
+from lightning_reg.numerics import accumulator, real_dtype, wide
 from lightning_reg.prox import soft_threshold
 from lightning_reg.step_size import StepSize
 
@@ -123,7 +123,7 @@ def shrink_groups_in_metric_(
         views = [layout.view(tensors[0]), *(layout.view(moment) for moment in step.tensors)]
         size = PIECE if tensors[0].is_cpu else 2**62
         for piece, *moments in layout.pieces(*views, size=size):
-            _newton_([piece], [step.on(_wide(moments))], [layout], threshold, soft)
+            _newton_([piece], [step.on([wide(moment) for moment in moments])], [layout], threshold, soft)
         return
     views, etas = [], []
     for tensor, layout, step in zip(tensors, layouts, steps, strict=True):
@@ -132,12 +132,8 @@ def shrink_groups_in_metric_(
         if step.second_moment is None:
             etas.append(torch.full_like(view, step.numerator))
         else:
-            etas.append(step.on(_wide([layout.view(moment) for moment in step.tensors])))
+            etas.append(step.on([wide(layout.view(moment)) for moment in step.tensors]))
     _newton_(views, etas, layouts, threshold, soft)
-
-
-def _wide(moments: Sequence[Tensor]) -> list[Tensor]:
-    return [moment.to(accumulator(moment.dtype) or moment.dtype) for moment in moments]
 
 
 def _newton_(
@@ -240,7 +236,7 @@ def lower_maxima_(
         if step.second_moment is None:
             inverse = torch.full_like(view, 1.0 / step.numerator, dtype=dtype)
         else:
-            inverse = step.on(_wide([layout.view(moment) for moment in step.tensors])).reciprocal_()
+            inverse = step.on([wide(layout.view(moment)) for moment in step.tensors]).reciprocal_()
         moduli.append(layout.matrix(view.abs().to(dtype)).to(device))
         pulls.append(layout.matrix(inverse).to(device))
     modulus, order = torch.cat(moduli, 1).sort(1, descending=True)
