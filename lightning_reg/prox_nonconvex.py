@@ -1,8 +1,10 @@
-r"""Proximal operators of non-convex penalties on single weights: global minimisers, in closed form.
+r"""Proximal operators of non-convex penalties on single weights, in closed form.
 
-Each returns a minimiser of :math:`\tfrac1{2\eta}(x - w)^2 + \Omega(x)` for every weight, whatever its step
-:math:`\eta`: where the step is so long that this function has two valleys, the lower one. All take real
-weights and return new tensors.
+Each returns the minimiser of :math:`\tfrac1{2\eta}(x - w)^2 + \Omega(x)` for every weight. MCP and SCAD
+need a step below their own bend for that; a longer one counts as the longest allowed. Its exact prox would be
+a hard threshold that grows with the step, and cut off large weights for having converged: where a gradient
+vanishes, so does Adam's second moment, and the step grows without bound. All take real weights and return new
+tensors.
 """
 
 from __future__ import annotations
@@ -62,19 +64,17 @@ def mcp(modulus: Tensor, strength: float, gamma: float) -> Tensor:
 
 
 def firm_threshold(weight: Tensor, step: float | Tensor, strength: float, gamma: float) -> Tensor:
-    r"""Prox of MCP: :math:`S(w, \eta\lambda)\,/(1 - \eta/\gamma)` up to :math:`\gamma\lambda`.
+    r"""Prox of MCP: :math:`S(w, \eta\lambda)/(1 - \eta/\gamma)` to :math:`\gamma\lambda`, then :math:`w`.
 
-    Beyond it is :math:`w`. That is for :math:`\eta < \gamma`; a longer step makes the objective concave up to
-    :math:`\gamma\lambda`, so that its minimum is at 0 or at :math:`w`: the hard threshold at :math:`\lambda\sqrt{\eta\gamma}`.
+    A step longer than :math:`\gamma` counts as :math:`\gamma`: the hard threshold at :math:`\gamma\lambda`.
 
     >>> firm_threshold(torch.tensor([0.5, 2.0, 9.0]), 1.0, 1.0, 3.0)
     tensor([0.0000, 1.5000, 9.0000])
     """
-    step = torch.as_tensor(step, dtype=weight.dtype, device=weight.device)
-    convex = step < gamma
-    shrunk = soft_threshold(weight, step * strength) / torch.where(convex, 1.0 - step / gamma, 1.0)
-    firm = torch.where(weight.abs() <= gamma * strength, shrunk, weight)
-    return torch.where(convex, firm, hard_threshold(weight, strength * (step * gamma).sqrt()))
+    step = torch.as_tensor(step, dtype=weight.dtype, device=weight.device).clamp(max=gamma)
+    rest = 1.0 - step / gamma
+    shrunk = soft_threshold(weight, step * strength) / torch.where(rest > 0, rest, 1.0)
+    return torch.where(weight.abs() <= gamma * strength, shrunk, weight)
 
 
 def scad(modulus: Tensor, strength: float, a: float) -> Tensor:
@@ -86,26 +86,22 @@ def scad(modulus: Tensor, strength: float, a: float) -> Tensor:
 
 
 def scad_threshold(weight: Tensor, step: float | Tensor, strength: float, a: float) -> Tensor:
-    r"""Prox of SCAD.
+    r"""Prox of SCAD: a soft threshold, then ever less, then none.
 
-    For :math:`\eta < a - 1`: :math:`S(w, \eta\lambda)` up to :math:`(1+\eta)\lambda`; then
+    :math:`S(w, \eta\lambda)` up to :math:`(1+\eta)\lambda`; then
     :math:`((a-1)w - \operatorname{sign}(w)a\eta\lambda)/(a-1-\eta)` up to :math:`a\lambda`; then :math:`w`. A
-    longer step makes the middle concave, so that the minimum is in one of the outer parts: the lower one.
+    step longer than :math:`a - 1` counts as :math:`a - 1`.
 
     >>> scad_threshold(torch.tensor([0.5, 1.5, 3.0, 9.0]), 1.0, 1.0, 3.7)
     tensor([0.0000, 0.5000, 2.5882, 9.0000])
     """
-    step = torch.as_tensor(step, dtype=weight.dtype, device=weight.device)
+    step = torch.as_tensor(step, dtype=weight.dtype, device=weight.device).clamp(max=a - 1.0)
     modulus = weight.abs()
-    soft = (modulus - step * strength).clamp(min=0.0)
-    convex = step < a - 1.0
-    middle = ((a - 1.0) * modulus - a * step * strength) / torch.where(convex, a - 1.0 - step, 1.0)
-    short = torch.where(modulus <= (1.0 + step) * strength, soft, middle)
-    short = torch.where(modulus > a * strength, modulus, short)
-    inner, outer = soft.clamp(max=strength), modulus.clamp(min=a * strength)
-
-    def objective(x: Tensor) -> Tensor:
-        return (x - modulus).square() + 2.0 * step * scad(x, strength, a)
-
-    long = torch.where(objective(inner) <= objective(outer), inner, outer)
-    return torch.where(convex, short, long) * torch.sgn(weight)
+    rest = a - 1.0 - step
+    middle = (a - 1.0) * weight - a * step * strength * torch.sgn(weight)
+    bent = torch.where(
+        modulus <= (1.0 + step) * strength,
+        soft_threshold(weight, step * strength),
+        middle / torch.where(rest > 0, rest, 1.0),
+    )
+    return torch.where(modulus <= a * strength, bent, weight)

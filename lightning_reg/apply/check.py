@@ -77,8 +77,8 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
         return
     if not term.penalty.prox_in_metric:
         raise ValueError(
-            f"the proximal operator of {penalty} is known for one step a tensor, and {name} takes a step of "
-            "its own for each weight; use SGD, apply='gradient', or metric='euclidean'"
+            f"the proximal operator of {penalty} is for one step a tensor, and {name} takes a step of its "
+            "own for each weight; use SGD, or metric='euclidean'"
         )
     if any(selected.parameter.is_complex() for selected in term.selected):
         raise ValueError(

@@ -24,6 +24,10 @@ class L0(ElementwisePenalty):
     :math:`|w| \le \sqrt{2\eta\lambda}` become zero, and the others stay as they are. Not convex: what is
     found depends on where training starts.
 
+    It is refused in a metric like Adam's: the gradient of a weight that stays vanishes, so that its step
+    grows without bound, and the threshold with it, until every weight is cut off. Use SGD, or
+    ``metric="euclidean"``.
+
     Args:
         strength: λ ≥ 0, in units of loss per weight.
         select: what it applies to.
@@ -57,6 +61,11 @@ class L0(ElementwisePenalty):
     @property
     def has_gradient(self) -> bool:
         """No: it is 0."""
+        return False
+
+    @property
+    def prox_in_metric(self) -> bool:
+        """No: the threshold would grow until nothing is left."""
         return False
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:

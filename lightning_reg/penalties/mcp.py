@@ -23,9 +23,9 @@ class MCP(ElementwisePenalty):
     From there on it is :math:`\gamma\lambda^2/2`. As the lasso near 0, and flat for large weights: it
     selects without shrinking what it keeps. Not convex.
 
-    The usual formula of its prox needs :math:`\gamma > \eta` for the step of each weight. Where an
-    optimizer's step is longer, the exact prox is a hard threshold at :math:`\lambda\sqrt{\eta\gamma}`, and
-    that is what is used: no condition to meet, but a jump for such weights.
+    The prox needs :math:`\gamma > \eta` for the step of each weight. A safe form is used where an optimizer's
+    step is longer, as Adam's become for weights whose gradient vanishes: it counts as :math:`\gamma`, a hard
+    threshold at :math:`\gamma\lambda`.
 
     Args:
         strength: λ ≥ 0, in units of loss per unit of weight.
@@ -63,5 +63,5 @@ class MCP(ElementwisePenalty):
         return torch.sgn(weight) * (strength - weight.abs() / self.gamma).clamp_(min=0.0)
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
-        """Return the weight firmly thresholded, or hard, where the step is longer than γ."""
+        """Return the weight firmly thresholded, or hard at γλ, where the step is longer than γ."""
         return prox_nonconvex.firm_threshold(weight, step, strength, self.gamma)

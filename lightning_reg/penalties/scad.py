@@ -23,9 +23,8 @@ class SCAD(ElementwisePenalty):
     :math:`\lambda|w|` up to :math:`\lambda`; then :math:`(2a\lambda|w| - w^2 - \lambda^2)/2(a-1)`; and
     :math:`\lambda^2(a+1)/2` from :math:`a\lambda` on. Not convex.
 
-    The usual formula of its prox needs :math:`a - 1 > \eta` for the step of each weight. Where an
-    optimizer's step is longer, the exact prox jumps from the soft threshold to the weight itself, and that is
-    what is used.
+    The prox needs :math:`a - 1 > \eta` for the step of each weight. A safe form is used where an optimizer's
+    step is longer, as Adam's become for weights whose gradient vanishes: it counts as :math:`a - 1`.
 
     Args:
         strength: λ ≥ 0, in units of loss per unit of weight.

@@ -19,6 +19,8 @@ PENALTIES = {
     "l0": L0(1.0),
     "l_half": LHalf(1.0),
 }
+#: The step that a longer one counts as.
+LONGEST = {"mcp": 2.5, "mcp_steep": 0.2, "scad": 2.7, "scad_steep": 1.1}
 GRID = torch.linspace(-6, 6, 24_001, dtype=torch.float64)
 
 
@@ -52,10 +54,11 @@ def _scad(t, s, a):
 @given(
     weight=st.floats(-5, 5),
     strength=st.floats(0.05, 2.0),
-    step=st.one_of(st.floats(0.05, 8.0), st.just(2.5), st.just(2.7)),
+    step=st.floats(0.05, 8.0),
 )
 def test_prox_is_the_lowest_point_of_a_grid(name, weight, strength, step):
     penalty = PENALTIES[name]
+    step = min(step, LONGEST.get(name, 8.0) * 0.999)
     point = penalty.prox(torch.tensor([weight], dtype=torch.float64), strength, step)
     got = _cost(penalty, point, weight, strength, step).item()
     assert got <= _cost_on_grid(name, weight, strength, step).min().item() + 1e-12
@@ -164,7 +167,31 @@ def test_no_gradient_to_follow_is_refused(penalty, apply):
         check_apply(penalty, apply)
 
 
-@pytest.mark.parametrize("penalty", [MCP(0.1), SCAD(0.1), L0(0.01), LHalf(0.05)])
+@pytest.mark.parametrize("name", LONGEST)
+def test_a_step_beyond_the_bend_counts_as_the_longest(name):
+    weight = torch.linspace(-5, 5, 101, dtype=torch.float64) + 0.01
+    longest, penalty = LONGEST[name], PENALTIES[name]
+    flat = {"mcp": 2.5, "mcp_steep": 0.2, "scad": 3.7, "scad_steep": 2.1}[name]
+    for step in (longest, 2 * longest, 1e8):
+        after = penalty.prox(weight, 1.0, step)
+        torch.testing.assert_close(
+            after, penalty.prox(weight, 1.0, longest * (1 - 1e-12)), rtol=1e-6, atol=1e-6
+        )
+        assert torch.equal(after[weight.abs() > flat], weight[weight.abs() > flat])  # never cut off
+
+
+def test_l0_is_refused_in_adams_metric_and_works_in_the_plain_one():
+    model = nn.Linear(4, 1, bias=False)
+    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    with pytest.raises(ValueError, match="use SGD, or metric='euclidean'"):
+        attach(model, adam, L0(0.1), apply="proximal")
+    attach(model, adam, L0(50.0), apply="proximal", metric="euclidean")
+    model(torch.ones(1, 4)).backward()
+    adam.step()
+    assert not model.weight.detach().any()
+
+
+@pytest.mark.parametrize("penalty", [MCP(0.1), SCAD(0.1), LHalf(0.05)])
 def test_zeros_under_adam(penalty):
     torch.manual_seed(0)
     model = nn.Linear(20, 1, bias=False)
