@@ -3,6 +3,7 @@
 Hook wiring only; every formula lives in :mod:`lightning_reg.penalties`.
 """
 
+from lightning_reg.callbacks.constraints import Box, MaxNorm, NonNegative, NormBudget, UnitNorm
 from lightning_reg.callbacks.penalty import (
     ElasticNetPenaltyCallback,
     L1PenaltyCallback,
@@ -12,10 +13,15 @@ from lightning_reg.callbacks.penalty import (
 from lightning_reg.callbacks.structured import GroupLassoPenaltyCallback, SparseGroupLassoPenaltyCallback
 
 __all__ = [
+    "Box",
     "ElasticNetPenaltyCallback",
     "GroupLassoPenaltyCallback",
     "L1PenaltyCallback",
     "L2PenaltyCallback",
+    "MaxNorm",
+    "NonNegative",
+    "NormBudget",
     "PenaltyCallback",
     "SparseGroupLassoPenaltyCallback",
+    "UnitNorm",
 ]
