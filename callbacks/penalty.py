@@ -74,7 +74,7 @@ class _PenaltyCallback(BothCallback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Store what the penalty has learned of the module, if anything."""
-        state = self._work.term.bound.state_dict() if self._work is not None else {}
+        state = self._work.term.state_dict() if self._work is not None else {}
         if state:
             checkpoint.setdefault(_STATE_KEY, {})[_state_name(self, trainer)] = state
 
@@ -131,7 +131,7 @@ class _Work:
         check_schedule(self.penalty.strength, total_steps)
         self.term = Term(self.penalty, module, total_steps)
         if callback._restored:
-            self.term.bound.load_state_dict(callback._restored)
+            self.term.load_state_dict(callback._restored)
             callback._restored = {}
         self._warn_of_repetition(callback)
         for optimizer in trainer.optimizers:

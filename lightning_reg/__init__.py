@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_reg.apply import Apply
 from lightning_reg.attach import Attachment, attach
+from lightning_reg.coupled import Coupled
 from lightning_reg.penalties import (
     L0,
     L1,
@@ -41,6 +42,7 @@ from lightning_reg.schedules import (
     Polynomial,
     Schedule,
 )
+from lightning_reg.target_sparsity import TargetSparsity
 
 if TYPE_CHECKING:
     from lightning_reg.modules import RegularizedModule
@@ -56,6 +58,7 @@ __all__ = [
     "Attachment",
     "Constant",
     "Cosine",
+    "Coupled",
     "ElasticNet",
     "Exponential",
     "GroupLasso",
@@ -75,6 +78,7 @@ __all__ = [
     "Schedule",
     "SparseGroupLasso",
     "SpectralNorm",
+    "TargetSparsity",
     "attach",
 ]
 

@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,14 @@ from torch import Tensor, nn
 from lightning_reg.layout import Labels, Layout, Slices
 from lightning_reg.select import Selected
 
+if TYPE_CHECKING:
+    from lightning_reg.coupled import Coupled
+
 __all__ = ["GroupForm", "Groups", "check_groups", "default_layout", "layout_of"]
 
 GroupForm: TypeAlias = Literal["rows", "columns", "filters", "channels", "heads", "tensor"]
 GroupRule: TypeAlias = "Callable[[str, nn.Parameter, nn.Module], Layout | Tensor | GroupForm]"
-Groups: TypeAlias = "GroupForm | GroupRule"
+Groups: TypeAlias = "GroupForm | GroupRule | Coupled"
 
 _CONV = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
@@ -53,6 +56,8 @@ def check_groups(groups: object) -> None:
         if groups not in get_args(GroupForm):
             known = ", ".join(map(repr, get_args(GroupForm)))
             raise ValueError(f"groups={groups!r} is unknown; use one of {known}, or a callable")
+    elif hasattr(groups, "resolve"):  # Coupled, which imports this module
+        pass
     elif not callable(groups) or isinstance(groups, (type, nn.Module)):
         raise TypeError(
             f"groups={groups!r} is not understood; use a word such as 'rows', or a callable "

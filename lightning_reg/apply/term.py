@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,6 +14,7 @@ from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import evaluate
 from lightning_reg.select import Selected, matches, named_parameters, select_parameters
+from lightning_reg.target_sparsity import Controller, TargetSparsity
 
 __all__ = ["Apply", "Metric", "Term", "found_inf"]
 
@@ -47,10 +48,25 @@ class Term:
         self._chosen: set[int] = set()
         select_parameters(module, penalty.select)  # raises where nothing matches
         self._resolve()
+        target = penalty.strength
+        self._controller = Controller(target, self._sizes) if isinstance(target, TargetSparsity) else None
 
     def strength(self, step: int) -> float:
         """Return λ at ``step``, checked."""
+        if self._controller is not None:
+            return self._controller.strength(step, self.total_steps)
         return evaluate(self.penalty.strength, step, self.total_steps)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what must survive a checkpoint, what the penalty has learned; mostly nothing."""
+        state = self.bound.state_dict()
+        return {**state, **self._controller.state_dict()} if self._controller is not None else state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state_dict` returned."""
+        self.bound.load_state_dict(state)
+        if self._controller is not None:
+            self._controller.load_state_dict(state)
 
     def value(self, strength: float, optimizers: Iterable[Optimizer] | None = None) -> Tensor:
         """Return the penalty over the trainable tensors, or those of them that ``optimizers`` hold."""
@@ -87,6 +103,14 @@ class Term:
             if key in chosen:
                 members.append(parameter)
         return members
+
+    def _sizes(self) -> Tensor:
+        """The sizes that the penalty's controller steers by."""
+        weights = [s.parameter for s in self.selected if s.parameter.requires_grad]
+        target = self.penalty.strength
+        if isinstance(target, TargetSparsity) and target.of == "weights":
+            return Bound.sizes(self.bound, weights)
+        return self.bound.sizes(weights)
 
     def _resolve(self) -> None:
         parameters = named_parameters(self.module)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_reg.apply import Term
+from lightning_reg.apply import Term, check_apply
 from lightning_reg.host import logs_this_step, run_length
 from lightning_reg.penalties import Penalty
 from lightning_reg.schedules import check_schedule
@@ -56,6 +56,7 @@ class RegularizedModule(LightningModule):
         for penalty in penalties:
             if not isinstance(penalty, Penalty):
                 raise TypeError(f"penalties={penalty!r} is not a penalty; give some such as [L1(1e-4)]")
+            check_apply(penalty, "loss")
         self.penalties = penalties
         self._bound: tuple[Any, list[Term]] | None = None
         self._restored: list[dict[str, Tensor]] | None = None
@@ -120,13 +121,13 @@ class RegularizedModule(LightningModule):
     def _penalty_states(self) -> list[dict[str, Tensor]]:
         if self._restored is not None:
             return self._restored
-        return [term.bound.state_dict() for term in self._bound[1]] if self._bound is not None else []
+        return [term.state_dict() for term in self._bound[1]] if self._bound is not None else []
 
     def _load_penalty_states(self, states: list[dict[str, Tensor]]) -> None:
         assert self._bound is not None
         for term, state in zip(self._bound[1], states, strict=False):
             if state:
-                term.bound.load_state_dict(state)
+                term.load_state_dict(state)
         self._restored = None
 
     def _values(self) -> list[tuple[str, float | None, Tensor]]:

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_reg.coupled import Coupled
 from lightning_reg.groups import Groups, check_groups, default_layout, layout_of
 from lightning_reg.layout import Layout
 from lightning_reg.numerics import real_dtype
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
+from lightning_reg.prox_group import group_norms, group_weights
 from lightning_reg.select import Selected
 from lightning_reg.step_size import StepSize
 
@@ -31,6 +33,8 @@ class GroupedPenalty(Penalty):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_groups(self.groups)
+        if isinstance(self.groups, Coupled) and self.select == "weights":
+            object.__setattr__(self, "select", list(self.groups.names))
 
     # --- the formula, for tensors that share their groups ----------------------------------------------
 
@@ -89,7 +93,13 @@ class _BoundGroups(Bound):
         self.penalty = penalty
         # by identity; Selected keeps the tensors alive, so that an id is never used again
         self._selected = list(selected)
-        self._layouts = {id(s.parameter): layout_of(s, penalty.groups) for s in self._selected}
+        if isinstance(penalty.groups, Coupled):
+            sets = penalty.groups.resolve(self._selected)
+        else:
+            sets = [[(s, layout_of(s, penalty.groups))] for s in self._selected]
+        self._layouts = {id(s.parameter): layout for members in sets for s, layout in members}
+        self._set_of = {id(s.parameter): i for i, members in enumerate(sets) for s, _ in members}
+        self.couples = any(len(members) > 1 for members in sets)
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Sum over the blocks, outside autocast."""
@@ -107,6 +117,11 @@ class _BoundGroups(Bound):
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         """Return the gradient of one tensor whose groups no other shares."""
+        if self.couples:
+            raise ValueError(
+                f"{type(self.penalty).__name__} on coupled groups needs dense gradients; use sparse=False "
+                "in the embedding"
+            )
         return self.penalty.joint_gradient([weight], [self._layouts[id(weight)]], strength)[0]
 
     @torch.no_grad()
@@ -127,7 +142,20 @@ class _BoundGroups(Bound):
                 [weights[i] for i in block], layouts, strength, [steps[i] for i in block]
             )
 
+    @torch.no_grad()
+    def sizes(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the norm of every group, by the root of its size; weights in no group do not count."""
+        found = []
+        for block, layouts in self._blocks(weights):
+            norms = group_norms([weights[i] for i in block], layouts)
+            roots = torch.as_tensor(group_weights(layouts, norms)).to(norms).expand_as(norms)
+            found.append((norms[roots > 0] / roots[roots > 0]).cpu())
+        return torch.cat(found) if found else torch.zeros(0)
+
     def _blocks(self, weights: Sequence[Tensor]) -> Iterator[tuple[list[int], list[Layout]]]:
         """Positions in ``weights`` of tensors that share their groups, with their layouts."""
+        blocks: dict[int, list[int]] = {}
         for i, weight in enumerate(weights):
-            yield [i], [self._layouts[id(weight)]]
+            blocks.setdefault(self._set_of[id(weight)], []).append(i)
+        for block in blocks.values():
+            yield block, [self._layouts[id(weights[i])] for i in block]

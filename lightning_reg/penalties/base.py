@@ -14,6 +14,7 @@ from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import ScheduleLike, evaluate
 from lightning_reg.select import Select, Selected, check_select, select_parameters
 from lightning_reg.step_size import StepSize
+from lightning_reg.target_sparsity import TargetSparsity
 
 __all__ = ["Penalty"]
 
@@ -136,6 +137,11 @@ class Penalty(Bound):
         Raises:
             ValueError: the selection matches nothing, or the strength is a schedule and ``step`` is None.
         """
+        if isinstance(self.strength, TargetSparsity):
+            raise ValueError(
+                "a strength of TargetSparsity is found in training; give it to a callback or to attach, with "
+                "apply='proximal'"
+            )
         if step is None and callable(self.strength):
             raise ValueError(
                 f"{type(self).__name__} has a scheduled strength; call it as penalty(module, step=..., "

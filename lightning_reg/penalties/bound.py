@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_reg.step_size import StepSize
 
 __all__ = ["Bound"]
+
+#: Weights looked at to say how many are zero: a share to about 0.001.
+SAMPLE = 2**17
 
 
 class Bound(ABC):
@@ -37,6 +41,23 @@ class Bound(ABC):
     @abstractmethod
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, with a step for each tensor, or for each weight."""
+
+    #: Whether tensors share groups, so that they need one call together.
+    couples = False
+
+    def sizes(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the modulus of every weight, or of a random sample of many; of groups, their norms."""
+        total = sum(weight.numel() for weight in weights)
+        found = []
+        for weight in weights:
+            flat = weight.detach().flatten()
+            if total > SAMPLE:
+                generator = torch.Generator().manual_seed(weight.numel())
+                count = -(-weight.numel() * SAMPLE // total)
+                chosen = torch.randint(max(weight.numel(), 1), (count,), generator=generator)
+                flat = flat[chosen.to(weight.device)]
+            found.append(flat.abs().float().cpu())
+        return torch.cat(found) if found else torch.zeros(0)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what must survive a checkpoint, tensors by parameter name; mostly nothing."""

@@ -70,7 +70,7 @@ class SpectralNorm(IteratedPenalty):
         if not matrix.numel():
             return torch.zeros_like(weight)
         u, sigma, v = torch.linalg.svd(matrix, full_matrices=False)
-        gradient: Tensor = torch.outer(u[:, 0], v[0]) * ((sigma[0] > 0) * strength).to(sigma)
+        gradient: Tensor = torch.outer(u[:, 0], v[0]) * ((sigma[0] > 0).to(sigma) * strength)
         return gradient.to(weight.dtype).view(weight.shape)
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:

@@ -202,7 +202,7 @@ def test_non_convex_solutions_of_skglm_are_ours(name, data, optimizer):
     ours, penalty = non_convex(name, lam)
     theirs = skglm_fit(x, y, penalty)
     start = theirs + 1e-3 * np.random.default_rng(1).normal(size=theirs.shape)
-    w = train(x, y, ours, optimizer, 6000, start, rate=1e-3)  # Adam's first steps are lr long
+    w = train(x, y, ours, optimizer, 8000, start, rate=0.01)  # Adam's first steps are lr long
     assert 0 < (theirs != 0).sum() < x.shape[1]
     assert np.array_equal(w != 0, theirs != 0)
     assert abs(loss(x, y, w) + penalty.value(w) - loss(x, y, theirs) - penalty.value(theirs)) <= 1e-8
