@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_reg.apply import Apply
 from lightning_reg.attach import Attachment, attach
+from lightning_reg.compact import compact
 from lightning_reg.coupled import Coupled
 from lightning_reg.penalties import (
     L0,
@@ -80,6 +81,7 @@ __all__ = [
     "SpectralNorm",
     "TargetSparsity",
     "attach",
+    "compact",
 ]
 
 try:

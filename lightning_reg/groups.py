@@ -29,7 +29,7 @@ from lightning_reg.select import Selected
 if TYPE_CHECKING:
     from lightning_reg.coupled import Coupled
 
-__all__ = ["GroupForm", "Groups", "check_groups", "default_layout", "layout_of"]
+__all__ = ["GroupForm", "Groups", "check_groups", "default_layout", "head_count", "layout_of"]
 
 GroupForm: TypeAlias = Literal["rows", "columns", "filters", "channels", "heads", "tensor"]
 GroupRule: TypeAlias = "Callable[[str, nn.Parameter, nn.Module], Layout | Tensor | GroupForm]"
@@ -217,6 +217,11 @@ def _split(selected: Selected, dim: int, heads: int, parts: int = 1) -> Layout:
         raise ValueError(f"{selected.name} of shape {shape} does not divide into {heads} heads")
     split = (*shape[:dim], parts, heads, shape[dim] // (parts * heads), *shape[dim + 1 :])
     return Slices(split, (dim + 1,))
+
+
+def head_count(module: nn.Module) -> int:
+    """Return how many attention heads a module says that it has, or 0."""
+    return _count(module, _HEAD_COUNTS)
 
 
 def _count(module: nn.Module, names: tuple[str, ...]) -> int:

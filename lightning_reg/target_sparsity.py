@@ -92,18 +92,23 @@ class Controller:
         self._first = 0.0
         self._last = 0.0
         self._counted_at = -1
+        self._now: tuple[int, int | None] = (0, None)
 
     def strength(self, step: int, total_steps: int | None) -> float:
-        """Return λ for ``step``; asked twice in one step, the same."""
-        target = self.target
-        begin = _in_steps(target, target.begin, total_steps)
-        if step < begin:
+        """Return λ for ``step``."""
+        self._now = step, total_steps
+        if step < _in_steps(self.target, self.target.begin, total_steps):
             return 0.0
-        if step > self._counted_at and (self._counted_at < 0 or step - self._counted_at >= target.every):
-            ramp = max(_in_steps(target, target.until, total_steps) - begin, 1.0)
-            self._steer((step - begin) / ramp, max(step - self._counted_at, 1) / ramp)
-            self._counted_at = step
         return math.exp(self._log)
+
+    def observe(self) -> None:
+        """Look at the weights after the proximal operator: before it, the optimizer has moved every zero."""
+        target, (step, total_steps) = self.target, self._now
+        begin = _in_steps(target, target.begin, total_steps)
+        if self._counted_at < 0 or step - self._counted_at >= target.every:
+            ramp = max(_in_steps(target, target.until, total_steps) - begin, 1.0)
+            self._steer((step - begin) / ramp, (step - self._counted_at) / ramp)
+            self._counted_at = step
 
     def _steer(self, progress: float, passed: float) -> None:
         sizes = self.measure()
@@ -117,8 +122,8 @@ class Controller:
             return
         scale = self._first or 1.0
         wanted = max(1.0 - progress, 0.0)
-        if share > self.target.share:
-            error = 40.0 * (self.target.share - share)
+        if share > self.target.share or progress >= 1.0:
+            error = 20.0 * (self.target.share - share)
         else:
             speed = (edge - self._last) / scale / passed
             error = 8.0 * (edge / scale - wanted) + (speed + (progress < 1.0))

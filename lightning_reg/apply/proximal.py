@@ -23,3 +23,4 @@ def prox_(term: Term, optimizer: Optimizer, strength: float, metric: Metric = "o
         steps += [size(optimizer, group, parameter) for parameter in parameters]
     if weights:
         term.bound.prox_(weights, strength, steps)
+        term.observe()

@@ -57,6 +57,11 @@ class Term:
             return self._controller.strength(step, self.total_steps)
         return evaluate(self.penalty.strength, step, self.total_steps)
 
+    def observe(self) -> None:
+        """Let a controller see the weights, after the proximal operator."""
+        if self._controller is not None:
+            self._controller.observe()
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what must survive a checkpoint, what the penalty has learned; mostly nothing."""
         state = self.bound.state_dict()

@@ -143,6 +143,7 @@ def test_large_gamma_is_the_lasso():
     torch.testing.assert_close(SCAD(1.0, a=1e12).prox(weight, 0.3, 0.5), want, rtol=1e-10, atol=0)
 
 
+@pytest.mark.slow  # numba compiles for 15 seconds
 def test_values_and_proxes_are_skglms():
     penalties = pytest.importorskip("skglm.penalties")
     rng = np.random.default_rng(0)
