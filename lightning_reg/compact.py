@@ -49,7 +49,8 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     with torch.no_grad():
         before = smaller(*inputs)
-    graph = pruning.DependencyGraph().build_dependency(smaller, example_inputs=example_input)
+    with torch.enable_grad():
+        graph = pruning.DependencyGraph().build_dependency(smaller, example_inputs=example_input)
     for layer in [module for module in smaller.modules() if _is_cut(module)]:
         _cut(graph, layer, _prune_function(layer, pruning), smaller, inputs)
     with torch.no_grad():
