@@ -18,6 +18,7 @@ from lightning_reg.apply import (
     decay_,
     prox_,
 )
+from lightning_reg.apply.term import found_inf
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.schedules import check_schedule
 
@@ -70,6 +71,8 @@ def attach(
         raise ValueError(
             "apply='loss' has nothing to attach to in a plain loop; write loss = loss + penalty(model)"
         )
+    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
+        raise ValueError(f"total_steps={total_steps!r} is not a number of steps; give an integer, 1 or more")
     check_schedule(penalty.strength, total_steps)
     term = Term(penalty, model, total_steps)
     check_optimizer(term, apply, optimizer, metric)
@@ -156,4 +159,5 @@ class Attachment:
         if self._apply == "proximal":
             prox_(self._term, optimizer, self._term.strength(self.step), self._metric)
         self._added = False
-        self.step += 1
+        if not found_inf(optimizer):  # a fused optimizer comes here even when its scaler skips the step
+            self.step += 1

@@ -98,14 +98,14 @@ class Term:
                 yield group, parameters
 
     def _members(self, group: dict[str, Any]) -> list[nn.Parameter]:
-        known, chosen = self._known, self._chosen
+        known = self._known
         members = []
         for parameter in group["params"]:
             key = id(parameter)
             if key not in known:
                 self._resolve()
                 known.setdefault(key, parameter)  # not of this module, if it is still unknown
-            if key in chosen:
+            if key in self._chosen:  # which _resolve exchanges
                 members.append(parameter)
         return members
 
