@@ -53,7 +53,7 @@ class _PenaltyCallback(BothCallback):
             check_schedule(penalty.strength, total_steps)
         self.penalty = penalty
         self.apply: Apply = apply
-        self.log = log
+        self.logs = log  # Lightning sets `log` on every callback: the method
         self.metric: Metric = metric
         self.total_steps = total_steps
         self._work: _Work | None = None
@@ -122,7 +122,7 @@ class _Work:
         self.module = module
         self.steps_seen = 0
         self.hooks: dict[int, list[Any]] = {}
-        self.log_key = f"penalty/{_log_name(callback, trainer)}" if callback.log else None
+        self.log_key = f"penalty/{_log_name(callback, trainer)}" if callback.logs else None
         self.logged_at = -1
         self._check_host()
         total_steps = callback.total_steps
@@ -268,7 +268,7 @@ def _log_name(callback: _PenaltyCallback, trainer: Trainer) -> str:
     for other in _penalty_callbacks(trainer):
         if other is callback:
             break
-        before += other.log and other.penalty.log_name == name
+        before += other.logs and other.penalty.log_name == name
     return name if before == 1 else f"{name}_{before}"
 
 

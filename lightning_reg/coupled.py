@@ -62,8 +62,7 @@ class Coupled:
                 f"Coupled(sets=...) names {missing[0]}, which the module lacks or select= leaves out; "
                 f"there are {', '.join(s.name for s in selected[:6])}"
             )
-        members = {id(by_name[name].parameter) for name in self.names}
-        left = [s.name for s in selected if id(s.parameter) not in members]
+        left = [s.name for s in selected if not set(s.aliases) & set(self.names)]
         if left:
             raise ValueError(f"select= takes {left[0]}, which is in no set of Coupled(...); leave it out")
         return [

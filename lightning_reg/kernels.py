@@ -8,6 +8,7 @@ without grad and changes nothing but its first argument.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,8 +18,10 @@ from lightning_reg.step_size import StepSize
 
 __all__ = ["add_scaled_", "add_sign_", "pieces", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
 
-#: Elements in a piece of a CPU tensor: measured best between 2**16 and 2**18 (`benchmarks/`).
-PIECE = 2**17
+#: Elements in a piece of a CPU tensor: in less, calls cost more than work; more would leave the cache.
+PIECE = 2**18
+#: Elements up to which a CPU tensor goes with others into one multi-tensor call.
+SMALL = 2**14
 #: Elements in a batch of tensors whose temporaries may be alive together (16 MiB in float32).
 BATCH = 2**22
 
@@ -48,7 +51,7 @@ def add_sign_(
     others: tuple[list[Tensor], list[Tensor]] = ([], [])
     buffers = _Buffers()
     for target, weight in zip(targets, weights, strict=True):
-        if weight.is_cpu and weight.numel() > PIECE // 4:
+        if weight.is_cpu and weight.numel() > SMALL:
             for target_piece, weight_piece in pieces(target, weight):
                 sign = torch.sgn(weight_piece, out=buffers(0, weight_piece))
                 if scaled:
@@ -101,17 +104,15 @@ def soft_threshold_in_metric_(
                 weight.div_(1.0 + step.numerator * shrink)
             continue
         for piece, *moments in pieces(weight, *step.tensors):
-            eta = step.on(moments, out=buffers(0, piece))
-            other = buffers(1, piece)
-            if threshold:
-                # w − clamp(w, −τ, τ) is S(w, τ) without rounding the weights it leaves alone
-                eta.mul_(threshold)
-                torch.neg(eta, out=other)
-                torch.clamp(piece, other, eta, out=other)
-                piece.sub_(other)
+            if not threshold:
+                piece.div_(step.on(moments, out=buffers(0, piece), factor=shrink).add_(1.0))
+                continue
+            tau = step.on(moments, out=buffers(0, piece), factor=threshold)
+            other = torch.neg(tau, out=buffers(1, piece))
+            # w − clamp(w, −τ, τ) is S(w, τ) without rounding the weights it leaves alone
+            piece.sub_(torch.clamp(piece, other, tau, out=other))
             if shrink:
-                eta.mul_(shrink / threshold if threshold else shrink).add_(1.0)
-                piece.div_(eta)
+                piece.div_(tau.mul_(shrink / threshold).add_(1.0))
 
 
 class _Buffers:
@@ -135,7 +136,8 @@ def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if not first.is_cpu or first.numel() <= PIECE:
         yield tensors
     elif all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(torch.split(tensor.view(-1), PIECE) for tensor in tensors), strict=True)
+        size = math.ceil(first.numel() / math.ceil(first.numel() / PIECE))  # no short piece at the end
+        yield from zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
     else:  # channels-last and other strides: along the longest dimension
         longest = max(range(first.dim()), key=first.shape.__getitem__)
         size = max(1, PIECE * first.shape[longest] // first.numel())

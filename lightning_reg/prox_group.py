@@ -175,7 +175,7 @@ def _newton_(
     # ‖v/(μη)‖ > 1 says that the group stays
     reach = _norms([v / tau for v, tau in both], layouts)
     nearest = -largest([-tau for tau in taus])
-    alive = reach > 1.0
+    alive = ~(reach <= 1.0)  # NaN stays NaN
     theta = largest([v.abs().sub_(tau) for v, tau in both])
     # v/(μη) may leave the range of floats, and the other bound then says enough
     theta = torch.maximum(theta, torch.where(reach.isfinite(), (reach - 1.0) * nearest, 0.0))
@@ -201,7 +201,9 @@ def group_maxima(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor
     dtype = accumulator(first.dtype) or real_dtype(first.dtype)
     maxima = first.new_zeros(layouts[0].count, dtype=dtype)
     for tensor, layout in zip(tensors, layouts, strict=True):
-        if tensor.numel():
+        if not tensor.numel():
+            maxima = maxima + tensor.abs().sum().to(maxima)  # 0, and of the tensor's graph
+        else:
             maxima = torch.maximum(maxima, layout.amax(layout.view(tensor).abs()).to(maxima))
     return maxima
 

@@ -27,7 +27,7 @@ def hard_threshold(weight: Tensor, threshold: float | Tensor) -> Tensor:
     >>> hard_threshold(torch.tensor([-3.0, 0.5, 2.0]), 1.0)
     tensor([-3., 0., 2.])
     """
-    return torch.where(weight.abs() > threshold, weight, torch.zeros_like(weight))
+    return torch.where(weight.abs() <= threshold, torch.zeros_like(weight), weight)
 
 
 def half_threshold(weight: Tensor, amount: float | Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def half_threshold(weight: Tensor, amount: float | Tensor) -> Tensor:
     """
     amount = torch.as_tensor(amount, dtype=weight.dtype, device=weight.device)
     modulus = weight.abs()
-    stays = modulus > 1.5 * amount.pow(2.0 / 3.0)
+    stays = ~(modulus <= 1.5 * amount.pow(2.0 / 3.0))  # NaN stays NaN
     base = torch.where(stays, modulus, 1.0) / 3.0
     angle = torch.where(stays, amount / 4.0, 0.0) * base.pow(-1.5)
     factor = 1.0 + torch.cos(2.0 / 3.0 * (math.pi - torch.arccos(angle.clamp_(max=1.0))))
@@ -79,10 +79,10 @@ def firm_threshold(weight: Tensor, step: float | Tensor, strength: float, gamma:
 
 def scad(modulus: Tensor, strength: float, a: float) -> Tensor:
     r"""Smoothly clipped absolute deviation of each modulus; see :class:`~lightning_reg.SCAD`."""
-    linear = modulus.clamp(max=strength)
-    bend = modulus.clamp(min=strength, max=a * strength) - strength
-    # the slope falls from λ to 0 over the (a − 1)λ of the bend
-    return linear * strength + bend * (strength - bend / (2.0 * (a - 1.0)))
+    # min(t, aλ) · λ, less a parabola for the slope that falls from λ to 0 over (a − 1)λ
+    reach = modulus.clamp(max=a * strength)
+    bend = (reach - strength).clamp(min=0.0)
+    return reach * strength - bend.square() / (2.0 * (a - 1.0))
 
 
 def scad_threshold(weight: Tensor, step: float | Tensor, strength: float, a: float) -> Tensor:

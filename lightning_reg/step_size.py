@@ -69,17 +69,17 @@ class StepSize:
         """The tensors that :meth:`on` takes pieces of."""
         return tuple(part for part in (self.second_moment, self.mean) if part is not None)
 
-    def on(self, moments: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-        """Return the step for a piece, given the same piece of each of :attr:`tensors`."""
+    def on(self, moments: Sequence[Tensor], out: Tensor | None = None, factor: float = 1.0) -> Tensor:
+        """Return ``factor`` times the step for a piece, given the same piece of each of :attr:`tensors`."""
         second_moment = moments[0]
         if len(moments) == 2:
             centred = second_moment.addcmul(moments[1], moments[1], value=-1.0).clamp_(min=0.0)
             eta = torch.sqrt(centred, out=out)
         else:
             eta = torch.sqrt(second_moment, out=out)
-        if self.root_scale != 1.0:
-            eta.mul_(self.root_scale)
-        return eta.add_(self.eps).reciprocal_().mul_(self.numerator)
+        # n/(a√x + ε) is (n/a)/(√x + ε/a), with one pass less
+        eta.add_(self.eps / self.root_scale)
+        return eta.reciprocal_().mul_(factor * self.numerator / self.root_scale)
 
     def dense(self) -> Tensor | float:
         """Return the step of every weight, shaped as the weight, or the one number."""

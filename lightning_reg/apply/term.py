@@ -45,7 +45,7 @@ class Term:
         self.bound: Bound = penalty
         # by identity; the values keep the tensors alive, so an id is never used again
         self._known: dict[int, nn.Parameter] = {}
-        self._chosen: set[int] = set()
+        self._chosen: dict[int, Selected] = {}
         select_parameters(module, penalty.select)  # raises where nothing matches
         self._resolve()
         target = penalty.strength
@@ -84,8 +84,8 @@ class Term:
         return self.bound.total(trainable, strength, like=next(self.module.parameters()))
 
     def is_stale(self) -> bool:
-        """Whether the module has exchanged a selected parameter for another since it was looked at."""
-        return any(s.module._parameters.get(s.attribute) is not s.parameter for s in self.selected)
+        """Whether the module has gained, lost or exchanged parameters since it was looked at."""
+        return [id(parameter) for parameter in self.module.parameters()] != self._seen
 
     def stepped(self, optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
         """Yield each parameter group of ``optimizer`` with the tensors to act on in this step.
@@ -119,12 +119,14 @@ class Term:
 
     def _resolve(self) -> None:
         parameters = named_parameters(self.module)
+        self._seen = [id(parameter) for parameter in self.module.parameters()]
         self.selected = [s for s in parameters if matches(s, self.penalty.select)]
         # a lazy tensor takes its shape at the first forward, and is looked at again then
         self._known.update((id(s.parameter), s.parameter) for s in parameters if not is_lazy(s.parameter))
-        self._chosen = {id(s.parameter) for s in self.selected}
+        self._chosen.update((id(s.parameter), s) for s in self.selected if not is_lazy(s.parameter))
         state = self.bound.state_dict()
-        self.bound = self.penalty.bind(self.selected)
+        # tensors that have left the module and stay in an optimizer are bound as well
+        self.bound = self.penalty.bind(list(self._chosen.values()))
         if state:
             self.bound.load_state_dict(state)
 

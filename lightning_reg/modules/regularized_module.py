@@ -144,9 +144,9 @@ class RegularizedModule(LightningModule):
         return values
 
     def _terms(self) -> list[Term]:
-        """The penalties bound to this module, looked up again each epoch and when parameters change."""
+        """The penalties bound to this module; bound anew where its parameters or its Trainer changed."""
         trainer = self._trainer
-        key = (trainer, self.penalties, trainer.current_epoch if trainer is not None else 0)
+        key = (trainer, self.penalties)
         if self._bound is None or self._bound[0] != key or any(t.is_stale() for t in self._bound[1]):
             scheduled = [penalty.strength for penalty in self.penalties if callable(penalty.strength)]
             total_steps = run_length(trainer) if trainer is not None and scheduled else None

@@ -110,8 +110,8 @@ class _BoundGroups(Bound):
                 self.penalty.joint_value([weights[i] for i in block], layouts, strength)
                 for block, layouts in self._blocks(weights)
             ]
-            total = values[0]
-            for value in values[1:]:
+            total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
+            for value in values:
                 total = total + value.to(total.device)
         return total
 
@@ -156,6 +156,7 @@ class _BoundGroups(Bound):
         """Positions in ``weights`` of tensors that share their groups, with their layouts."""
         blocks: dict[int, list[int]] = {}
         for i, weight in enumerate(weights):
-            blocks.setdefault(self._set_of[id(weight)], []).append(i)
+            if id(weight) in self._set_of:  # else a tensor that a coupled set has exchanged for another
+                blocks.setdefault(self._set_of[id(weight)], []).append(i)
         for block in blocks.values():
             yield block, [self._layouts[id(weights[i])] for i in block]

@@ -64,4 +64,4 @@ class MCP(ElementwisePenalty):
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         """Return the weight firmly thresholded, or hard at γλ, where the step is longer than γ."""
-        return prox_nonconvex.firm_threshold(weight, step, strength, self.gamma)
+        return prox_nonconvex.firm_threshold(wide(weight), step, strength, self.gamma).to(weight.dtype)

@@ -51,7 +51,8 @@ class NuclearNorm(Penalty):
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda\sum_i\sigma_i`."""
         sigma: Tensor = torch.linalg.svdvals(as_matrix(weight))
-        return sigma.sum() * strength
+        # where one is zero, so is its gradient
+        return torch.where(sigma > rounding(weight, sigma), sigma, sigma.detach()).sum() * strength
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda UV^\top` over the singular values that are not zero."""
@@ -79,4 +80,4 @@ def rounding(weight: Tensor, sigma: Tensor) -> float:
     """Return below what a singular value is zero, as ``torch.linalg.matrix_rank`` has it."""
     if not sigma.numel():
         return 0.0
-    return float(sigma.amax()) * max(as_matrix(weight).shape) * torch.finfo(sigma.dtype).eps
+    return float(sigma.detach().amax()) * max(as_matrix(weight).shape) * torch.finfo(sigma.dtype).eps

@@ -65,4 +65,4 @@ class SCAD(ElementwisePenalty):
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         """Return the weight thresholded: soft, then ever less."""
-        return prox_nonconvex.scad_threshold(weight, step, strength, self.a)
+        return prox_nonconvex.scad_threshold(wide(weight), step, strength, self.a).to(weight.dtype)

@@ -62,7 +62,7 @@ class SpectralNorm(IteratedPenalty):
         if not matrix.numel():
             return matrix.sum()
         sigma: Tensor = torch.linalg.svdvals(matrix)
-        return sigma[0] * strength
+        return torch.where(sigma[0] > 0, sigma[0], sigma[0].detach()) * strength
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda u_1v_1^\top`, and 0 at 0."""

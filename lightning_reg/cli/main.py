@@ -1,0 +1,83 @@
+"""``lightning-reg``: the commands and their arguments; each command's module is loaded when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+#: What a command may miss: the module that is imported, and the package that brings it.
+_EXTRAS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    Args:
+        argv: the arguments after the program's name; those of this process where None.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return _demo(arguments)
+    except ModuleNotFoundError as error:
+        package = _EXTRAS.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        print(
+            f"lightning-reg {arguments.command} needs {package}; "
+            f"install it with: pip install 'lightning-reg[{arguments.command}]'",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    from lightning_reg import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="lightning-reg", description="Regularization for PyTorch Lightning.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"lightning-reg {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    demo = commands.add_parser(
+        "demo",
+        help="train one small network five ways on scikit-learn's digits and compare",
+        description=(
+            "Train one small network on scikit-learn's digits, plain and with L1, proximal L1, L2 and "
+            "elastic net; print a table and save a figure. Needs no network and takes less than a minute."
+        ),
+    )
+    demo.add_argument(
+        "--output",
+        type=Path,
+        default=Path("lightning-reg-demo.png"),
+        help="where to save the figure (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--epochs", type=_positive, default=60, help="epochs of each run (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--seed", type=int, default=0, help="seed of the split and of every run (default: %(default)s)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
+    return number
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from lightning_reg.cli.demo import demo
+
+    demo(arguments.output, epochs=arguments.epochs, seed=arguments.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

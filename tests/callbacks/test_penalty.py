@@ -1,0 +1,729 @@
+"""Penalty callbacks in the runs that hand-written penalties get wrong."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import pytorch_lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import Ridge
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_reg import L1, Constant, Cosine, ElasticNet, L2Norm, Linear, RegularizedModule
+from lightning_reg.callbacks import (
+    ElasticNetPenaltyCallback,
+    L1PenaltyCallback,
+    L2PenaltyCallback,
+    PenaltyCallback,
+)
+from tests.support import QUIET, Net, RegularizedNet, batches, fit, relative, tutorial_sgd, weights
+
+APPLY = ["gradient", "loss", "decoupled", "proximal"]
+
+
+def trained(*callbacks: Any, optimizer: Any = tutorial_sgd, **options: Any) -> Tensor:
+    module = Net(optimizer)
+    fit(module, *callbacks, **options)
+    return weights(module)
+
+
+# --- parity with torch's own optimizers --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("variant", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
+def test_l2_on_sgd_is_weight_decay(variant: dict[str, Any], accumulate: int) -> None:
+    ours = trained(
+        L2PenaltyCallback(0.1, "all"),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.02, **variant),
+        precision="64-true",
+        loader=batches(dtype=torch.float64),
+        steps=100,
+        accumulate_grad_batches=accumulate,
+        max_epochs=-1,
+    )
+    torchs = trained(
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.02, weight_decay=0.1, **variant),
+        precision="64-true",
+        loader=batches(dtype=torch.float64),
+        steps=100,
+        accumulate_grad_batches=accumulate,
+        max_epochs=-1,
+    )
+    assert relative(ours, torchs) < 1e-13
+
+
+@pytest.mark.parametrize(
+    "variant", [{"foreach": False}, {"foreach": True}, {"fused": True}, {"amsgrad": True}]
+)
+@pytest.mark.parametrize("plugins", [None, "16-mixed"])
+def test_decoupled_l2_with_adam_is_adamw(variant: dict[str, Any], plugins: str | None) -> None:
+    def options() -> dict[str, Any]:
+        mixed = {"plugins": [MixedPrecision("16-mixed", "cpu")]} if plugins else {}
+        return {"steps": 100, "max_epochs": -1, **mixed}
+
+    ours = trained(
+        L2PenaltyCallback(0.5, "all", apply="decoupled"),
+        optimizer=lambda p: torch.optim.Adam(p, lr=1e-2, **variant),
+        **options(),
+    )
+    torchs = trained(
+        optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.5, **variant), **options()
+    )
+    assert relative(ours, torchs) < 1e-6
+
+
+def test_decoupled_decay_follows_the_learning_rate_of_the_step() -> None:
+    class Scheduled(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = self.make_optimizer(self.parameters())
+            schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    ours = Scheduled(lambda p: torch.optim.Adam(p, lr=1e-2))
+    fit(ours, L2PenaltyCallback(0.5, "all", apply="decoupled"), steps=60, max_epochs=-1)
+    torchs = Scheduled(lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.5))
+    fit(torchs, steps=60, max_epochs=-1)
+    assert relative(weights(ours), weights(torchs)) < 1e-6
+
+
+# --- several optimizers, line searches ---------------------------------------------------------------
+
+
+class Gan(pl.LightningModule):
+    """Two optimizers by hand; each has its own learning rate, 0 gradients from the task."""
+
+    def __init__(self, steps_of_second: int = 1) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator, self.discriminator = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
+        nn.init.ones_(self.generator.weight)
+        nn.init.ones_(self.discriminator.weight)
+        self.steps_of_second = steps_of_second
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        first, second = self.optimizers()
+        for optimizer, times in ((first, 1), (second, self.steps_of_second)):
+            for _ in range(times):
+                optimizer.zero_grad()
+                # every parameter has a gradient at both steps, as in a GAN
+                self.manual_backward(0.0 * (self.generator.weight.sum() + self.discriminator.weight.sum()))
+                optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [
+            torch.optim.SGD(self.generator.parameters(), lr=0.1),
+            torch.optim.SGD(self.discriminator.parameters(), lr=0.01),
+        ]
+
+
+@pytest.mark.parametrize("apply", ["gradient", "decoupled", "proximal"])
+def test_each_optimizer_of_a_gan_penalises_its_own_parameters_once(apply: Any) -> None:
+    gan = Gan()
+    fit(gan, L1PenaltyCallback(1.0, apply=apply), loader=DataLoader(torch.zeros(1, 1)), steps=2)
+    assert torch.allclose(gan.generator.weight, torch.full((2, 3), 0.9))
+    assert torch.allclose(gan.discriminator.weight, torch.full((2, 3), 0.99))
+
+
+def test_loss_under_manual_optimization_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"self\.manual_backward\(self\.regularize\(loss\)\)"):
+        fit(Gan(), L1PenaltyCallback(1.0, apply="loss"), loader=DataLoader(torch.zeros(1, 1)))
+
+
+def test_regularized_module_under_manual_optimization() -> None:
+    class Manual(RegularizedModule):
+        def __init__(self) -> None:
+            super().__init__(L1(1.0))
+            self.automatic_optimization = False
+            self.layer = nn.Linear(3, 2, bias=False)
+            nn.init.ones_(self.layer.weight)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.regularize(0.0 * self.layer.weight.sum()))
+            optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module = Manual()
+    fit(module, loader=DataLoader(torch.zeros(3, 1)), steps=3)
+    assert torch.allclose(module.layer.weight, torch.full((2, 3), 0.7))
+
+
+def test_a_run_longer_than_estimated_says_so_and_holds_the_schedule() -> None:
+    with pytest.warns(UserWarning, match="more optimizer steps than the 2 estimated"):
+        fit(
+            Gan(steps_of_second=3),
+            L1PenaltyCallback(Linear(0.0, 1.0)),
+            loader=DataLoader(torch.zeros(1, 1)),
+            max_steps=-1,
+            max_epochs=1,
+        )
+
+
+def test_lbfgs_solves_ridge_through_the_loss() -> None:
+    x, y = load_diabetes(return_X_y=True)
+    x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
+    inputs, targets = torch.tensor(x), torch.tensor(y)[:, None]
+
+    class Regression(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(10, 1, bias=False)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return 0.5 * (self.layer(inputs) - targets).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            exact = {"tolerance_grad": 1e-13, "tolerance_change": 1e-16}
+            return torch.optim.LBFGS(self.parameters(), max_iter=50, line_search_fn="strong_wolfe", **exact)
+
+    module = Regression()
+    fit(
+        module,
+        L2PenaltyCallback(0.1, apply="loss"),
+        loader=DataLoader(inputs[:1]),
+        steps=3,
+        max_epochs=3,
+        precision="64-true",
+    )
+    ridge = Ridge(alpha=0.1 * len(x), fit_intercept=False, tol=1e-12).fit(x, y)
+    np.testing.assert_allclose(module.layer.weight.detach().numpy()[0], ridge.coef_, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("apply", ["gradient", "decoupled", "proximal"])
+def test_lbfgs_is_refused_elsewhere(apply: Any) -> None:
+    with pytest.raises(ValueError, match=r"LBFGS .* use apply='loss'"):
+        fit(Net(lambda p: torch.optim.LBFGS(p)), L1PenaltyCallback(1.0, apply=apply))
+
+
+# --- mixed precision with a scaler -------------------------------------------------------------------
+
+
+class Spoiled(Net):
+    """A module one of whose losses overflows, so that the scaler leaves that step out."""
+
+    def __init__(self, optimizer: Any, bad: set[int]) -> None:
+        super().__init__(optimizer)
+        self.bad = bad
+        self.seen: list[Tensor] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.seen.append(weights(self).clone())
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("inf") if batch_idx in self.bad else loss
+
+
+@pytest.mark.parametrize("variant", [{}, {"fused": True}])
+@pytest.mark.parametrize("apply", APPLY)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_a_step_the_scaler_leaves_out_changes_nothing(
+    optimizer: Any, apply: Any, variant: dict[str, Any]
+) -> None:
+    module = Spoiled(lambda p: optimizer(p, lr=0.1, **variant), bad={2})
+    fit(
+        module,
+        L1PenaltyCallback(0.5, "all", apply=apply),
+        steps=6,
+        plugins=[MixedPrecision("16-mixed", "cpu")],
+    )
+    assert torch.equal(module.seen[2], module.seen[3])
+    assert not torch.equal(module.seen[1], module.seen[2])
+    assert not torch.equal(module.seen[3], module.seen[4])
+
+
+@pytest.mark.parametrize("apply", APPLY)
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad]
+)
+def test_fused_equals_plain_under_a_scaler(optimizer: Any, apply: Any) -> None:
+    results = [
+        trained(
+            L1PenaltyCallback(0.1, "all", apply=apply),
+            optimizer=lambda p, fused=fused: optimizer(p, lr=0.02, fused=fused),
+            plugins=[MixedPrecision("16-mixed", "cpu")],
+        )
+        for fused in (True, False)
+    ]
+    # 0.1 of L1 over 20 steps of 0.02 moves a weight by up to 0.04: a penalty lost to the scale shows
+    assert relative(*results) < 1e-5
+
+
+# --- which tensors -----------------------------------------------------------------------------------
+
+
+class Parts(pl.LightningModule):
+    def __init__(self, optimizer: Any) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(10, 1), nn.Linear(10, 1)
+        self.make_optimizer = optimizer
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.mse_loss(self.used(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return self.make_optimizer(self.parameters())
+
+
+@pytest.mark.parametrize("apply", APPLY)
+def test_an_unused_parameter_is_left_alone_as_torch_does_except_in_the_loss(apply: Any) -> None:
+    module = Parts(lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1))
+    before = module.unused.weight.detach().clone()
+    fit(module, L1PenaltyCallback(0.1, apply=apply))
+    assert torch.equal(module.unused.weight, before) == (apply != "loss")
+
+
+@pytest.mark.parametrize("apply", APPLY)
+def test_parameters_in_no_optimizer_are_left_alone(apply: Any) -> None:
+    class Half(Parts):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) + self.unused(batch[0]).mean()
+
+        def configure_optimizers(self) -> Any:
+            return self.make_optimizer(self.used.parameters())
+
+    module = Half(tutorial_sgd)
+    trainer = fit(module, L1PenaltyCallback(0.1, apply=apply), steps=1, log_every_n_steps=1)
+    plain = Half(tutorial_sgd)
+    plain.load_state_dict(module.state_dict())
+    assert trainer.callback_metrics["penalty/l1"] < 0.1 * 10 * 0.33  # ten weights of at most 10 ** -0.5
+    module.zero_grad()
+    fit(module, L1PenaltyCallback(0.1, apply=apply), steps=1)
+    fit(plain, steps=1)
+    assert torch.equal(module.unused.weight.grad, plain.unused.weight.grad)
+
+
+@pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled", "proximal"])
+def test_frozen_tensors_are_skipped_and_picked_up_when_unfrozen(apply: Any) -> None:
+    class Thaw(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2:
+                assert torch.equal(pl_module.net[0].weight, start)
+                pl_module.net[0].weight.requires_grad_(True)
+
+    results = []
+    for callbacks in ([L1PenaltyCallback(0.5, apply=apply)], []):
+        module = Net(lambda p: torch.optim.SGD(p, lr=0.01))
+        module.net[0].weight.requires_grad_(False)
+        start = module.net[0].weight.detach().clone()
+        fit(module, Thaw(), *callbacks, steps=5)
+        results.append(module.net[0].weight.detach())
+    assert not torch.equal(results[0], start)
+    assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize("apply", APPLY)
+def test_parameter_groups_added_in_mid_run(apply: Any) -> None:
+    class Grow(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2:
+                new = nn.Linear(10, 1)
+                nn.init.ones_(new.weight)
+                pl_module.unused = new  # a parameter that was not there at fit start
+                trainer.optimizers[0].add_param_group({"params": new.parameters(), "lr": 0.1})
+                pl_module.grown = True
+
+    class Growing(Parts):
+        grown = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss + 0.0 * self.unused(batch[0]).mean() if self.grown else loss
+
+        def configure_optimizers(self) -> Any:
+            return self.make_optimizer(self.used.parameters())
+
+    module = Growing(lambda p: torch.optim.SGD(p, lr=0.01))
+    fit(module, Grow(), L1PenaltyCallback(1.0, apply=apply), steps=4)
+    assert torch.allclose(module.unused.weight, torch.full((1, 10), 0.8))  # two steps of 0.1
+
+
+def test_lazy_layers_are_selected_once_they_have_a_shape() -> None:
+    class Lazy(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(1))
+
+        def configure_model(self) -> None:
+            with torch.no_grad():
+                self.net(torch.zeros(1, 10))
+
+    module = Lazy()
+    trainer = fit(module, L1PenaltyCallback(10.0, apply="proximal"))
+    assert all((layer.weight == 0).all() for layer in (module.net[0], module.net[2]))
+    assert trainer.global_step == 20
+
+
+@pytest.mark.parametrize("apply", APPLY)
+def test_none_and_dict_outputs(apply: Any) -> None:
+    class Sometimes(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 1 else {"loss": loss, "extra": 1}
+
+    class Outputs(pl.Callback):
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            assert batch_idx == 1 or outputs["extra"] == 1
+
+    module = Sometimes(lambda p: torch.optim.SGD(p, lr=0.01))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*`training_step` returned `None`.*")
+        fit(module, L1PenaltyCallback(0.1, apply=apply), Outputs(), steps=4)
+    plain = Sometimes(lambda p: torch.optim.SGD(p, lr=0.01))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*`training_step` returned `None`.*")
+        fit(plain, Outputs(), steps=4)
+    assert not torch.equal(weights(module), weights(plain))
+
+
+# --- no trace ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strength", [0.0, Constant(0.0)])
+@pytest.mark.parametrize("apply", APPLY)
+@pytest.mark.parametrize("optimizer", [tutorial_sgd, lambda p: torch.optim.AdamW(p, lr=1e-2)])
+def test_strength_0_is_bit_identical_to_no_callback(optimizer: Any, apply: Any, strength: Any) -> None:
+    def run(*callbacks: Any) -> Tensor:
+        module = Parts(optimizer)
+        torch.manual_seed(3)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter)
+        fit(module, *callbacks, gradient_clip_val=0.1)
+        return weights(module)
+
+    assert torch.equal(run(L1PenaltyCallback(strength, "all", apply=apply)), run())
+
+
+def traces(module: pl.LightningModule, optimizers: list[torch.optim.Optimizer]) -> list[str]:
+    found = [name for name in vars(module) if name in ("training_step", "forward", "configure_optimizers")]
+    found += [
+        f"{len(o._optimizer_step_pre_hooks)} pre hooks" for o in optimizers if o._optimizer_step_pre_hooks
+    ]
+    found += [
+        f"{len(o._optimizer_step_post_hooks)} post hooks" for o in optimizers if o._optimizer_step_post_hooks
+    ]
+    for submodule in module.modules():
+        found += [str(hook) for hook in submodule._forward_hooks.values()]
+        found += [str(hook) for hook in submodule._forward_pre_hooks.values()]
+    return found
+
+
+@pytest.mark.parametrize("apply", APPLY)
+@pytest.mark.parametrize("scaler", [False, True])
+@pytest.mark.parametrize("failure", [None, RuntimeError])
+def test_no_trace_after_fit_nor_after_an_exception(apply: Any, scaler: bool, failure: Any) -> None:
+    optimizers: list[torch.optim.Optimizer] = []
+
+    class Failing(Net):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            if failure and batch_idx == 3:
+                raise failure("on purpose")
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self) -> Any:
+            optimizers.append(super().configure_optimizers())
+            return optimizers[-1]
+
+    class Busy(pl.Callback):
+        def on_train_batch_start(self, *args: Any) -> None:
+            busy.append(traces(module, optimizers))
+
+    busy: list[list[str]] = []
+    module = Failing()
+    keys = set(vars(module))
+    callbacks = [L1PenaltyCallback(0.1, apply=apply), L2PenaltyCallback(0.1, apply=apply), Busy()]
+    options = {"plugins": [MixedPrecision("16-mixed", "cpu")]} if scaler else {}
+    for _ in range(2):  # the second time with the same callbacks
+        if failure:
+            with pytest.raises(failure):
+                fit(module, *callbacks, steps=6, **options)
+        else:
+            fit(module, *callbacks, steps=6, **options)
+        assert traces(module, optimizers) == []
+        assert set(vars(module)) <= keys | {"_hparams"}  # Lightning's own
+    if apply in ("loss", "proximal") or (scaler and apply == "decoupled"):
+        assert all(busy), "the check must be able to see a trace"
+
+
+def test_an_instance_attribute_training_step_is_put_back() -> None:
+    module = Net()
+    own = module.training_step
+    module.training_step = own  # as torch.compile of a LightningModule leaves it
+    fit(module, L1PenaltyCallback(0.1, apply="loss"), L2PenaltyCallback(0.1, apply="loss"))
+    assert vars(module)["training_step"] is own
+
+
+def test_fitting_twice_with_one_callback_penalises_twice_the_same() -> None:
+    callback = L1PenaltyCallback(Cosine(0.0, 0.1), apply="proximal")
+    first, second = Net(), Net()
+    fit(first, callback)
+    fit(second, callback)
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_copies_and_pickles_of_callback_and_module() -> None:
+    class Copies(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            copied = copy.deepcopy(pl_module)
+            assert copied.training_step.__self__ is copied
+            pickled = pickle.loads(pickle.dumps(copied))
+            assert pickled.training_step.__self__ is pickled
+            assert copy.deepcopy(callback)._work is None
+            assert pickle.loads(pickle.dumps(callback)).penalty == callback.penalty
+
+    callback = L1PenaltyCallback(0.1, apply="loss")
+    fit(Net(), callback, Copies(), steps=2)
+
+
+@pytest.mark.parametrize("apply", APPLY)
+def test_beside_weight_averaging(apply: Any) -> None:
+    module = Net()
+    averaging = WeightAveraging()
+    fit(module, L1PenaltyCallback(0.1, apply=apply), averaging, steps=8)
+    assert traces(module, []) == []
+
+
+# --- logging -----------------------------------------------------------------------------------------
+
+
+def test_values_are_computed_only_on_steps_that_log(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    value = L1.value
+    monkeypatch.setattr(L1, "value", lambda self, w, s: computed.append(s) or value(self, w, s))
+    logger = CSVLogger(tmp_path)
+    module = Net()
+    fit(module, L1PenaltyCallback(Linear(0.1, 0.2), name="mine"), steps=8, logger=logger, log_every_n_steps=4)
+    logger.save()
+    lines = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().splitlines()
+    assert set(lines[0].split(",")) == {"epoch", "step", "penalty/mine", "penalty/mine/strength"}
+    assert [line.split(",")[lines[0].split(",").index("step")] for line in lines[1:]] == ["3", "7"]
+    assert len(computed) == 2 * 2  # two steps, two tensors
+
+
+def test_the_logged_value_is_the_penalty_at_the_step() -> None:
+    module = Net()
+    expected = float(L1(0.1)(module).detach())
+    trainer = fit(module, L1PenaltyCallback(0.1), steps=1, log_every_n_steps=1)
+    assert float(trainer.callback_metrics["penalty/l1"]) == pytest.approx(expected, rel=1e-6)
+    assert "penalty/l1/strength" not in trainer.callback_metrics
+
+
+def test_two_of_a_kind_are_kept_apart_in_logs() -> None:
+    trainer = fit(
+        Net(),
+        L1PenaltyCallback(0.1, "net.0.weight"),
+        L1PenaltyCallback(0.1, "net.2.weight"),
+        L1PenaltyCallback(0.1, "net.0.bias", name="bias"),
+        steps=1,
+        log_every_n_steps=1,
+    )
+    assert {"penalty/l1", "penalty/l1_2", "penalty/bias"} <= set(trainer.callback_metrics)
+
+
+def test_log_false_logs_nothing() -> None:
+    trainer = fit(Net(), L1PenaltyCallback(0.1, log=False), steps=1, log_every_n_steps=1)
+    assert not trainer.callback_metrics
+
+
+# --- both namespaces ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("apply", APPLY)
+def test_a_pytorch_lightning_trainer(apply: Any) -> None:
+    class OtherNet(pytorch_lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net().net
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return tutorial_sgd(self.parameters())
+
+    callback = L1PenaltyCallback(0.1, apply=apply)
+    assert isinstance(callback, pl.Callback)
+    assert isinstance(callback, pytorch_lightning.Callback)
+    module = OtherNet()
+    options = {**QUIET, "max_steps": 20}
+    pytorch_lightning.Trainer(callbacks=[callback], **options).fit(module, batches())
+    assert torch.equal(weights(module), trained(L1PenaltyCallback(0.1, apply=apply)))
+
+
+# --- bad input ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: L1PenaltyCallback(-1.0), r"L1\(strength=-1.0\) is out of range"),
+        (lambda: L1PenaltyCallback(float("nan")), r"L1\(strength=nan\) is out of range"),
+        (lambda: L1PenaltyCallback(float("inf")), r"L1\(strength=inf\) is out of range"),
+        (lambda: L1PenaltyCallback("1e-4"), r"neither a number nor a schedule"),
+        (lambda: ElasticNetPenaltyCallback(0.1, l1_ratio=1.5), r"l1_ratio=1.5\) is outside \[0, 1\]"),
+        (lambda: ElasticNetPenaltyCallback(0.1, l1_ratio=float("nan")), r"l1_ratio=nan\) is outside"),
+        (
+            lambda: L1PenaltyCallback(0.1, apply="grad"),
+            r"apply='grad' is unknown; it is one of 'gradient', 'loss'",
+        ),
+        (lambda: L1PenaltyCallback(0.1, metric="adam"), r"metric='adam' is unknown"),
+        (lambda: L1PenaltyCallback(0.1, metric="euclidean"), r"is for apply='proximal'"),
+        (lambda: L1PenaltyCallback(0.1, select=3), r"select=3 is not understood"),
+        (lambda: L1PenaltyCallback(0.1, select=[]), r"select=\[\] is empty"),
+        (lambda: PenaltyCallback(0.1), r"0.1 is not a penalty"),
+        (lambda: RegularizedNet([0.1]), r"0.1 is not a penalty"),
+    ],
+)
+def test_bad_arguments_are_refused_at_construction(make: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def nan_at_700(step: int, total_steps: int | None) -> float:
+    return float("nan") if step == 700 else 0.1
+
+
+@pytest.mark.parametrize("make", [L1PenaltyCallback, lambda *a: RegularizedNet(L1(*a))])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.1, "encoder.*"), r"matches none of the 4 parameters of .*Net; it has net.0.weight"),
+        ((0.1, "net.0.wieght"), r"did you mean net.0.weight"),
+        ((0.1, nn.Conv2d), r"matches none of the 4 parameters"),
+        ((nan_at_700,), r"strength at step 700 is nan"),
+    ],
+)
+def test_bad_selections_and_schedules_are_refused_at_fit_start(
+    make: Any, arguments: Any, message: str
+) -> None:
+    made = make(*arguments)
+    module, callbacks = (made, []) if isinstance(made, pl.LightningModule) else (Net(), [made])
+    before = weights(module).clone()
+    with pytest.raises(ValueError, match=message):
+        fit(module, *callbacks, steps=1000, max_epochs=-1)
+    assert torch.equal(weights(module), before)
+
+
+def test_a_bad_value_in_a_run_of_unknown_length_is_refused_before_the_step_it_would_spoil(
+    tmp_path: Any,
+) -> None:
+    class Endless(IterableDataset):
+        def __iter__(self) -> Any:
+            while True:
+                yield torch.zeros(10), torch.zeros(1)
+
+    module = Net()
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=1)
+    with pytest.raises(ValueError, match="strength at step 30 is nan"):
+        fit(
+            module,
+            L1PenaltyCallback(lambda step, total: float("nan") if step == 30 else 0.1),
+            checkpoint,
+            loader=DataLoader(Endless(), batch_size=8),
+            steps=-1,
+            max_epochs=1,
+            enable_checkpointing=True,
+        )
+    assert weights(module).isfinite().all()
+    saved = torch.load(checkpoint.best_model_path, weights_only=True)
+    assert saved["global_step"] == 30
+
+
+def test_a_fraction_of_a_run_of_unknown_length_is_refused_at_fit_start() -> None:
+    with pytest.raises(ValueError, match=r"no known length; give `total_steps=`"):
+        fit(Net(), L1PenaltyCallback(Cosine(0.0, 0.1)), steps=-1, max_epochs=-1)
+
+
+def test_total_steps_may_be_given() -> None:
+    trainer = fit(
+        Net(),
+        L1PenaltyCallback(Linear(0.0, 0.1), total_steps=40),
+        steps=20,
+        log_every_n_steps=20,
+        max_epochs=-1,
+    )
+    assert float(trainer.callback_metrics["penalty/l1/strength"]) == pytest.approx(0.1 * 19 / 40)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "callback", "message"),
+    [
+        (
+            lambda p: torch.optim.Adamax(p),
+            L1PenaltyCallback(0.1, apply="proximal"),
+            r"metric of Adamax; use one of SGD, .*, RMSprop, .*metric='euclidean'",
+        ),
+        (
+            lambda p: torch.optim.SGD(p, lr=0.1, maximize=True),
+            L1PenaltyCallback(0.1),
+            r"SGD\(maximize=True\) climbs",
+        ),
+        (
+            lambda p: torch.optim.SGD(p, lr=0.1, maximize=True),
+            L1PenaltyCallback(0.1, apply="loss"),
+            r"climbs",
+        ),
+        (
+            lambda p: torch.optim.SGD(p, lr=0.1, maximize=True),
+            L2PenaltyCallback(0.1, apply="decoupled"),
+            r"climbs",
+        ),
+    ],
+)
+def test_optimizers_that_would_be_wrong_are_refused(optimizer: Any, callback: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(Net(optimizer), callback)
+
+
+def test_the_euclidean_metric_when_asked_for() -> None:
+    module = Net(lambda p: torch.optim.Adamax(p))
+    fit(module, L1PenaltyCallback(100.0, apply="proximal", metric="euclidean"))
+    assert (module.net[0].weight == 0).all()
+
+
+@pytest.mark.parametrize("second", [L1PenaltyCallback(0.1, "net.0.*"), None])
+def test_a_parameter_penalised_twice_is_warned_of(second: Any) -> None:
+    module = Net() if second else RegularizedNet(L1(0.1))
+    callbacks = [L1PenaltyCallback(0.2), *([second] if second else [])]
+    with pytest.warns(UserWarning, match=r"net.0.weight .*penalised twice"):
+        fit(module, *callbacks, steps=1)
+
+
+def test_different_kinds_on_one_parameter_are_not_warned_of() -> None:
+    fit(
+        RegularizedNet([L1(0.1), L2Norm(0.1)]),
+        L2PenaltyCallback(0.1),
+        PenaltyCallback(ElasticNet(0.1)),
+        steps=1,
+    )
+
+
+def test_an_optimizer_that_lightning_never_steps_is_warned_of() -> None:
+    class Apart(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad()
+            super().training_step(batch, batch_idx).backward()
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match="was not applied: Lightning saw no optimizer step"):
+        fit(Apart(), L1PenaltyCallback(0.1), max_epochs=2, steps=-1)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+
+from lightning_reg import L1, L2, Linear, RegularizedModule
+from lightning_reg.callbacks import PenaltyCallback
+from tests.support import Net, RegularizedNet, batches, fit, tutorial_sgd, weights
+
+
+def test_task_loss_and_regularize_are_two_ways_to_one_thing() -> None:
+    class Own(RegularizedNet):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.regularize(self.task_loss(batch, batch_idx))
+
+    inherited, own, attached = RegularizedNet(L1(0.1)), Own([L1(0.1)]), Net()
+    fit(inherited)
+    fit(own)
+    fit(attached, PenaltyCallback(L1(0.1), apply="loss"))
+    assert torch.equal(weights(inherited), weights(own))
+    assert torch.equal(weights(inherited), weights(attached))
+
+
+def test_penalty_is_the_total_by_hand() -> None:
+    module = RegularizedNet([L1(0.1), L2(0.3, "net.0.weight")])
+    first, second = module.net[0].weight, module.net[2].weight
+    expected = 0.1 * (first.abs().sum() + second.abs().sum()) + 0.15 * (first**2).sum()
+    assert module.penalty().item() == pytest.approx(expected.item(), rel=1e-6)
+    module.penalty().backward()
+    torch.testing.assert_close(first.grad, 0.1 * first.detach().sign() + 0.3 * first.detach())
+    assert module.net[0].bias.grad is None
+
+
+def test_no_penalties_is_a_plain_module() -> None:
+    module, plain = RegularizedNet(()), Net()
+    fit(module)
+    fit(plain)
+    assert torch.equal(weights(module), weights(plain))
+    assert module.penalty().item() == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_task_loss_and_total_are_logged_apart_and_validation_is_not_penalised(tmp_path: Any) -> None:
+    class Validated(RegularizedNet):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            loss = self.task_loss(batch, batch_idx)
+            assert torch.equal(self.regularize(loss), loss)
+            self.log("val_loss", loss)
+
+    module = Validated([L1(Linear(0.1, 0.2, until=10)), L1(0.1, "*.bias")])
+    options = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    trainer = fit(module, steps=1, **options)
+    metrics = trainer.callback_metrics
+    assert set(metrics) == {
+        "loss/task",
+        "loss/regularized",
+        "penalty/l1",
+        "penalty/l1/strength",
+        "penalty/l1_2",
+    }
+    terms = metrics["penalty/l1"] + metrics["penalty/l1_2"]
+    torch.testing.assert_close(metrics["loss/task"] + terms, metrics["loss/regularized"])
+    trainer.validate(module, batches(), verbose=False)
+
+
+def test_a_step_that_is_not_logged_logs_nothing() -> None:
+    trainer = fit(RegularizedNet(L1(0.1)), steps=3, log_every_n_steps=50)
+    assert not trainer.callback_metrics
+
+
+def test_a_scheduled_strength_follows_the_step_and_the_length_of_the_run() -> None:
+    seen = []
+
+    def strength(step: int, total_steps: int | None) -> float:
+        seen.append((step, total_steps))
+        return 0.1
+
+    fit(RegularizedNet(L1(strength)), steps=3)
+    assert seen[-3:] == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_neither_task_loss_nor_training_step() -> None:
+    class Empty(RegularizedModule):
+        def __init__(self) -> None:
+            super().__init__(L1(0.1))
+            self.layer = nn.Linear(10, 1)
+
+        def configure_optimizers(self) -> Any:
+            return tutorial_sgd(self.parameters())
+
+    with pytest.raises(NotImplementedError, match=r"Empty has neither task_loss.* nor a training_step"):
+        fit(Empty())
+
+
+def test_parameters_exchanged_after_a_first_look_are_followed() -> None:
+    module = RegularizedNet(L1(1.0, "net.0.weight"))
+    before = module.penalty()
+    module.net[0] = nn.Linear(10, 5)
+    nn.init.ones_(module.net[0].weight)
+    assert module.penalty().item() == pytest.approx(50.0)
+    assert before.item() != pytest.approx(50.0)
+
+
+def test_copies_and_pickles_have_terms_of_their_own() -> None:
+    module = RegularizedNet(L1(1.0))
+    module.penalty()
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        nn.init.zeros_(other.net[0].weight)
+        nn.init.zeros_(other.net[2].weight)
+        assert other.penalty().item() == 0.0
+    assert module.penalty().item() > 0.0
+
+
+def test_state_dict_and_checkpoint_hold_nothing_of_ours(tmp_path: Any) -> None:
+    module = RegularizedNet(L1(0.1))
+    trainer = fit(module)
+    assert set(module.state_dict()) == set(Net().state_dict())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert not any("penalt" in key for key in saved)
+    Net().load_state_dict(saved["state_dict"])
+
+
+def test_outside_a_trainer_it_is_an_ordinary_module() -> None:
+    module = RegularizedNet(L1(0.1))
+    x, y = next(iter(batches()))
+    loss = module.training_step([x, y], 0)
+    torch.testing.assert_close(loss, module.task_loss([x, y], 0) + module.penalty())
