@@ -138,7 +138,7 @@ def test_value_is_convex(case: Case, data: st.DataObject) -> None:
 # --- the gradient ------------------------------------------------------------------------------------
 
 
-@every_case
+@pytest.mark.parametrize("case", [c for c in CASES if c.penalty.has_gradient], ids=str)
 @law
 @given(data=st.data())
 def test_gradient_is_autograds(case: Case, data: st.DataObject) -> None:
@@ -203,7 +203,7 @@ def test_prox_beats_random_and_grid_points(case: Case, data: st.DataObject) -> N
         assert float(worse - rise) >= float(best) * (1 - 1e-12) - 1e-12
 
 
-@prox_case
+@pytest.mark.parametrize("case", [c for c in CASES if c.has_prox and c.kinks_at_zero], ids=str)
 @law
 @given(data=st.data())
 def test_prox_is_stationary(case: Case, data: st.DataObject) -> None:
