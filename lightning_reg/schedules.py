@@ -213,7 +213,12 @@ class MultiStep(Schedule):
     def __post_init__(self) -> None:
         _check_number("MultiStep", "value", self.value)
         _check_number("MultiStep", "gamma", self.gamma)
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        try:
+            object.__setattr__(self, "milestones", tuple(self.milestones))
+        except TypeError:
+            raise ValueError(
+                f"MultiStep(milestones={self.milestones!r}) needs a list of positions, such as [0.5, 0.75]"
+            ) from None
         _check_increasing("MultiStep", "milestones", self.milestones)
 
     @override

@@ -173,9 +173,11 @@ def _matches_one(selected: Selected, form: str | type[nn.Module] | Predicate) ->
 
 
 def _is_weight(parameter: Tensor, module: nn.Module) -> bool:
+    if isinstance(module, _NORMS):
+        return False
     if is_lazy(parameter):  # no shape yet; torch's lazy layers call theirs "weight"
         return id(parameter) == id(getattr(module, "weight", None))
-    return parameter.dim() >= 2 and not isinstance(module, _NORMS)
+    return parameter.dim() >= 2
 
 
 def _nothing_matches(module: nn.Module, select: Select, parameters: list[Selected]) -> str:

@@ -158,7 +158,8 @@ def step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) -> StepSiz
     metric = _metric(type(optimizer))
     if metric is None:
         raise TypeError(f"the metric of {type(optimizer).__name__} is not known; it is for {metric_names()}")
-    return metric(group, optimizer.state[parameter])
+    # get: a defaultdict's [] would leave an empty entry in the optimizer's checkpoint
+    return metric(group, optimizer.state.get(parameter, {}))
 
 
 def euclidean_step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) -> StepSize:
