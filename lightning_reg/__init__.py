@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_reg.apply import Apply
 from lightning_reg.attach import Attachment, attach
-from lightning_reg.penalties import L1, L2, ElasticNet, L2Norm, Penalty
+from lightning_reg.penalties import L1, L2, ElasticNet, GroupLasso, L2Norm, LInf, Penalty, SparseGroupLasso
 from lightning_reg.schedules import (
     Constant,
     Cosine,
@@ -35,7 +35,9 @@ __all__ = [
     "Cosine",
     "ElasticNet",
     "Exponential",
+    "GroupLasso",
     "L2Norm",
+    "LInf",
     "Linear",
     "MultiStep",
     "Penalty",
@@ -43,6 +45,7 @@ __all__ = [
     "Polynomial",
     "RegularizedModule",
     "Schedule",
+    "SparseGroupLasso",
     "attach",
 ]
 

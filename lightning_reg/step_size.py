@@ -57,6 +57,13 @@ class StepSize:
     eps: float = 0.0
     mean: Tensor | None = None
 
+    @classmethod
+    def of(cls, step: float | Tensor) -> StepSize:
+        """Return a step given as one number, or as one number for each weight."""
+        if isinstance(step, Tensor) and step.dim():
+            return cls(1.0, step.reciprocal().square_())
+        return cls(float(step))
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that :meth:`on` takes pieces of."""

@@ -35,6 +35,11 @@ def check_apply(penalty: Penalty, apply: Apply, metric: Metric = "optimizer") ->
             f"{type(penalty).__name__} has no proximal operator, which apply='proximal' needs; "
             "use apply='gradient'"
         )
+    if apply != "proximal" and not penalty.has_gradient:
+        raise ValueError(
+            f"{type(penalty).__name__} has no gradient that apply={apply!r} could follow; "
+            "use apply='proximal'"
+        )
 
 
 def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metric = "optimizer") -> None:

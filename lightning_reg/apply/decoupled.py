@@ -20,4 +20,4 @@ def decay_(term: Term, optimizer: Optimizer, strength: float) -> None:
     if strength == 0.0 or found_inf(optimizer):
         return
     for group, parameters in term.stepped(optimizer):
-        term.penalty.add_gradient_(parameters, parameters, strength, alpha=-float(group["lr"]))
+        term.bound.add_gradient_(parameters, parameters, strength, alpha=-float(group["lr"]))

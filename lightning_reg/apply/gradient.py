@@ -27,9 +27,9 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float) -> None:
             gradient = parameter.grad
             assert gradient is not None
             if gradient.is_sparse:  # the sum is dense, as autograd's would be
-                parameter.grad = alpha * term.penalty.gradient(parameter, strength) + gradient
+                parameter.grad = alpha * term.bound.gradient(parameter, strength) + gradient
             else:
                 weights.append(parameter)
                 gradients.append(gradient)
     if weights:
-        term.penalty.add_gradient_(gradients, weights, strength, alpha)
+        term.bound.add_gradient_(gradients, weights, strength, alpha)

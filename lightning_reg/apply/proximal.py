@@ -17,6 +17,9 @@ def prox_(term: Term, optimizer: Optimizer, strength: float, metric: Metric = "o
     if strength == 0.0 or found_inf(optimizer):
         return
     size = step_size if metric == "optimizer" else euclidean_step_size
-    for group, parameters in term.stepped(optimizer):
-        steps = [size(optimizer, group, parameter) for parameter in parameters]
-        term.penalty.prox_(parameters, strength, steps)
+    weights, steps = [], []
+    for group, parameters in term.stepped(optimizer):  # in one call: a group of weights may span several
+        weights += parameters
+        steps += [size(optimizer, group, parameter) for parameter in parameters]
+    if weights:
+        term.bound.prox_(weights, strength, steps)

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import evaluate
 from lightning_reg.select import Selected, matches, named_parameters, select_parameters
 
@@ -40,6 +41,7 @@ class Term:
         self.module = module
         self.total_steps = total_steps
         self.selected: list[Selected] = []
+        self.bound: Bound = penalty
         # by identity; the values keep the tensors alive, so an id is never used again
         self._known: dict[int, nn.Parameter] = {}
         self._chosen: set[int] = set()
@@ -58,7 +60,7 @@ class Term:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             tensors = list(dict.fromkeys(p for group in groups for p in self._members(group)))
         trainable = [tensor for tensor in tensors if tensor.requires_grad]
-        return self.penalty.total(trainable, strength, like=next(self.module.parameters()))
+        return self.bound.total(trainable, strength, like=next(self.module.parameters()))
 
     def is_stale(self) -> bool:
         """Whether the module has gained, lost or exchanged parameters since it was looked at."""
@@ -93,6 +95,10 @@ class Term:
         # a lazy tensor takes its shape at the first forward, and is looked at again then
         self._known.update((id(s.parameter), s.parameter) for s in parameters if not is_lazy(s.parameter))
         self._chosen.update(id(s.parameter) for s in self.selected)
+        state = self.bound.state_dict()
+        self.bound = self.penalty.bind(self.selected)
+        if state:
+            self.bound.load_state_dict(state)
 
 
 def found_inf(optimizer: Optimizer) -> bool:

@@ -1,0 +1,46 @@
+"""What acts on the tensors of one module: a penalty, or a penalty together with what it knows of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from lightning_reg.step_size import StepSize
+
+__all__ = ["Bound"]
+
+
+class Bound(ABC):
+    """What the engine calls, on lists of tensors.
+
+    Most penalties are the same function of any tensor and are their own binding. One that needs more (how
+    the owning module lays out its groups, a starting weight, the vectors of a power iteration) makes a
+    binding of its own in :meth:`Penalty.bind <lightning_reg.Penalty.bind>`.
+    """
+
+    @abstractmethod
+    def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
+        """Return the penalty of ``weights``, a differentiable scalar; 0 on ``like``'s device if none."""
+
+    @abstractmethod
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the gradient of one tensor."""
+
+    @abstractmethod
+    def add_gradient_(
+        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
+    ) -> None:
+        """``targets += alpha · gradient(weights)``; a target may be the weight itself."""
+
+    @abstractmethod
+    def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
+        """``w ← prox(w)``, with a step for each tensor, or for each weight."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what must survive a checkpoint, tensors by parameter name; mostly nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - mostly nothing to do
+        """Take up what :meth:`state_dict` returned; names of tensors that are not here are left out."""
