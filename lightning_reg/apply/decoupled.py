@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term, found_inf
+from lightning_reg.sharded import local
 
 __all__ = ["decay_"]
 
@@ -20,4 +22,5 @@ def decay_(term: Term, optimizer: Optimizer, strength: float) -> None:
     if strength == 0.0 or found_inf(optimizer):
         return
     for group, parameters in term.stepped(optimizer):
-        term.bound.add_gradient_(parameters, parameters, strength, alpha=-float(group["lr"]))
+        weights: list[Tensor] = [local(p) for p in parameters] if term.bound.elementwise else [*parameters]
+        term.bound.add_gradient_(weights, weights, strength, alpha=-float(group["lr"]))

@@ -13,6 +13,7 @@ from lightning_reg.numerics import real_dtype
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import ScheduleLike, evaluate
 from lightning_reg.select import Select, Selected, check_select, select_parameters
+from lightning_reg.sharded import whole
 from lightning_reg.step_size import StepSize
 
 __all__ = ["Penalty"]
@@ -154,7 +155,7 @@ class Penalty(Bound):
         if not weights or strength == 0.0:
             return torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
         with torch.autocast(like.device.type, enabled=False):
-            total = self.value(weights[0], strength)
+            total = whole(self.value(weights[0], strength))
             for weight in weights[1:]:
-                total = total + self.value(weight, strength).to(total.device)
+                total = total + whole(self.value(weight, strength)).to(total.device)
         return total

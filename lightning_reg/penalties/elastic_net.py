@@ -51,6 +51,11 @@ class ElasticNet(Penalty):
         if not 0.0 <= self.l1_ratio <= 1.0:
             raise ValueError(f"ElasticNet(l1_ratio={self.l1_ratio}) is outside [0, 1]; 1 is L1 and 0 is L2")
 
+    @property
+    def elementwise(self) -> bool:
+        """True: each weight is penalised by itself."""
+        return True
+
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda(\rho\sum_i|w_i| + \tfrac{1-\rho}{2}\sum_i|w_i|^2)`."""
         absolute = norm(weight, 1) * (strength * self.l1_ratio)

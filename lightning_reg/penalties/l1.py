@@ -50,6 +50,11 @@ class L1(Penalty):
     _: KW_ONLY
     name: str | None = None
 
+    @property
+    def elementwise(self) -> bool:
+        """True: each weight is penalised by itself."""
+        return True
+
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda\sum_i|w_i|`."""
         return norm(weight, 1) * strength

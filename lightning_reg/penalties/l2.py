@@ -47,6 +47,11 @@ class L2(Penalty):
     _: KW_ONLY
     name: str | None = None
 
+    @property
+    def elementwise(self) -> bool:
+        """True: each weight is penalised by itself."""
+        return True
+
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\tfrac{\lambda}{2}\sum_i|w_i|^2`."""
         return sum_of_squares(weight) * (strength * 0.5)
