@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["is_sharded", "local", "whole"]
+__all__ = ["is_sharded", "local", "sum_over_shards"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -24,7 +24,15 @@ def local(tensor: Tensor) -> Tensor:
     return sharded.to_local() if is_sharded(tensor) else tensor
 
 
-def whole(value: Tensor) -> Tensor:
-    """Return a plain tensor with the whole of ``value``, the same on every process; differentiable."""
-    sharded: Any = value
-    return sharded.full_tensor() if is_sharded(value) else value
+def sum_over_shards(value: Tensor, like: Tensor) -> Tensor:
+    """Return the sum of every process's ``value`` of its part of ``like``, the same on all; differentiable.
+
+    Summing the parts by hand also holds where a part is empty: torch 2.13's backward of a ``DTensor`` sum
+    does not (``output with shape [1, 5] doesn't match the broadcast shape [0, 5]``).
+    """
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    sharded: Any = like
+    placements = [Replicate() if p.is_replicate() else Partial() for p in sharded.placements]
+    total: Tensor = DTensor.from_local(value, sharded.device_mesh, placements).full_tensor()
+    return total

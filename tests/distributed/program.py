@@ -97,6 +97,8 @@ def main(jobs: list[dict[str, Any]], out: str) -> None:
             results.append(train(job))
         except (ValueError, RuntimeError) as error:
             results.append({"error": f"{type(error).__name__}: {error}"})
+            print(f"{job}: {error}", file=sys.stderr)
+            break  # another rank may be elsewhere; leaving ends it too
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(results, out)
 

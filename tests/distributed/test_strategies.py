@@ -41,6 +41,7 @@ def launch(jobs: list[dict[str, Any]], strategy: str, devices: int, folder: Path
     precision = "32-true" if strategy == "fsdp2" else "64-true"  # Lightning refuses the other
     jobs = [{**job, "precision": precision, "strategy": strategy, "devices": devices} for job in jobs]
     processes = []
+    logs = [folder / f"{strategy}-{devices}-{rank}.log" for rank in range(devices)]
     for rank in range(devices):
         environment = {
             **os.environ,
@@ -62,19 +63,18 @@ def launch(jobs: list[dict[str, Any]], strategy: str, devices: int, folder: Path
             json.dumps(jobs),
             str(out),
         ]
-        processes.append(
-            subprocess.Popen(
-                command,
-                env=environment if devices > 1 else None,
-                cwd=Path(__file__).parents[2],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
+        with logs[rank].open("w") as log:  # a pipe that nobody empties would stop the other rank
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    env=environment if devices > 1 else None,
+                    cwd=Path(__file__).parents[2],
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                )
             )
-        )
-    for process in processes:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors[-3000:]
+    for process, path in zip(processes, logs, strict=True):
+        assert process.wait(timeout=240) == 0, path.read_text()[-3000:]
     results: list[dict[str, Any]] = torch.load(out)
     return results
 
