@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+from lightning_reg.sharded import is_sharded, local
 
 __all__ = [
     "StepSize",
@@ -82,6 +84,13 @@ class StepSize:
         # n/(a√x + ε) is (n/a)/(√x + ε/a), with one pass less
         eta.add_(self.eps / self.root_scale)
         return eta.reciprocal_().mul_(factor * self.numerator / self.root_scale)
+
+    def local(self) -> StepSize:
+        """Return the steps of the weights that this process holds of a sharded tensor."""
+        if self.second_moment is None or not is_sharded(self.second_moment):
+            return self
+        mean = None if self.mean is None else local(self.mean)
+        return replace(self, second_moment=local(self.second_moment), mean=mean)
 
     def dense(self) -> Tensor | float:
         """Return the step of every weight, shaped as the weight, or the one number."""

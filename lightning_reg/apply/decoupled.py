@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term, found_inf
+from lightning_reg.sharded import local
 
 __all__ = ["decay_"]
 
@@ -29,4 +30,5 @@ def decay_(term: Term, optimizer: Optimizer, strength: float) -> None:
             f"optimizer's groups have {sorted(by_rate)}; use apply='gradient' or apply='proximal'"
         )
     for rate, parameters in by_rate.items():
-        term.bound.add_gradient_(parameters, parameters, strength, alpha=-rate)
+        weights: list[Tensor] = [local(p) for p in parameters] if term.bound.elementwise else [*parameters]
+        term.bound.add_gradient_(weights, weights, strength, alpha=-rate)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
+from lightning_reg.sharded import local
 
 __all__ = ["add_gradient_"]
 
@@ -21,7 +23,8 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float) -> None:
         return
     scale = getattr(optimizer, "grad_scale", None)
     alpha = float(scale) if isinstance(scale, torch.Tensor) else 1.0
-    weights, gradients = [], []
+    weights: list[Tensor] = []
+    gradients: list[Tensor] = []
     for _, parameters in term.stepped(optimizer):
         for parameter in parameters:
             gradient = parameter.grad
@@ -31,5 +34,7 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float) -> None:
             else:
                 weights.append(parameter)
                 gradients.append(gradient)
+    if term.bound.elementwise:
+        weights, gradients = [local(w) for w in weights], [local(g) for g in gradients]
     if weights:
         term.bound.add_gradient_(gradients, weights, strength, alpha)

@@ -1,4 +1,4 @@
-"""What penalties of single weights without a kernel of their own share: pieces that stay in a cache."""
+"""What penalties of single weights share; without a kernel of their own, pieces that stay in a cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ __all__ = ["ElementwisePenalty"]
 
 
 class ElementwisePenalty(Penalty):
-    """A penalty that is a sum over real weights, in any diagonal metric."""
+    """A penalty that is a sum over weights, in any diagonal metric."""
+
+    @property
+    def elementwise(self) -> bool:
+        """True: each weight is penalised by itself."""
+        return True
 
     @torch.no_grad()
     def add_gradient_(

@@ -13,6 +13,7 @@ from lightning_reg.numerics import real_dtype
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import ScheduleLike, evaluate
 from lightning_reg.select import Select, Selected, check_select, select_parameters
+from lightning_reg.sharded import is_sharded, local, sum_over_shards
 from lightning_reg.step_size import StepSize
 from lightning_reg.target_sparsity import TargetSparsity
 
@@ -160,7 +161,13 @@ class Penalty(Bound):
         if not weights or strength == 0.0:
             return torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
         with torch.autocast(like.device.type, enabled=False):
-            total = self.value(weights[0], strength)
+            total = self._value(weights[0], strength)
             for weight in weights[1:]:
-                total = total + self.value(weight, strength).to(total.device)
+                total = total + self._value(weight, strength).to(total.device)
         return total
+
+    def _value(self, weight: Tensor, strength: float) -> Tensor:
+        """The value of one tensor, of all its shards where it is sharded."""
+        if self.elementwise and is_sharded(weight):
+            return sum_over_shards(self.value(local(weight), strength), weight)
+        return self.value(weight, strength)

@@ -24,6 +24,11 @@ class Bound(ABC):
     binding of its own in :meth:`Penalty.bind <lightning_reg.Penalty.bind>`.
     """
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether gradient and prox act on each weight by itself, so that a shard needs no other."""
+        return False
+
     @abstractmethod
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Return the penalty of ``weights``, a differentiable scalar; 0 on ``like``'s device if none."""

@@ -7,7 +7,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,7 +15,13 @@ import lightning_reg
 from lightning_reg import L1, L2, ElasticNet, L2Norm, Penalty
 from tests.penalties.cases import CASES, Case
 
-law = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+law = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is no failure
+)
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 smooth_case = pytest.mark.parametrize("case", [c for c in CASES if c.smooth], ids=str)
 convex_case = pytest.mark.parametrize("case", [c for c in CASES if c.convex], ids=str)
