@@ -212,3 +212,14 @@ def test_bad_arguments():
         MCP(0.1, gamma=0)
     with pytest.raises(ValueError, match="above 2"):
         SCAD(0.1, a=2.0)
+
+
+def test_the_jump_of_l_half_is_where_both_valleys_are_equally_deep():
+    for amount in (1.0, 0.3):
+        edge = 1.5 * amount ** (2 / 3)
+        below, above = (
+            LHalf(1.0)
+            .prox(torch.tensor([edge - 1e-9, edge + 1e-9], dtype=torch.float64), amount, 1.0)
+            .tolist()
+        )
+        assert below == 0.0 and above == pytest.approx(edge * 2 / 3, rel=1e-6)
