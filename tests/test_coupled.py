@@ -126,6 +126,7 @@ def digits():
     return torch.tensor(x / 16).float(), torch.tensor(y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initial", [1e-6, 1e-2])
 @pytest.mark.parametrize(("kind", "share"), [(L1, 0.9), (GroupLasso, 0.5)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
