@@ -17,6 +17,7 @@ from lightning_reg.groups import Groups, check_groups, layout_of
 from lightning_reg.layout import Layout
 from lightning_reg.numerics import sum_of_squares
 from lightning_reg.select import Select, Selected, check_select, matches, named_parameters, select_parameters
+from lightning_reg.sharded import is_sharded
 
 __all__ = ["Box", "MaxNorm", "NonNegative", "NormBudget", "UnitNorm"]
 
@@ -49,6 +50,11 @@ class _Constraint(BothCallback):
         self._module = pl_module
         select_parameters(pl_module, self.select)  # raises where nothing matches
         self._look()
+        if any(s is not None and is_sharded(s.parameter) for s in self._known.values()):
+            raise ValueError(
+                f"{type(self).__name__} looks at whole tensors, and this strategy shards them over processes; "
+                "use ddp"
+            )
         for optimizer in trainer.optimizers:
             self._hook(optimizer)
 

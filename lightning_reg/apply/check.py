@@ -75,7 +75,7 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     if not term.bound.elementwise and any(is_sharded(s.parameter) for s in term.selected):
         raise ValueError(
             f"{penalty} couples weights that are sharded over processes, which is not supported yet; use "
-            "L1, L2 or ElasticNet, or ddp"
+            "a penalty of single weights such as L1, L2 or ElasticNet, or ddp"
         )
     if apply != "proximal" or metric != "optimizer":
         return
