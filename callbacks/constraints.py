@@ -52,8 +52,7 @@ class _Constraint(BothCallback):
         self._look()
         if any(s is not None and is_sharded(s.parameter) for s in self._known.values()):
             raise ValueError(
-                f"{type(self).__name__} looks at whole tensors, and this strategy shards them over processes; "
-                "use ddp"
+                f"{type(self).__name__} looks at whole tensors, and this strategy shards them; use ddp"
             )
         for optimizer in trainer.optimizers:
             self._hook(optimizer)
