@@ -24,7 +24,14 @@ from lightning_reg.schedules import (
 )
 
 if TYPE_CHECKING:
-    from lightning_reg.modules import RegularizedModule
+    from lightning_reg.modules import (
+        LinearRegression,
+        LogisticRegression,
+        PoissonRegression,
+        RegularizedClassifier,
+        RegularizedModule,
+        RegularizedRegressor,
+    )
 
 __all__ = [
     "L1",
@@ -37,14 +44,30 @@ __all__ = [
     "Exponential",
     "L2Norm",
     "Linear",
+    "LinearRegression",
+    "LogisticRegression",
     "MultiStep",
     "Penalty",
     "Piecewise",
+    "PoissonRegression",
     "Polynomial",
+    "RegularizedClassifier",
     "RegularizedModule",
+    "RegularizedRegressor",
     "Schedule",
     "attach",
 ]
+
+_MODULES = frozenset(
+    {
+        "LinearRegression",
+        "LogisticRegression",
+        "PoissonRegression",
+        "RegularizedClassifier",
+        "RegularizedModule",
+        "RegularizedRegressor",
+    }
+)
 
 try:
     __version__ = _version("lightning-reg")
@@ -53,8 +76,8 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RegularizedModule":
-        from lightning_reg.modules import RegularizedModule
+    if name in _MODULES:
+        from lightning_reg import modules
 
-        return RegularizedModule
+        return getattr(modules, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
