@@ -3,6 +3,7 @@
 Hook wiring only; every formula lives in :mod:`lightning_reg.penalties`.
 """
 
+from lightning_reg.callbacks.forward_penalty import ForwardPenaltyCallback
 from lightning_reg.callbacks.penalty import (
     ElasticNetPenaltyCallback,
     L1PenaltyCallback,
@@ -12,6 +13,7 @@ from lightning_reg.callbacks.penalty import (
 
 __all__ = [
     "ElasticNetPenaltyCallback",
+    "ForwardPenaltyCallback",
     "L1PenaltyCallback",
     "L2PenaltyCallback",
     "PenaltyCallback",

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_reg.apply import Apply
 from lightning_reg.attach import Attachment, attach
-from lightning_reg.penalties import L1, L2, ElasticNet, L2Norm, Penalty
+from lightning_reg.penalties import (
+    L1,
+    L2,
+    ActivityPenalty,
+    ConfidencePenalty,
+    ElasticNet,
+    ForwardPenalty,
+    JacobianPenalty,
+    L2Norm,
+    Penalty,
+    RDrop,
+)
 from lightning_reg.schedules import (
     Constant,
     Cosine,
@@ -36,12 +47,16 @@ if TYPE_CHECKING:
 __all__ = [
     "L1",
     "L2",
+    "ActivityPenalty",
     "Apply",
     "Attachment",
+    "ConfidencePenalty",
     "Constant",
     "Cosine",
     "ElasticNet",
     "Exponential",
+    "ForwardPenalty",
+    "JacobianPenalty",
     "L2Norm",
     "Linear",
     "LinearRegression",
@@ -51,6 +66,7 @@ __all__ = [
     "Piecewise",
     "PoissonRegression",
     "Polynomial",
+    "RDrop",
     "RegularizedClassifier",
     "RegularizedModule",
     "RegularizedRegressor",

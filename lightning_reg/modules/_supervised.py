@@ -58,7 +58,7 @@ class SupervisedModule(RegularizedModule):
             raise ValueError(
                 f"apply={apply!r} is unknown; it is one of {', '.join(map(repr, get_args(ModuleApply)))}"
             )
-        for penalty in self.penalties:
+        for penalty in self.penalties:  # those on the forward pass have one way to act
             check_apply(penalty, apply)
         self.apply_penalties: ModuleApply = apply  # `apply` is a method of every nn.Module
         self.optimizer = optimizer
@@ -201,16 +201,25 @@ class SupervisedModule(RegularizedModule):
             self._decay(optimizer)
 
     def on_fit_end(self) -> None:
-        """Leave no hook on the optimizers."""
+        """Leave no hook on optimizers and modules."""
+        super().on_fit_end()
         self._unhook()
 
     def regularize(self, loss: Tensor) -> Tensor:
         """Return ``loss`` with the terms added where ``apply="loss"``; log them apart in any case."""
         if self.apply_penalties == "loss":
             return super().regularize(loss)
+        task, values = loss.detach(), self._forward_values()
+        for _, _, value in values:
+            loss = loss + value
         if self._trainer is not None and self._trainer.training and logs_this_step(self._trainer):
             with torch.no_grad():
-                super().regularize(loss.detach())
+                values = values + self._values()
+            self.log("loss/task", task)
+            for name, strength, value in values:
+                self.log(f"penalty/{name}", value.detach())
+                if strength is not None:
+                    self.log(f"penalty/{name}/strength", strength)
         return loss
 
     def _prox(self, optimizer: Optimizer, *_: object) -> None:
