@@ -10,6 +10,7 @@ from lightning_reg.callbacks.penalty import (
     L2PenaltyCallback,
     PenaltyCallback,
 )
+from lightning_reg.callbacks.regularization_monitor import RegularizationMonitor
 
 __all__ = [
     "ElasticNetPenaltyCallback",
@@ -17,4 +18,5 @@ __all__ = [
     "L1PenaltyCallback",
     "L2PenaltyCallback",
     "PenaltyCallback",
+    "RegularizationMonitor",
 ]
