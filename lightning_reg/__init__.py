@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         RegularizedClassifier,
         RegularizedModule,
         RegularizedRegressor,
+        SparseMLP,
     )
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "RegularizedModule",
     "RegularizedRegressor",
     "Schedule",
+    "SparseMLP",
     "attach",
 ]
 
@@ -82,6 +84,7 @@ _MODULES = frozenset(
         "RegularizedClassifier",
         "RegularizedModule",
         "RegularizedRegressor",
+        "SparseMLP",
     }
 )
 

@@ -6,6 +6,7 @@ from lightning_reg.modules.logistic_regression import LogisticRegression
 from lightning_reg.modules.poisson_regression import PoissonRegression
 from lightning_reg.modules.regressor import RegularizedRegressor
 from lightning_reg.modules.regularized_module import RegularizedModule
+from lightning_reg.modules.sparse_mlp import SparseMLP
 
 __all__ = [
     "LinearRegression",
@@ -14,4 +15,5 @@ __all__ = [
     "RegularizedClassifier",
     "RegularizedModule",
     "RegularizedRegressor",
+    "SparseMLP",
 ]

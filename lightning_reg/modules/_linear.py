@@ -54,6 +54,8 @@ class LinearModule(SupervisedModule):
             for name, value in hyperparameters.items()
             if value is None or isinstance(value, (bool, int, float, str))
         }
+        # a LightningCLI that is given the checkpoint looks for the class here
+        plain["_class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         self.save_hyperparameters(plain, logger=False)
         self.in_features = in_features
         self.has_bias = bias

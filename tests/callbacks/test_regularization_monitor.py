@@ -157,7 +157,7 @@ def test_its_cost_on_a_step_that_does_not_log() -> None:
             monitor.on_before_optimizer_step(trainer, module, optimizer)
         return (time.perf_counter() - start) / 1000
 
-    trainer.should_stop = False
+    trainer.should_stop, trainer.training = False, True
     trainer.fit_loop.epoch_loop._batches_that_stepped = 2
     assert not trainer._logger_connector.should_update_logs
     assert min(once() for _ in range(20)) < 20e-6
