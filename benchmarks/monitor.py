@@ -1,7 +1,7 @@
 """What RegularizationMonitor costs: ``python benchmarks/monitor.py``.
 
-Prints, for a network of 0.9 million weights under one penalty, the time of its hook on a step that does not log
-and on one that does, beside the forward, backward and step of that network on a batch of 64.
+Prints, for a network of 0.9 million weights under one penalty, the time of its hook on a step that does not
+log and on one that does, beside the forward, backward and step of that network on a batch of 64.
 """
 
 from __future__ import annotations

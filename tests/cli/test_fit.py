@@ -64,3 +64,14 @@ def test_names_alone_on_the_command_line(tmp_path: Path) -> None:
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
     data = ["--data=SklearnDataModule", "--data.name=diabetes"]
     main(["fit", *trainer, *quiet, *data, "--model=LinearRegression", "--model.in_features=10"])
+
+
+def test_the_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).parents[2] / "examples" / "sparse_mlp.yaml"
+    options = [
+        "--trainer.max_epochs=3",
+        f"--trainer.default_root_dir={tmp_path}",
+        "--trainer.accelerator=cpu",
+    ]
+    main(["fit", "--config", str(example), *options, "--trainer.enable_progress_bar=false"])
+    assert "first.weight" in capsys.readouterr().out
