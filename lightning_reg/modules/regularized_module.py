@@ -77,7 +77,7 @@ class RegularizedModule(LightningModule):
         self._unwatch()
         for penalty in self.forward_penalties:
             check_schedule(penalty.schedule, self._run_length(penalty))
-            self._recorders.append(Recorder(penalty, self))
+            self._recorders.append(Recorder(penalty, self, self._is_fitting))
 
     def on_fit_end(self) -> None:
         """Stop watching the forward pass."""
@@ -151,6 +151,10 @@ class RegularizedModule(LightningModule):
 
     def _run_length(self, penalty: ForwardPenalty) -> int | None:
         return run_length(self.trainer) if callable(penalty.schedule) else None
+
+    def _is_fitting(self) -> bool:
+        # false after an exception, when no hook of ours is called any more
+        return self._trainer is not None and self._trainer.training
 
     def _unwatch(self) -> None:
         for recorder in self._recorders:

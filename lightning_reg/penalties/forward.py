@@ -96,13 +96,17 @@ class Recorder:
     Args:
         penalty: what is penalised.
         module: the module in which ``penalty.modules`` is resolved.
+        active: asked at each call whether it counts; every call in training mode where None.
 
     Raises:
         ValueError: no module matches, or the strength is out of range.
     """
 
-    def __init__(self, penalty: ForwardPenalty, module: nn.Module) -> None:
+    def __init__(
+        self, penalty: ForwardPenalty, module: nn.Module, active: Callable[[], bool] | None = None
+    ) -> None:
         self.penalty = penalty
+        self._active = active
         self._calls: list[Call] = []
         self._replaying = False
         self._handles: list[RemovableHandle] = []
@@ -147,14 +151,16 @@ class Recorder:
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
         copied = object.__new__(Recorder)  # a copy of the module is not watched
         copied.penalty, copied._calls, copied._handles = self.penalty, [], []
-        copied._replaying = True
+        copied._replaying, copied._active = True, None
         return copied
 
     def __reduce__(self) -> Any:
         raise TypeError("a module under a forward penalty cannot be pickled while it is being fitted")
 
     def _watches(self, module: nn.Module) -> bool:
-        return module.training and torch.is_grad_enabled() and not self._replaying
+        if not module.training or not torch.is_grad_enabled() or self._replaying:
+            return False
+        return self._active is None or self._active()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._watches(module):

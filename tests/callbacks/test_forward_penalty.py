@@ -211,6 +211,23 @@ def test_only_training_steps_are_seen_and_nothing_is_left() -> None:
     assert not carrying.net[1]._forward_hooks
 
 
+def test_a_module_is_not_watched_after_an_exception() -> None:
+    class Failing(RegularizedNet):
+        def task_loss(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            if batch_idx == 2:
+                raise RuntimeError("stop")
+            return super().task_loss(batch, batch_idx)
+
+    module = Failing([ActivityPenalty(L1(0.1))])
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(module)
+    (recorder,) = module._recorders
+    recorder.clear()
+    module.train()
+    module.net(torch.ones(2, 10))
+    assert not recorder._calls
+
+
 def test_terms_and_scheduled_strengths_are_logged() -> None:
     penalty = ActivityPenalty(L1(Linear(0.1, 0.2, until=10)))
     for module, callbacks in ((Net(), [ForwardPenaltyCallback(penalty)]), (RegularizedNet(penalty), [])):
