@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -54,7 +55,9 @@ def digits() -> None:
     save(plot.weight_histograms(before, plot.weights_of(module)), "histograms")
     console = Console(record=True, width=110, force_terminal=True)
     console.print(monitor.as_table(trainer, module))
-    console.save_svg(str(HERE / "table.svg"), title="RegularizationMonitor")
+    svg = console.export_svg(title="RegularizationMonitor")
+    # no fonts from the network: the viewer's own monospace serves
+    (HERE / "table.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S))
 
 
 def path() -> None:
