@@ -64,7 +64,10 @@ def largest_strength(x: np.ndarray, residual: np.ndarray, weight: np.ndarray | N
     return float(np.abs(x.T @ (residual * weight[:, None])).max() / weight.sum())
 
 
-CELLS = pytest.mark.parametrize(("bias", "with_weights"), [(True, False), (False, False), (True, True)])
+CELLS = pytest.mark.parametrize(
+    ("bias", "with_weights"),
+    [(True, False), (False, False), (True, True), pytest.param(False, True, marks=pytest.mark.slow)],
+)
 
 
 @CELLS
