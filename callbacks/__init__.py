@@ -7,12 +7,14 @@ from lightning_reg.callbacks.adaptive_dropout import AdaptiveDropout
 from lightning_reg.callbacks.constraints import Box, MaxNorm, NonNegative, NormBudget, UnitNorm
 from lightning_reg.callbacks.dropout_injector import DropoutInjector
 from lightning_reg.callbacks.dropout_scheduler import DropoutScheduler
+from lightning_reg.callbacks.forward_penalty import ForwardPenaltyCallback
 from lightning_reg.callbacks.penalty import (
     ElasticNetPenaltyCallback,
     L1PenaltyCallback,
     L2PenaltyCallback,
     PenaltyCallback,
 )
+from lightning_reg.callbacks.regularization_monitor import RegularizationMonitor
 from lightning_reg.callbacks.structured import GroupLassoPenaltyCallback, SparseGroupLassoPenaltyCallback
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "DropoutInjector",
     "DropoutScheduler",
     "ElasticNetPenaltyCallback",
+    "ForwardPenaltyCallback",
     "GroupLassoPenaltyCallback",
     "L1PenaltyCallback",
     "L2PenaltyCallback",
@@ -28,6 +31,7 @@ __all__ = [
     "NonNegative",
     "NormBudget",
     "PenaltyCallback",
+    "RegularizationMonitor",
     "SparseGroupLassoPenaltyCallback",
     "UnitNorm",
 ]

@@ -31,16 +31,21 @@ from lightning_reg.penalties import (
     L2SP,
     MCP,
     SCAD,
+    ActivityPenalty,
+    ConfidencePenalty,
     ElasticNet,
+    ForwardPenalty,
     GroupLasso,
     Hoyer,
     HoyerSquare,
+    JacobianPenalty,
     L2Norm,
     LHalf,
     LInf,
     NuclearNorm,
     Orthogonality,
     Penalty,
+    RDrop,
     SparseGroupLasso,
     SpectralNorm,
 )
@@ -57,7 +62,15 @@ from lightning_reg.schedules import (
 from lightning_reg.target_sparsity import TargetSparsity
 
 if TYPE_CHECKING:
-    from lightning_reg.modules import RegularizedModule
+    from lightning_reg.modules import (
+        LinearRegression,
+        LogisticRegression,
+        PoissonRegression,
+        RegularizedClassifier,
+        RegularizedModule,
+        RegularizedRegressor,
+        SparseMLP,
+    )
 
 __all__ = [
     "L0",
@@ -66,10 +79,12 @@ __all__ = [
     "L2SP",
     "MCP",
     "SCAD",
+    "ActivityPenalty",
     "AnnealedDropout",
     "Apply",
     "Attachment",
     "ByDepth",
+    "ConfidencePenalty",
     "Constant",
     "Cosine",
     "Coupled",
@@ -79,23 +94,32 @@ __all__ = [
     "EarlyDropout",
     "ElasticNet",
     "Exponential",
+    "ForwardPenalty",
     "GroupLasso",
     "Hoyer",
     "HoyerSquare",
+    "JacobianPenalty",
     "L2Norm",
     "LHalf",
     "LInf",
     "LateDropout",
     "Linear",
+    "LinearRegression",
+    "LogisticRegression",
     "MultiStep",
     "NuclearNorm",
     "Orthogonality",
     "Penalty",
     "Piecewise",
+    "PoissonRegression",
     "Polynomial",
+    "RDrop",
+    "RegularizedClassifier",
     "RegularizedModule",
+    "RegularizedRegressor",
     "Schedule",
     "SparseGroupLasso",
+    "SparseMLP",
     "SpectralNorm",
     "TargetSparsity",
     "attach",
@@ -104,6 +128,18 @@ __all__ = [
     "register_site",
 ]
 
+_MODULES = frozenset(
+    {
+        "LinearRegression",
+        "LogisticRegression",
+        "PoissonRegression",
+        "RegularizedClassifier",
+        "RegularizedModule",
+        "RegularizedRegressor",
+        "SparseMLP",
+    }
+)
+
 try:
     __version__ = _version("lightning-reg")
 except PackageNotFoundError:  # a checkout that was never installed
@@ -111,8 +147,8 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RegularizedModule":
-        from lightning_reg.modules import RegularizedModule
+    if name in _MODULES:
+        from lightning_reg import modules
 
-        return RegularizedModule
+        return getattr(modules, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

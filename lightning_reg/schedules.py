@@ -14,9 +14,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from typing_extensions import override
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "Constant",
@@ -54,6 +57,12 @@ class Schedule(ABC):
         Raises:
             ValueError: a position is a fraction of the run, and ``total_steps`` is None.
         """
+
+    def plot(self, total_steps: int = 1000) -> Figure:
+        """Draw the schedule over a run, as :func:`lightning_reg.plot.schedule`; needs matplotlib."""
+        from lightning_reg import plot
+
+        return plot.schedule(self, total_steps, label="value")
 
     @property
     @abstractmethod

@@ -9,8 +9,20 @@ from pathlib import Path
 
 __all__ = ["main"]
 
-#: What a command may miss: the module that is imported, and the package that brings it.
-_EXTRAS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
+#: Commands of LightningCLI, which reads their arguments itself.
+_TRAINER = {
+    "fit": "train a module on data, from a YAML config or flags (a LightningCLI)",
+    "validate": "evaluate a module on its validation data",
+    "test": "evaluate a module on its test data",
+    "predict": "predict with a module",
+}
+#: What a command may miss: the module that is imported, the package that brings it, and our extra.
+_EXTRAS = {
+    "sklearn": ("scikit-learn", "demo"),
+    "matplotlib": ("matplotlib", "demo"),
+    "rich": ("rich", "demo"),
+    "jsonargparse": ("jsonargparse", "cli"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,16 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; those of this process where None.
     """
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    command = argv[0] if argv else ""
     try:
-        return _demo(arguments)
+        if command in _TRAINER:
+            from lightning_reg.cli.fit import main as fit
+
+            fit(argv)
+            return 0
+        return _demo(_parser().parse_args(argv))
     except ModuleNotFoundError as error:
-        package = _EXTRAS.get((error.name or "").partition(".")[0])
+        package, extra = _EXTRAS.get((error.name or "").partition(".")[0], (None, None))
         if package is None:
             raise
         print(
-            f"lightning-reg {arguments.command} needs {package}; "
-            f"install it with: pip install 'lightning-reg[{arguments.command}]'",
+            f"lightning-reg {command} needs {package}; install it with: pip install 'lightning-reg[{extra}]'",
             file=sys.stderr,
         )
         return 1
@@ -62,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--seed", type=int, default=0, help="seed of the split and of every run (default: %(default)s)"
     )
+    for name, description in _TRAINER.items():
+        commands.add_parser(name, help=description)
     return parser
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_reg.apply import Term, check_apply
 from lightning_reg.host import logs_this_step, run_length
-from lightning_reg.penalties import Penalty
+from lightning_reg.penalties import ForwardPenalty, Penalty
+from lightning_reg.penalties.forward import Recorder
 from lightning_reg.schedules import check_schedule
 
 __all__ = ["RegularizedModule"]
@@ -28,7 +29,8 @@ class RegularizedModule(LightningModule):
     ``loss/regularized``, and each term as ``penalty/<name>``, on the steps that the Trainer logs.
 
     Args:
-        penalties: one penalty, or several; their terms add up.
+        penalties: one penalty, or several, on weights or on the forward pass; their terms add up. Those on
+            the forward pass act while a Trainer fits.
 
     Raises:
         TypeError: one of ``penalties`` is not a penalty.
@@ -50,24 +52,44 @@ class RegularizedModule(LightningModule):
 
     penalties: tuple[Penalty, ...]
 
-    def __init__(self, penalties: Penalty | Sequence[Penalty] = ()) -> None:
+    def __init__(self, penalties: Penalty | ForwardPenalty | Sequence[Penalty | ForwardPenalty] = ()) -> None:
         super().__init__()
-        penalties = (penalties,) if isinstance(penalties, Penalty) else tuple(penalties)
-        for penalty in penalties:
-            if not isinstance(penalty, Penalty):
+        given = (penalties,) if isinstance(penalties, (Penalty, ForwardPenalty)) else tuple(penalties)
+        for penalty in given:
+            if not isinstance(penalty, (Penalty, ForwardPenalty)):
                 raise TypeError(f"penalties={penalty!r} is not a penalty; give some such as [L1(1e-4)]")
-            check_apply(penalty, "loss")
-        self.penalties = penalties
+            if isinstance(penalty, Penalty):
+                check_apply(penalty, "loss")
+        self.penalties = tuple(penalty for penalty in given if isinstance(penalty, Penalty))
+        self.forward_penalties = tuple(penalty for penalty in given if isinstance(penalty, ForwardPenalty))
+        self._recorders: list[Recorder] = []
         self._bound: tuple[Any, list[Term]] | None = None
         self._restored: list[dict[str, Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_bound": None}  # a copy has parameters of its own
+        return {
+            **super().__getstate__(),
+            "_bound": None,
+            "_recorders": [],
+        }  # a copy has parameters of its own
 
     def on_fit_start(self) -> None:
         """Say before training starts what is wrong with a selection or a schedule."""
         self._bound = None
         self._terms()
+        self._unwatch()
+        for penalty in self.forward_penalties:
+            check_schedule(penalty.schedule, self._run_length(penalty))
+            self._recorders.append(Recorder(penalty, self, self._is_fitting))
+
+    def on_fit_end(self) -> None:
+        """Stop watching the forward pass."""
+        self._unwatch()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Forget calls made outside a training step."""
+        for recorder in self._recorders:
+            recorder.clear()
 
     def task_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch without any penalty; write this, or your own ``training_step``."""
@@ -95,7 +117,7 @@ class RegularizedModule(LightningModule):
         trainer = self._trainer
         if trainer is not None and not trainer.training:
             return loss
-        values = self._values()
+        values = self._values() + self._forward_values()
         total = loss
         for _, _, value in values:
             total = total + value
@@ -142,6 +164,27 @@ class RegularizedModule(LightningModule):
             scheduled = strength if callable(term.penalty.strength) else None
             values.append((label, scheduled, term.value(strength)))
         return values
+
+    def _forward_values(self) -> list[tuple[str, float | None, Tensor]]:
+        values: list[tuple[str, float | None, Tensor]] = []
+        for recorder in self._recorders:
+            penalty, step = recorder.penalty, self.global_step
+            total_steps = self._run_length(penalty)
+            scheduled = penalty.schedule(step, total_steps) if callable(penalty.schedule) else None
+            values.append((penalty.log_name, scheduled, recorder.value(step, total_steps)))
+        return values
+
+    def _run_length(self, penalty: ForwardPenalty) -> int | None:
+        return run_length(self.trainer) if callable(penalty.schedule) else None
+
+    def _is_fitting(self) -> bool:
+        # false after an exception, when no hook of ours is called any more
+        return self._trainer is not None and self._trainer.training
+
+    def _unwatch(self) -> None:
+        for recorder in self._recorders:
+            recorder.remove()
+        self._recorders = []
 
     def _terms(self) -> list[Term]:
         """The penalties bound to this module; bound anew where its parameters or its Trainer changed."""

@@ -1,10 +1,14 @@
 """Which function: the penalties, each with its value, gradient and proximal operator."""
 
+from lightning_reg.penalties.activity import ActivityPenalty
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.confidence import ConfidencePenalty
 from lightning_reg.penalties.elastic_net import ElasticNet
+from lightning_reg.penalties.forward import ForwardPenalty
 from lightning_reg.penalties.group_lasso import GroupLasso
 from lightning_reg.penalties.hoyer import Hoyer, HoyerSquare
+from lightning_reg.penalties.jacobian import JacobianPenalty
 from lightning_reg.penalties.l0 import L0
 from lightning_reg.penalties.l1 import L1
 from lightning_reg.penalties.l2 import L2
@@ -15,6 +19,7 @@ from lightning_reg.penalties.l_inf import LInf
 from lightning_reg.penalties.mcp import MCP
 from lightning_reg.penalties.nuclear_norm import NuclearNorm
 from lightning_reg.penalties.orthogonality import Orthogonality
+from lightning_reg.penalties.r_drop import RDrop
 from lightning_reg.penalties.scad import SCAD
 from lightning_reg.penalties.sparse_group_lasso import SparseGroupLasso
 from lightning_reg.penalties.spectral_norm import SpectralNorm
@@ -26,17 +31,22 @@ __all__ = [
     "L2SP",
     "MCP",
     "SCAD",
+    "ActivityPenalty",
     "Bound",
+    "ConfidencePenalty",
     "ElasticNet",
+    "ForwardPenalty",
     "GroupLasso",
     "Hoyer",
     "HoyerSquare",
+    "JacobianPenalty",
     "L2Norm",
     "LHalf",
     "LInf",
     "NuclearNorm",
     "Orthogonality",
     "Penalty",
+    "RDrop",
     "SparseGroupLasso",
     "SpectralNorm",
 ]

@@ -1,0 +1,124 @@
+"""See what regularization does to a model while it trains."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
+
+from lightning_reg.apply import Term
+from lightning_reg.callbacks._base import BothCallback
+from lightning_reg.host import logs_this_step, run_length, scaler_of
+from lightning_reg.penalties import Penalty
+from lightning_reg.report import Acting, LayerState, dropout_rates, gradient_ratios, layer_states
+from lightning_reg.select import Select
+from lightning_reg.table import regularization_table, require_rich
+
+__all__ = ["RegularizationMonitor"]
+
+
+@final
+class RegularizationMonitor(BothCallback):
+    """Log what regularization does, layer by layer, and print one table when the run ends.
+
+    On the steps that the Trainer logs it sends to every logger ``sparsity/<layer>``, ``norm/<layer>``,
+    ``sparsity``, ``dropout/<layer>`` and, for each penalty at work, ``gradient_ratio/<penalty>``: the norm of
+    the penalty's gradient over that of the loss's, on the weights that it penalises. A ratio far above 1 says
+    that the penalty rules; far below, that it hardly matters. On other steps it does nothing.
+
+    Args:
+        select: which parameters are watched.
+        table: print the table at the end.
+
+    Attributes:
+        history: what was logged, one dict a step with its ``"step"``; :func:`lightning_reg.plot.sparsity`
+            draws it.
+
+    >>> RegularizationMonitor(select="encoder.*").history
+    []
+    """
+
+    def __init__(self, select: Select = "weights", table: bool = True) -> None:
+        super().__init__()
+        self.select = select
+        self.table = table
+        self.history: list[dict[str, float]] = []
+        self.before: list[LayerState] = []
+        self._ratios: dict[str, float] = {}
+        self._logged_at = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the state that the run begins with."""
+        if self.table:
+            require_rich()
+        self.history, self._ratios, self._logged_at = [], {}, -1
+        self.before = layer_states(pl_module, self.select)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Log, on the steps that the Trainer logs."""
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if not logs_this_step(trainer) or not trainer.is_global_zero:
+            return
+        scaled = scaler_of(trainer) is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        if not scaled:  # a fused optimizer unscales in its step
+            acting = self._acting(trainer, pl_module)
+            self._ratios |= gradient_ratios(optimizer, acting, trainer.global_step)
+        if self._logged_at == step:  # another optimizer of the same batch
+            return
+        self._logged_at = step
+        metrics: dict[str, float] = {}
+        states = layer_states(pl_module, self.select)
+        for state in states:
+            metrics[f"sparsity/{state.name}"] = state.sparsity
+            metrics[f"norm/{state.name}"] = state.norm
+        entries = sum(state.entries for state in states)
+        metrics["sparsity"] = sum(state.entries * state.sparsity for state in states) / max(entries, 1)
+        metrics |= {f"dropout/{name}": rate for name, rate in dropout_rates(pl_module).items()}
+        metrics |= {f"gradient_ratio/{name}": ratio for name, ratio in self._ratios.items()}
+        self.history.append({"step": float(step), **metrics})
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table."""
+        if not self.table or not trainer.is_global_zero:
+            return
+        from rich.console import Console
+
+        Console().print(self.as_table(trainer, pl_module))
+
+    def as_table(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        """Return the ``rich`` table of what was regularized, how strongly, and what came of it."""
+        return regularization_table(
+            self.before,
+            layer_states(pl_module, self.select),
+            self._acting(trainer, pl_module),
+            self._ratios,
+            dropout_rates(pl_module),
+            trainer.global_step,
+        )
+
+    def _acting(self, trainer: Trainer, module: LightningModule) -> list[Acting]:
+        """The penalties of callbacks and of the module, and which the gradients hold at this hook."""
+        found: list[tuple[Penalty, str, bool]] = []
+        before_me = True
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            before_me = before_me and callback is not self
+            penalty, apply = getattr(callback, "penalty", None), getattr(callback, "apply", None)
+            if isinstance(penalty, Penalty) and isinstance(apply, str):
+                found.append((penalty, apply, apply == "loss" or (apply == "gradient" and before_me)))
+        for penalty in getattr(module, "penalties", ()):
+            apply = str(getattr(module, "apply_penalties", "loss"))
+            if isinstance(penalty, Penalty):
+                found.append((penalty, apply, apply == "loss"))
+        return [
+            Acting(
+                Term(penalty, module, run_length(trainer) if callable(penalty.strength) else None),
+                apply,
+                in_gradients,
+            )
+            for penalty, apply, in_gradients in found
+        ]

@@ -1,0 +1,250 @@
+"""What regularization did to weights, as pure functions of a module or of tensors.
+
+Each takes a module, whose parameters ``select`` names (see :mod:`lightning_reg.select`), or a tensor, or a
+sequence of tensors, which are taken whole. Sharded tensors are made whole first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.select import Select, select_parameters
+
+__all__ = [
+    "GroupRule",
+    "Target",
+    "count_groups",
+    "count_zeros",
+    "effective_rank",
+    "generalization_gap",
+    "group_sparsity",
+    "named_tensors",
+    "parameter_norm",
+    "power_sum",
+    "sparsity",
+]
+
+#: What is measured: the selected parameters of a module, or tensors.
+Target: TypeAlias = "nn.Module | Tensor | Sequence[Tensor]"
+
+#: Which entries stand or fall together. A callable gives an integer label for each entry of the parameter.
+GroupRule: TypeAlias = "Literal['rows', 'columns'] | Callable[[str, nn.Parameter, nn.Module], Tensor]"
+
+
+def sparsity(target: Target, select: Select = "weights", tolerance: float = 0.0) -> Tensor:
+    r"""Return the fraction of entries with :math:`|w| \le` ``tolerance``: by default, of exact zeros.
+
+    Args:
+        target: a module, a tensor or a sequence of tensors.
+        select: of a module, which parameters.
+        tolerance: the largest modulus that still counts as zero.
+
+    Raises:
+        ValueError: nothing is selected, there are no entries, or a negative tolerance.
+
+    >>> sparsity(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    tensor(0.7500)
+    """
+    zeros, entries = count_zeros(target, select, tolerance)
+    return (zeros / _not_empty(entries)).float()
+
+
+def group_sparsity(
+    target: Target, groups: GroupRule = "rows", select: Select = "weights", tolerance: float = 0.0
+) -> Tensor:
+    r"""Return the fraction of groups whose every entry has :math:`|w| \le` ``tolerance``.
+
+    Args:
+        target: a module, a tensor or a sequence of tensors.
+        groups: ``"rows"``, a unit's incoming weights: slices along the first dimension; ``"columns"``, what
+            one input feeds: slices along the second; or, for a module, a callable
+            ``(name, parameter, module) -> labels`` with an integer for each entry.
+        select: of a module, which parameters.
+        tolerance: the largest modulus that still counts as zero.
+
+    Raises:
+        ValueError: nothing is selected, there are no groups, a negative tolerance, or labels that do not
+            fit the parameter.
+
+    >>> group_sparsity(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), "rows")
+    tensor(0.5000)
+    """
+    dead, count = count_groups(target, groups, select, tolerance)
+    return (dead / _not_empty(count)).float()
+
+
+def parameter_norm(target: Target, select: Select = "weights", order: float = 2.0) -> Tensor:
+    r"""Return :math:`\bigl(\sum_i|w_i|^p\bigr)^{1/p}` over all entries together, in float32 or wider.
+
+    Args:
+        target: a module, a tensor or a sequence of tensors.
+        select: of a module, which parameters.
+        order: :math:`p \ge 1`; ``inf`` for the largest modulus.
+
+    Raises:
+        ValueError: nothing is selected, or an order below 1.
+
+    >>> parameter_norm([torch.tensor([3.0]), torch.tensor([4.0])])
+    tensor(5.)
+    """
+    power = power_sum(target, select, order)
+    return power if order == float("inf") else power ** (1.0 / order)
+
+
+def effective_rank(matrix: Tensor) -> Tensor:
+    r"""Return :math:`\exp H(p)`, the entropy of singular values, :math:`p_i = \sigma_i/\sum_j\sigma_j`.
+
+    Between 1 and the rank: 1 when one direction holds everything, the rank when all directions hold the same;
+    0 for a zero matrix. More than two dimensions are read as a layer's weight, ``(out, in, ...)``.
+
+    Args:
+        matrix: ``(out, in, ...)``.
+
+    Raises:
+        ValueError: fewer than two dimensions, or no entries.
+
+    >>> effective_rank(torch.eye(3)).round(decimals=3)
+    tensor(3.)
+
+    References:
+        Roy and Vetterli, *The Effective Rank: A Measure of Effective Dimensionality*, EUSIPCO 2007.
+    """
+    if matrix.dim() < 2 or matrix.numel() == 0:
+        raise ValueError(
+            f"effective_rank needs a matrix with entries, and the tensor is of shape {tuple(matrix.shape)}"
+        )
+    values = torch.linalg.svdvals(_wide(_whole(matrix).flatten(1)))
+    total = values.sum()
+    shares = values / torch.where(total > 0, total, 1.0)
+    rank = torch.exp(torch.special.entr(shares).sum())
+    return torch.where(total > 0, rank, torch.zeros_like(rank))
+
+
+def generalization_gap(
+    train: Tensor | float, validation: Tensor | float, higher_is_better: bool = False
+) -> Tensor:
+    """Return by how much validation is worse than training: positive where the model overfits.
+
+    Args:
+        train: a loss or a score on training data.
+        validation: the same on validation data.
+        higher_is_better: whether it is a score, such as accuracy, and not a loss.
+
+    >>> generalization_gap(train=0.1, validation=0.4)
+    tensor(0.3000)
+    """
+    gap = torch.as_tensor(validation) - torch.as_tensor(train)
+    return -gap if higher_is_better else gap
+
+
+def named_tensors(target: Target, select: Select = "weights") -> list[tuple[str, Tensor]]:
+    """List what a target stands for, whole and without graph, under the names of its parameters.
+
+    Raises:
+        TypeError: neither a module nor tensors.
+        ValueError: the selection matches nothing.
+    """
+    if isinstance(target, nn.Module):
+        return [(s.name, _whole(s.parameter)) for s in select_parameters(target, select)]
+    tensors = [target] if isinstance(target, Tensor) else list(target)
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise TypeError("the target is neither a module nor a tensor nor a sequence of tensors")
+    return [(str(index), _whole(tensor)) for index, tensor in enumerate(tensors)]
+
+
+@torch.no_grad()
+def count_zeros(target: Target, select: Select = "weights", tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return the number of zeros and of entries, as float64 scalars that add up over processes."""
+    _check_tolerance(tolerance)
+    zeros, entries = _zero(), _zero()
+    for _, tensor in named_tensors(target, select):
+        zeros += (tensor.abs() <= tolerance).sum().cpu()
+        entries += tensor.numel()
+    return zeros, entries
+
+
+@torch.no_grad()
+def count_groups(
+    target: Target, groups: GroupRule = "rows", select: Select = "weights", tolerance: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the number of dead groups and of groups, as float64 scalars that add up over processes."""
+    _check_tolerance(tolerance)
+    dead, count = _zero(), _zero()
+    for largest in _group_maxima(target, groups, select):
+        dead += (largest <= tolerance).sum().cpu()
+        count += largest.numel()
+    return dead, count
+
+
+@torch.no_grad()
+def power_sum(target: Target, select: Select = "weights", order: float = 2.0) -> Tensor:
+    r"""Return :math:`\sum_i|w_i|^p`, or the largest modulus for ``order=inf``."""
+    if not order >= 1.0:
+        raise ValueError(f"order={order} is not a norm's; give a number of 1 or more, or inf")
+    moduli = [_wide(tensor).abs() for _, tensor in named_tensors(target, select) if tensor.numel()]
+    if not moduli:
+        raise ValueError("the target has no entries to measure")
+    if order == float("inf"):
+        return torch.stack([modulus.max() for modulus in moduli]).max()
+    return torch.stack([(modulus**order).sum() for modulus in moduli]).sum()
+
+
+def _group_maxima(target: Target, groups: GroupRule, select: Select) -> list[Tensor]:
+    """The largest modulus of each group, one vector a tensor."""
+    if isinstance(groups, str):
+        if groups not in ("rows", "columns"):
+            raise ValueError(f"groups={groups!r} is unknown; use 'rows', 'columns' or a callable")
+        dimension = 0 if groups == "rows" else 1
+        maxima = []
+        for name, tensor in named_tensors(target, select):
+            if tensor.dim() <= dimension:
+                raise ValueError(
+                    f"{name} of shape {tuple(tensor.shape)} has no {groups}; narrow select=, or give groups="
+                )
+            slices = tensor.abs().transpose(0, dimension).flatten(1) if tensor.dim() > 1 else tensor.abs()
+            maxima.append(slices.amax(1) if slices.dim() > 1 else slices)
+        return maxima
+    if not isinstance(target, nn.Module):
+        raise ValueError("groups= as a callable needs a module, whose parameters have names")
+    maxima = []
+    for selected in select_parameters(target, select):
+        labels = groups(selected.name, selected.parameter, selected.module)
+        if labels.shape != selected.parameter.shape:
+            raise ValueError(
+                f"groups gave labels of shape {tuple(labels.shape)} for {selected.name}, which is of shape "
+                f"{tuple(selected.parameter.shape)}; give one label for each entry"
+            )
+        moduli = _whole(selected.parameter).abs().flatten()
+        _, index = torch.unique(labels.flatten(), return_inverse=True)
+        largest = moduli.new_zeros(int(index.max()) + 1)
+        maxima.append(largest.scatter_reduce(0, index.to(moduli.device), moduli, "amax"))
+    return maxima
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    full = getattr(tensor, "full_tensor", None)  # a DTensor of FSDP2 or tensor parallelism
+    whole: Tensor = full() if full is not None else tensor
+    return whole.detach()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
+def _not_empty(count: Tensor) -> Tensor:
+    if count == 0:
+        raise ValueError("the target has no entries to measure")
+    return count
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not tolerance >= 0.0:
+        raise ValueError(f"tolerance={tolerance} is out of range; give a number of 0 or more")

@@ -1,0 +1,236 @@
+"""What the ready modules share: stages, metrics, optimizers, checked batches, and how penalties act."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric, MetricCollection, R2Score
+
+from lightning_reg.apply import check_apply, check_optimizer, decay_, prox_
+from lightning_reg.host import logs_this_step, run_length, scaler_of
+from lightning_reg.modules._batch import check_finite, check_weights, split_batch
+from lightning_reg.modules.regularized_module import RegularizedModule
+from lightning_reg.penalties import Penalty
+from lightning_reg.schedules import Schedule
+
+__all__ = ["LearningRateSchedule", "MakeOptimizer", "ModuleApply", "SupervisedModule", "adam"]
+
+#: An optimizer's class, or any callable that makes one from parameters.
+MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+#: A factor of the learning rate over the run, or a scheduler's class, or a callable that makes one.
+LearningRateSchedule: TypeAlias = "Schedule | Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None"
+
+ModuleApply: TypeAlias = Literal["loss", "decoupled", "proximal"]
+
+
+def adam(learning_rate: float) -> MakeOptimizer:
+    """Return what makes an Adam with this learning rate."""
+    return partial(torch.optim.Adam, lr=learning_rate)
+
+
+class SupervisedModule(RegularizedModule):
+    """A RegularizedModule for batches ``(x, y)`` or ``(x, y, sample_weight)``, with all four stages.
+
+    Per stage it logs ``<stage>/loss``, without penalties, and ``<stage>/<metric>``, where the stage is
+    ``train``, ``val`` or ``test``. A batch with NaN, with shapes that do not fit or with labels out of range
+    raises before the forward pass, and leaves the model as it was; an empty data set raises at fit start.
+    """
+
+    def __init__(
+        self,
+        penalties: Penalty | Sequence[Penalty],
+        apply: ModuleApply,
+        optimizer: MakeOptimizer,
+        lr_schedule: LearningRateSchedule,
+        metrics: Mapping[str, Metric],
+    ) -> None:
+        super().__init__(penalties)
+        if apply not in get_args(ModuleApply):
+            raise ValueError(
+                f"apply={apply!r} is unknown; it is one of {', '.join(map(repr, get_args(ModuleApply)))}"
+            )
+        for penalty in self.penalties:  # those on the forward pass have one way to act
+            check_apply(penalty, apply)
+        self.apply_penalties: ModuleApply = apply  # `apply` is a method of every nn.Module
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.stage_metrics = nn.ModuleDict(
+            # nn.ModuleDict has a method `train`
+            {f"{stage}_": MetricCollection(dict(metrics)).clone() for stage in ("train", "val", "test")}
+        )
+        self._hooks: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_hooks": []}
+
+    # --- what a module of this family gives ----------------------------------------------------------
+
+    @abstractmethod
+    def _check(self, x: Any, y: Tensor) -> Tensor:
+        """Check inputs and targets before the forward pass; return the targets, ready for the loss."""
+
+    @abstractmethod
+    def _losses(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the loss of each sample, and what each counts in the mean beside its sample weight."""
+
+    @abstractmethod
+    def _measured(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return predictions and targets as the metrics take them."""
+
+    # --- stages --------------------------------------------------------------------------------------
+
+    def task_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the mean loss of a training batch, by sample weight where the batch has one."""
+        return self._step(batch, batch_idx, "train")
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log loss and metrics under ``val/``."""
+        self._step(batch, batch_idx, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log loss and metrics under ``test/``."""
+        self._step(batch, batch_idx, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the predictions of a batch of inputs, with or without targets."""
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        check_finite("the inputs", x, f"batch {batch_idx}")
+        return self.predict(x)
+
+    @abstractmethod
+    def predict(self, x: Any) -> Tensor:
+        """Return what the module predicts for inputs: labels, probabilities or values, as its class says."""
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's metrics."""
+        self._log_metrics("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch's metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the epoch's metrics."""
+        self._log_metrics("test")
+
+    def _step(self, batch: Any, batch_idx: int, stage: str) -> Tensor:
+        x, y, weight = split_batch(batch)
+        where = f"{stage} batch {batch_idx}"
+        check_finite("the inputs", x, where)
+        check_finite("the targets", y, where)
+        y = self._check(x, y)
+        output = self(x)
+        losses, counts = self._losses(output, y)
+        if weight is not None:
+            check_finite("the sample weights", weight, where)
+            weight = check_weights(weight, len(losses)).to(losses.dtype)
+            losses = losses * weight
+            counts = weight if counts is None else counts * weight
+        loss = losses.mean() if counts is None else losses.sum() / counts.sum()
+        if torch.isnan(loss):
+            raise ValueError(
+                f"the loss of {where} is NaN though the batch is finite; the weights have not been stepped: "
+                "lower the learning rate, or look at what they have become"
+            )
+        metrics: Any = self.stage_metrics[f"{stage}_"]
+        if self._trainer is not None and not self._trainer.barebones:
+            if len(metrics):
+                metrics.update(*self._measured(output.detach(), y))
+            self.log(f"{stage}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(losses))
+        return loss
+
+    def _log_metrics(self, stage: str) -> None:
+        metrics: Any = self.stage_metrics[f"{stage}_"]
+        for name, metric in metrics.items(keep_base=True):
+            undefined = isinstance(metric, R2Score) and int(metric.total) < 2
+            if metric.update_called and not undefined:
+                self.log(f"{stage}/{name}", metric.compute())
+        metrics.reset()
+
+    # --- optimizers and penalties --------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer, and the learning rate's schedule, over steps where it is one of ours."""
+        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        schedule = self.lr_schedule
+        if schedule is None:
+            return optimizer
+        if isinstance(schedule, Schedule):
+            factor = partial(schedule, total_steps=run_length(self.trainer))
+            scheduler = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        else:
+            made = schedule(optimizer)
+            scheduler = {"scheduler": made, "interval": "epoch"}
+            if isinstance(made, ReduceLROnPlateau):
+                scheduler["monitor"] = "val/loss"
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}  # type: ignore[return-value]
+
+    def on_fit_start(self) -> None:
+        """Say before training starts what is wrong with the data, a selection or an optimizer."""
+        super().on_fit_start()
+        trainer = self.trainer
+        if trainer.estimated_stepping_batches == 0 and trainer.limit_train_batches != 0 and trainer.max_steps:
+            raise ValueError(
+                "the training data set is empty: there is no batch to fit; look at its source, and at "
+                "batch_size with drop_last=True"
+            )
+        self._unhook()
+        if self.apply_penalties == "loss":
+            return
+        for term in self._terms():
+            for optimizer in trainer.optimizers:
+                check_optimizer(term, self.apply_penalties, optimizer)
+        for optimizer in trainer.optimizers:
+            if self.apply_penalties == "proximal":
+                self._hooks.append(optimizer.register_step_post_hook(self._prox))
+            elif scaler_of(trainer) is not None:  # only in the step is it known that it is not skipped
+                self._hooks.append(optimizer.register_step_pre_hook(self._decay))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Decay, where penalties are decoupled."""
+        if self.apply_penalties == "decoupled" and not self._hooks:
+            self._decay(optimizer)
+
+    def on_fit_end(self) -> None:
+        """Leave no hook on optimizers and modules."""
+        super().on_fit_end()
+        self._unhook()
+
+    def regularize(self, loss: Tensor) -> Tensor:
+        """Return ``loss`` with the terms added where ``apply="loss"``; log them apart in any case."""
+        if self.apply_penalties == "loss":
+            return super().regularize(loss)
+        task, values = loss.detach(), self._forward_values()
+        for _, _, value in values:
+            loss = loss + value
+        if self._trainer is not None and self._trainer.training and logs_this_step(self._trainer):
+            with torch.no_grad():
+                values = values + self._values()
+            self.log("loss/task", task)
+            for name, strength, value in values:
+                self.log(f"penalty/{name}", value.detach())
+                if strength is not None:
+                    self.log(f"penalty/{name}/strength", strength)
+        return loss
+
+    def _prox(self, optimizer: Optimizer, *_: object) -> None:
+        for term in self._terms():
+            prox_(term, optimizer, term.strength(self.global_step))
+
+    def _decay(self, optimizer: Optimizer, *_: object) -> None:
+        for term in self._terms():
+            decay_(term, optimizer, term.strength(self.global_step))
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []

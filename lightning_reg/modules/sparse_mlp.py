@@ -1,0 +1,153 @@
+"""A network that chooses its input features."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanAbsoluteError, Metric, R2Score
+
+from lightning_reg.host import logs_this_step, run_length
+from lightning_reg.modules._batch import check_features, check_labels, check_targets
+from lightning_reg.modules._supervised import LearningRateSchedule, MakeOptimizer, SupervisedModule
+from lightning_reg.modules.classifier import classification_metrics
+from lightning_reg.prox_hierarchical import hierarchical_prox
+from lightning_reg.schedules import Cosine, ScheduleLike, check_schedule, evaluate
+from lightning_reg.step_size import has_one_step, step_size
+
+__all__ = ["SparseMLP"]
+
+
+@final
+class SparseMLP(SupervisedModule):
+    r"""A multilayer perceptron that uses few input features, as LassoNet does.
+
+    A linear skip layer θ goes past the hidden layers, and a feature enters the first of them only as far as
+    it enters the skip layer: :math:`\min\; loss + \lambda\sum_j\|\theta_j\|_2` subject to
+    :math:`\|W_j\|_\infty \le M\|\theta_j\|_2`. After each step the hierarchical proximal operator makes whole
+    features exactly zero; :meth:`selected_features` lists those left.
+
+    Args:
+        in_features: features of ``x``, which is ``(batch, in_features)``; standardise them.
+        outputs: classes, or outputs of a regression.
+        hidden: widths of the hidden layers.
+        strength: λ, a number or a schedule; one that grows, as in ``Exponential(1e-3, 1.0)``, goes from dense
+            to sparse as LassoNet's path does.
+        hierarchy: M; 0 is a linear model, and a large one leaves the hidden layers free.
+        task: ``"classification"`` or ``"regression"``.
+        dropout: rate after each hidden layer.
+        optimizer: one with a single step for all weights, that is ``SGD``.
+        lr_schedule: a schedule of ours as a factor of the learning rate, a scheduler's class, or None.
+        metrics: per stage; the task's usual ones where None.
+
+    Raises:
+        ValueError: an argument out of range; at fit start, an optimizer other than SGD.
+
+    >>> SparseMLP(30, 2, strength=0.01)(torch.zeros(4, 30)).shape
+    torch.Size([4, 2])
+
+    References:
+        Lemhadri, Ruan, Abraham and Tibshirani, *LassoNet: A Neural Network with Feature Sparsity*, JMLR
+        22(127), 2021.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        outputs: int,
+        hidden: Sequence[int] = (64,),
+        *,
+        strength: ScheduleLike,
+        hierarchy: float = 10.0,
+        task: Literal["classification", "regression"] = "classification",
+        dropout: float = 0.0,
+        optimizer: MakeOptimizer = partial(torch.optim.SGD, lr=1e-2, momentum=0.9),  # noqa: B008
+        lr_schedule: LearningRateSchedule = Cosine(1.0, 0.1),  # noqa: B008
+        metrics: Mapping[str, Metric] | None = None,
+    ) -> None:
+        if task not in ("classification", "regression"):
+            raise ValueError(f"task={task!r} is unknown; it is 'classification' or 'regression'")
+        if not hidden:
+            raise ValueError("hidden=() has no layer; give some widths, or use LogisticRegression")
+        if not 0.0 < hierarchy < float("inf"):
+            raise ValueError(f"hierarchy={hierarchy} is out of range; give a positive number, such as 10")
+        if not callable(strength):
+            check_schedule(strength, None)
+        if metrics is None:
+            classifies = task == "classification"
+            metrics = (
+                classification_metrics(outputs)
+                if classifies
+                else {"r2": R2Score(), "mae": MeanAbsoluteError()}
+            )
+        super().__init__((), "proximal", optimizer, lr_schedule, metrics)
+        self.in_features, self.outputs, self.task = in_features, outputs, task
+        self.strength, self.hierarchy = strength, hierarchy
+        self.skip = nn.Linear(in_features, outputs)
+        widths = [in_features, *hidden]
+        layers: list[nn.Module] = []
+        for width, following in itertools.pairwise(widths):
+            layers += [nn.Linear(width, following), nn.ReLU(), nn.Dropout(dropout)]
+        self.first = layers[0]
+        self.rest = nn.Sequential(*layers[1:], nn.Linear(widths[-1], outputs, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits or values, ``(batch, outputs)``."""
+        output: Tensor = self.skip(x) + self.rest(self.first(x))
+        return output
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return probabilities ``(batch, classes)``, or values ``(batch, outputs)``."""
+        check_features(x, self.in_features)
+        output: Tensor = self(x)
+        return torch.softmax(output, 1) if self.task == "classification" else output
+
+    def selected_features(self) -> list[int]:
+        """Return the positions of the features in use."""
+        used: list[int] = (self.skip.weight != 0).any(0).nonzero()[:, 0].tolist()
+        return used
+
+    def on_fit_start(self) -> None:
+        """Bind to the optimizer."""
+        super().on_fit_start()
+        self._total_steps = run_length(self.trainer) if callable(self.strength) else None
+        check_schedule(self.strength, self._total_steps)
+        for optimizer in self.trainer.optimizers:
+            if not has_one_step(optimizer):
+                raise ValueError(
+                    f"SparseMLP's proximal operator is known for one step, and {type(optimizer).__name__} "
+                    "takes a step of its own for each weight; use SGD"
+                )
+
+    @torch.no_grad()
+    def _prox(self, optimizer: Optimizer, *_: object) -> None:
+        strength = evaluate(self.strength, self.global_step, self._total_steps)
+        group = next(g for g in optimizer.param_groups if any(p is self.skip.weight for p in g["params"]))
+        step = step_size(optimizer, group, self.skip.weight).numerator
+        weight: Any = self.first.weight
+        skip, hidden = hierarchical_prox(self.skip.weight, weight, step * strength, self.hierarchy)
+        self.skip.weight.copy_(skip)
+        weight.copy_(hidden)
+        if logs_this_step(self.trainer):
+            self.log("features", float(len(self.selected_features())))
+
+    def _check(self, x: Any, y: Tensor) -> Tensor:
+        check_features(x, self.in_features)
+        if self.task == "classification":
+            return check_labels(y, len(x), self.outputs)
+        return check_targets(y, torch.empty(len(x), self.outputs, dtype=x.dtype, device=x.device))
+
+    def _losses(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.task == "classification":
+            return nn.functional.cross_entropy(output, y, reduction="none"), None
+        return (output - y).square().sum(1), None
+
+    def _measured(self, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self.task == "classification":
+            return torch.softmax(output, 1), y
+        return (output[:, 0], y[:, 0]) if self.outputs == 1 else (output, y)

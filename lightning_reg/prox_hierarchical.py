@@ -1,0 +1,49 @@
+r"""The hierarchical proximal operator of LassoNet.
+
+Reference: Lemhadri, Ruan, Abraham and Tibshirani, *LassoNet: A Neural Network with Feature Sparsity*, JMLR
+22(127), 2021, Algorithm 4.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["hierarchical_prox"]
+
+
+def hierarchical_prox(
+    skip: Tensor, hidden: Tensor, threshold: float, hierarchy: float
+) -> tuple[Tensor, Tensor]:
+    r"""Return :math:`\arg\min \tfrac12\|\theta-v\|^2 + \tfrac12\|W-U\|^2 + \tau\sum_j\|\theta_j\|_2` under a hierarchy.
+
+    The constraint, for each input feature j, is :math:`\|W_j\|_\infty \le M\|\theta_j\|_2`: the hidden layer
+    sees a feature only as far as the skip layer does.
+
+    Args:
+        skip: :math:`v`, the skip layer's weight, ``(outputs, features)``.
+        hidden: :math:`U`, the first hidden layer's weight, ``(units, features)``.
+        threshold: :math:`\tau \ge 0`, step times strength.
+        hierarchy: :math:`M > 0`.
+
+    >>> skip, hidden = hierarchical_prox(torch.tensor([[2.0, 0.1]]), torch.tensor([[0.5, 0.0]]), 0.5, 10.0)
+    >>> skip
+    tensor([[1.5000, 0.0000]])
+    >>> hidden
+    tensor([[0.5000, 0.0000]])
+    """  # noqa: E501
+    length = torch.linalg.vector_norm(skip, dim=0)
+    moduli = hidden.abs().sort(dim=0, descending=True).values
+    partial_sums = torch.cat([torch.zeros_like(moduli[:1]), moduli.cumsum(0)])
+    m = torch.arange(len(partial_sums), device=hidden.device, dtype=hidden.dtype)[:, None]
+    bounds = (
+        hierarchy
+        / (1.0 + m * hierarchy**2)
+        * torch.clamp(length + hierarchy * partial_sums - threshold, min=0.0)
+    )
+    # the first m whose bound is not below the next largest weight
+    following = torch.cat([moduli, torch.zeros_like(moduli[:1])])
+    index = (following > bounds).sum(0, keepdim=True)
+    bound = bounds.gather(0, index)[0]
+    direction = skip / torch.where(length > 0, length, 1.0)
+    return direction * (bound / hierarchy), hidden.sign() * torch.minimum(hidden.abs(), bound)

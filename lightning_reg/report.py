@@ -1,0 +1,110 @@
+"""What regularization is doing to a model, layer by layer, as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_reg.apply import Term
+from lightning_reg.dropout import find_sites
+from lightning_reg.metrics.functional import named_tensors
+from lightning_reg.numerics import norm
+from lightning_reg.select import Select
+
+__all__ = ["Acting", "LayerState", "dropout_rates", "gradient_ratios", "layer_states"]
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One parameter tensor at one moment.
+
+    Attributes:
+        name: the parameter's name.
+        entries: how many weights it has.
+        sparsity: the fraction of exact zeros.
+        norm: the Euclidean norm.
+    """
+
+    name: str
+    entries: int
+    sparsity: float
+    norm: float
+
+
+@torch.no_grad()
+def layer_states(module: nn.Module, select: Select = "weights") -> list[LayerState]:
+    """Return the state of each selected tensor, with one transfer from the device for all.
+
+    >>> layer_states(nn.Linear(2, 3, bias=False))[0].entries
+    6
+    """
+    tensors = named_tensors(module, select)
+    zeros = [(tensor == 0).sum().double().cpu() for _, tensor in tensors]
+    norms = [norm(tensor).double().cpu() for _, tensor in tensors]
+    return [
+        LayerState(name, tensor.numel(), float(zero) / max(tensor.numel(), 1), float(length))
+        for (name, tensor), zero, length in zip(tensors, zeros, norms, strict=True)
+    ]
+
+
+def dropout_rates(module: nn.Module) -> dict[str, float]:
+    """Return the current rate of every known place that drops, by its name.
+
+    >>> dropout_rates(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)))
+    {'1.p': 0.3}
+    """
+    return {site.name: site.get() for site in find_sites(module)}
+
+
+@dataclass(frozen=True)
+class Acting:
+    """A penalty at work, as a report names it.
+
+    Attributes:
+        term: the penalty, bound to the module.
+        apply: how it acts.
+        in_gradients: whether the gradients at hand hold its gradient already.
+    """
+
+    term: Term
+    apply: str
+    in_gradients: bool
+
+
+@torch.no_grad()
+def gradient_ratios(optimizer: Optimizer, acting: Sequence[Acting], step: int) -> dict[str, float]:
+    """Return ‖∇penalty‖/‖∇loss‖ by the penalty's name, each over the weights that it penalises.
+
+    The gradient of the loss is what the parameters hold, less the penalties already in it; the ratio is
+    infinite where the loss has no gradient.
+
+    Args:
+        optimizer: the one that is about to step.
+        acting: the penalties.
+        step: optimizer steps taken, for scheduled strengths.
+    """
+    strengths = [one.term.strength(step) for one in acting]
+    members = [{id(p) for _, ps in one.term.stepped(optimizer) for p in ps} for one in acting]
+    above, below = [0.0] * len(acting), [0.0] * len(acting)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            mine = [index for index, ids in enumerate(members) if id(parameter) in ids]
+            if not mine:
+                continue
+            loss = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            for index in mine:
+                gradient = acting[index].term.penalty.gradient(parameter, strengths[index])
+                above[index] += float(norm(gradient)) ** 2
+                if acting[index].in_gradients:
+                    loss = loss - gradient
+            length = float(norm(loss)) ** 2
+            for index in mine:
+                below[index] += length
+    return {
+        one.term.penalty.log_name: (up / down) ** 0.5 if down else (0.0 if not up else float("inf"))
+        for one, up, down in zip(acting, above, below, strict=True)
+    }

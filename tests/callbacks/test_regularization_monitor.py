@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import csv
+import io
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger
+from rich.console import Console
+from torch import nn
+
+from lightning_reg import L1, Linear, LinearRegression
+from lightning_reg.callbacks import PenaltyCallback, RegularizationMonitor
+from tests.support import Net, RegularizedNet, batches, fit, network
+
+
+class Dropping(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.insert(2, nn.Dropout(0.25))
+
+
+def first_gradients() -> tuple[nn.Sequential, list[torch.Tensor]]:
+    net = network()
+    x, y = next(iter(batches()))
+    nn.functional.mse_loss(net(x), y).backward()
+    return net, [net[0].weight.grad, net[2].weight.grad]
+
+
+def ratio_by_hand(strength: float) -> float:
+    net, gradients = first_gradients()
+    penalty = [strength * np.sign(net[i].weight.detach().numpy()) for i in (0, 2)]
+    above = np.sqrt(sum((p**2).sum() for p in penalty))
+    return float(above / np.sqrt(sum((g.numpy() ** 2).sum() for g in gradients)))
+
+
+@pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled", "proximal"])
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_the_gradient_ratio_is_that_by_hand_wherever_the_penalty_acts(apply: Any, order: str) -> None:
+    monitor, penalty = RegularizationMonitor(table=False), PenaltyCallback(L1(0.3), apply=apply)
+    callbacks = [monitor, penalty] if order == "before" else [penalty, monitor]
+    optimizer: Any = lambda p: torch.optim.SGD(p, lr=0.01)  # noqa: E731
+    fit(Net(optimizer), *callbacks, steps=1, log_every_n_steps=1)
+    assert monitor.history[0]["gradient_ratio/l1"] == pytest.approx(ratio_by_hand(0.3), rel=1e-4)
+
+
+def test_the_gradient_ratio_of_penalties_in_the_module() -> None:
+    monitor = RegularizationMonitor(table=False)
+    fit(RegularizedNet([L1(0.3)]), monitor, steps=1, log_every_n_steps=1)
+    assert monitor.history[0]["gradient_ratio/l1"] == pytest.approx(ratio_by_hand(0.3), rel=1e-4)
+
+
+def test_history_is_numpys_and_only_on_logged_steps() -> None:
+    module, monitor = Dropping(), RegularizationMonitor(table=False)
+    with torch.no_grad():
+        module.net[0].weight[:, 0] = 0.0
+    expected = np.linalg.norm(module.net[0].weight.detach().numpy())
+    fit(module, monitor, steps=12, log_every_n_steps=5)
+    assert [row["step"] for row in monitor.history] == [4.0, 9.0]
+    assert monitor.history[0]["dropout/net.2"] == 0.25
+    again = RegularizationMonitor(table=False)
+    module = Dropping()
+    with torch.no_grad():
+        module.net[0].weight[:, 0] = 0.0
+    fit(module, again, steps=1, log_every_n_steps=1)
+    (row,) = again.history
+    assert row["sparsity/net.0.weight"] == pytest.approx(0.1)
+    assert row["norm/net.0.weight"] == pytest.approx(expected, rel=1e-6)
+    assert row["sparsity"] == pytest.approx(5 / 55)
+
+
+def test_no_logger_no_penalty_no_harm() -> None:
+    monitored, plain = Net(), Net()
+    fit(monitored, RegularizationMonitor(table=False), steps=5, log_every_n_steps=1)
+    fit(plain, steps=5)
+    assert all(torch.equal(a, b) for a, b in zip(monitored.parameters(), plain.parameters(), strict=True))
+
+
+def monitored(logger: Logger) -> None:
+    callbacks = PenaltyCallback(L1(0.3)), RegularizationMonitor(table=False)
+    fit(Net(), *callbacks, logger=logger, log_every_n_steps=5)
+
+
+def test_csv(tmp_path: Any) -> None:
+    logger = CSVLogger(tmp_path)
+    monitored(logger)
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["sparsity"]]
+    assert [int(row["step"]) for row in rows] == [4, 9, 14, 19]
+    assert float(rows[0]["gradient_ratio/l1"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_tensorboard(tmp_path: Any) -> None:
+    pytest.importorskip("tensorboard")
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path)
+    monitored(logger)
+    events = EventAccumulator(logger.log_dir).Reload()
+    assert [event.step for event in events.Scalars("gradient_ratio/l1")] == [4, 9, 14, 19]
+    assert events.Scalars("sparsity/net.0.weight")[0].value == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_offline(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    monitored(logger)
+    summary = dict(logger.experiment.summary)
+    wandb.finish()
+    assert summary["gradient_ratio/l1"] > 0
+    assert summary["trainer/global_step"] == 19
+
+
+def test_the_table_says_what_how_strongly_and_what_came_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    module = LinearRegression(10, l1_strength=Linear(0.0, 0.4), l2_strength=0.1)
+    monitor = RegularizationMonitor()
+    fit(module, monitor, steps=40, loader=batches(), max_epochs=-1, log_every_n_steps=10)
+    printed = capsys.readouterr().out
+    assert "Regularization after 40 steps" in printed
+    console = Console(file=io.StringIO(), width=160)
+    console.print(monitor.as_table(module.trainer, module))
+    text = console.file.getvalue()
+    zeros = float((module.linear.weight == 0).float().mean())
+    assert 0 < zeros < 1
+    penalised = ("linear.weight", "l1, l2", "l1 0.4 (proximal)", "l2 0.1 (proximal)")
+    for expected in (*penalised, f"{zeros:.1%}", "0 → "):
+        assert expected in text
+
+
+def test_bad_selection_is_said_at_fit_start() -> None:
+    with pytest.raises(ValueError, match="matches none"):
+        fit(Net(), RegularizationMonitor("encoder.*"))
+
+
+@pytest.mark.slow
+def test_its_cost_on_a_step_that_does_not_log() -> None:
+    """Less than 20 µs; figures of steps that log are in benchmarks/monitor.py."""
+    monitor = RegularizationMonitor(table=False)
+    module = Net()
+    trainer = fit(module, monitor, steps=2)
+    optimizer = trainer.optimizers[0]
+
+    def once() -> float:
+        start = time.perf_counter()
+        for _ in range(1000):
+            monitor.on_before_optimizer_step(trainer, module, optimizer)
+        return (time.perf_counter() - start) / 1000
+
+    trainer.should_stop, trainer.training = False, True
+    trainer.fit_loop.epoch_loop._batches_that_stepped = 2
+    assert not trainer._logger_connector.should_update_logs
+    assert min(once() for _ in range(20)) < 20e-6
+
+
+def test_it_takes_any_logger() -> None:
+    seen = []
+
+    class Recording(Logger):
+        name, version = "recording", 0
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+            seen.append((step, metrics))
+
+        def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    monitored(Recording())
+    ours = [(step, metrics) for step, metrics in seen if "sparsity" in metrics]
+    assert [step for step, _ in ours] == [4, 9, 14, 19]

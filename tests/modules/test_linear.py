@@ -1,0 +1,333 @@
+"""The linear models against scikit-learn, in float64 and full batches, as a user would fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from sklearn import linear_model
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_reg import Cosine, LinearRegression, LogisticRegression, PoissonRegression
+from lightning_reg.callbacks import L1PenaltyCallback
+from tests.support import QUIET
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You are using `torch.load`", "ignore:The .* `barebones`", "ignore:`Trainer.barebones"
+)
+
+
+@lru_cache
+def dataset(name: str) -> Arrays:
+    """Standardised features, targets, uneven sample weights."""
+    load = {"diabetes": load_diabetes, "breast_cancer": load_breast_cancer, "digits": load_digits}[name]
+    x, y = load(return_X_y=True)
+    x = x[:, x.std(axis=0) > 0]
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    if name == "diabetes":
+        y = (y - 100.0) / y.std()  # a mean that is not 0, for the intercept to find
+    return x, y, np.random.default_rng(0).uniform(0.2, 3.0, len(y))
+
+
+def repeated(batch: Any, steps: int) -> DataLoader:
+    return DataLoader([batch] * steps, batch_size=None, collate_fn=lambda same: same)
+
+
+def fit(module: pl.LightningModule, steps: int, *arrays: np.ndarray | None) -> Any:
+    batch = [torch.from_numpy(array) for array in arrays if array is not None]
+    trainer = pl.Trainer(accelerator="cpu", max_steps=steps, barebones=True)
+    trainer.fit(module.double(), repeated(batch, steps))
+    return module
+
+
+ADAM = partial(torch.optim.Adam, lr=0.3)
+FAST = partial(torch.optim.Adam, lr=1.0)  # breast cancer's features are nearly collinear
+
+
+def weighted(losses: np.ndarray, weight: np.ndarray | None) -> float:
+    return float(np.average(losses, weights=weight))
+
+
+def largest_strength(x: np.ndarray, residual: np.ndarray, weight: np.ndarray | None) -> float:
+    """The smallest L1 strength whose solution is zero."""
+    weight = np.ones(len(x)) if weight is None else weight
+    residual = residual.reshape(len(x), -1)
+    return float(np.abs(x.T @ (residual * weight[:, None])).max() / weight.sum())
+
+
+CELLS = pytest.mark.parametrize(
+    ("bias", "with_weights"),
+    [(True, False), (False, False), (True, True), pytest.param(False, True, marks=pytest.mark.slow)],
+)
+
+
+@CELLS
+@pytest.mark.parametrize("fraction", [0.3, 0.1, 0.01])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_linear_regression_is_lasso_and_elastic_net(
+    bias: bool, with_weights: bool, fraction: float, ratio: float
+) -> None:
+    x, y, weight = dataset("diabetes")
+    weight = weight if with_weights else None
+    centred = y - np.average(y, weights=weight) if bias else y
+    alpha = fraction * largest_strength(x, centred, weight)
+    theirs = linear_model.ElasticNet(
+        alpha=alpha, l1_ratio=ratio, fit_intercept=bias, tol=1e-14, max_iter=100_000
+    ).fit(x, y, sample_weight=weight)
+    options: Any = {"l1_strength": alpha * ratio, "l2_strength": alpha * (1 - ratio)}
+    ours = fit(LinearRegression(x.shape[1], bias=bias, optimizer=ADAM, **options), 500, x, y, weight)
+
+    def objective(coef: np.ndarray, intercept: Any) -> float:
+        loss = weighted(0.5 * (x @ coef + intercept - y) ** 2, weight)
+        return loss + alpha * (ratio * np.abs(coef).sum() + (1 - ratio) / 2 * (coef**2).sum())
+
+    fitted = ours.to_sklearn()
+    gap = objective(fitted.coef_, fitted.intercept_) - objective(theirs.coef_, theirs.intercept_)
+    assert gap <= 1e-8
+    np.testing.assert_array_equal(fitted.coef_ != 0, theirs.coef_ != 0)
+    np.testing.assert_allclose(fitted.predict(x), theirs.predict(x), atol=1e-4)
+    assert (fitted.intercept_ == 0) == (not bias)
+
+
+def test_linear_regression_is_ridge_and_least_squares() -> None:
+    x, y, weight = dataset("diabetes")
+    ridge = linear_model.Ridge(alpha=0.1 * weight.sum()).fit(x, y, sample_weight=weight)
+    ours = fit(LinearRegression(x.shape[1], l2_strength=0.1, optimizer=ADAM), 800, x, y, weight).to_sklearn()
+    np.testing.assert_allclose(ours.coef_, ridge.coef_, atol=1e-10)
+    np.testing.assert_allclose(ours.intercept_, ridge.intercept_, atol=1e-10)
+    several = np.stack([y, -2.0 * y, x[:, 0]], axis=1)
+    plain = linear_model.LinearRegression().fit(x[:, :4], several)
+    ours = fit(LinearRegression(4, 3, optimizer=ADAM), 800, x[:, :4], several).to_sklearn()
+    np.testing.assert_allclose(ours.coef_, plain.coef_, atol=1e-8)
+
+
+def logistic_parity(
+    name: str, fraction: float, bias: bool, with_weights: bool, penalty: str, steps: int, iterations: int
+) -> None:
+    x, y, weight = dataset(name)
+    weight = weight if with_weights else None
+    n, classes = len(y) if weight is None else weight.sum(), int(y.max()) + 1
+    one_hot = np.eye(classes)[y]
+    prior = np.average(one_hot, axis=0, weights=weight) if bias else np.full(classes, 1 / classes)
+    strength = fraction * largest_strength(x, one_hot - prior, weight)
+    options: Any = (
+        {"l1_ratio": 1.0, "solver": "saga", "tol": 1e-10}
+        if penalty == "l1"
+        else {"solver": "lbfgs", "tol": 1e-10}
+    )
+    theirs = linear_model.LogisticRegression(
+        C=1 / (n * strength), fit_intercept=bias, max_iter=iterations, random_state=0, **options
+    ).fit(x, y, sample_weight=weight)
+    assert theirs.n_iter_.max() < iterations  # a reference that has converged
+    strengths: Any = {f"{penalty}_strength": strength}
+    module = LogisticRegression(x.shape[1], classes, bias=bias, optimizer=FAST, **strengths)
+    ours = fit(module, steps, x, y, weight).to_sklearn()
+
+    def objective(model: Any) -> float:
+        loss = -np.log(model.predict_proba(x)[np.arange(len(y)), y])
+        norm = np.abs(model.coef_).sum() if penalty == "l1" else 0.5 * (model.coef_**2).sum()
+        return weighted(loss, weight) + strength * norm
+
+    assert objective(ours) - objective(theirs) <= 1e-8
+    np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=1e-4)
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            module.predict(torch.from_numpy(x)).numpy(), theirs.predict_proba(x), atol=1e-4
+        )
+    if penalty == "l1":
+        np.testing.assert_array_equal(ours.coef_ != 0, theirs.coef_ != 0)
+        assert (ours.coef_ == 0).any()
+
+
+@pytest.mark.slow
+@CELLS
+@pytest.mark.parametrize("fraction", [0.3, 0.1])
+def test_logistic_regression_on_breast_cancer(bias: bool, with_weights: bool, fraction: float) -> None:
+    logistic_parity("breast_cancer", fraction, bias, with_weights, "l1", 900 if bias else 3000, 20_000)
+
+
+def test_logistic_regression_with_l2() -> None:
+    logistic_parity("breast_cancer", 0.1, True, True, "l2", 900, 5_000)
+
+
+@pytest.mark.slow
+@CELLS
+@pytest.mark.parametrize("fraction", [0.03, 0.01])
+def test_logistic_regression_on_breast_cancer_with_weak_penalties(
+    bias: bool, with_weights: bool, fraction: float
+) -> None:
+    logistic_parity("breast_cancer", fraction, bias, with_weights, "l1", 8000, 200_000)
+
+
+@pytest.mark.slow
+@CELLS
+@pytest.mark.parametrize("fraction", [0.3, 0.1])
+def test_multinomial_regression_on_digits(bias: bool, with_weights: bool, fraction: float) -> None:
+    logistic_parity("digits", fraction, bias, with_weights, "l1", 1500, 20_000)
+
+
+def test_multinomial_regression_on_digits_with_l2() -> None:
+    logistic_parity("digits", 0.3, True, False, "l2", 400, 5_000)
+
+
+@CELLS
+def test_poisson_regression(bias: bool, with_weights: bool) -> None:
+    x, _, weight = dataset("diabetes")
+    weight = weight if with_weights else None
+    generator = np.random.default_rng(1)
+    y = generator.poisson(np.exp(0.3 * x[:, 0] - 0.2 * x[:, 3] + 1.0)).astype(float)
+    theirs = linear_model.PoissonRegressor(alpha=0.05, fit_intercept=bias, tol=1e-12, max_iter=10_000)
+    theirs = theirs.fit(x, y, sample_weight=weight)
+    module = fit(
+        PoissonRegression(x.shape[1], l2_strength=0.05, bias=bias, optimizer=ADAM), 800, x, y, weight
+    )
+    ours = module.to_sklearn()
+
+    def objective(coef: np.ndarray, intercept: Any) -> float:
+        eta = x @ coef + intercept
+        return weighted(np.exp(eta) - y * eta, weight) + 0.025 * (coef**2).sum()
+
+    gap = objective(ours.coef_, ours.intercept_) - objective(theirs.coef_, theirs.intercept_)
+    assert gap <= 1e-10
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-5)
+    with torch.no_grad():
+        np.testing.assert_allclose(module.predict(torch.from_numpy(x)), ours.predict(x), rtol=1e-10)
+    zeros = fit(PoissonRegression(x.shape[1], l1_strength=0.2, optimizer=ADAM), 800, x, y, weight)
+    assert 0 < (zeros.linear.weight != 0).sum() < x.shape[1]
+
+
+def test_the_intercept_is_never_penalised() -> None:
+    """A strength that kills every weight leaves the intercept at the mean."""
+    x, y, _ = dataset("diabetes")
+    ours = fit(LinearRegression(x.shape[1], l1_strength=100.0, l2_strength=10.0, optimizer=ADAM), 800, x, y)
+    assert (ours.linear.weight == 0).all()
+    assert ours.linear.bias.item() == pytest.approx(y.mean(), abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "cls"),
+    [
+        (linear_model.Lasso(0.01), LinearRegression),
+        (linear_model.LinearRegression(fit_intercept=False), LinearRegression),
+        (linear_model.PoissonRegressor(), PoissonRegression),
+    ],
+)
+def test_regressors_to_and_from_sklearn(theirs: Any, cls: Any) -> None:
+    x, y, _ = dataset("diabetes")
+    theirs.fit(x, y - y.min())
+    module = cls.from_sklearn(theirs)
+    expected = theirs.predict(x)
+    with torch.no_grad():
+        np.testing.assert_allclose(module.predict(torch.from_numpy(x)).flatten(), expected, rtol=1e-10)
+    np.testing.assert_allclose(module.to_sklearn().predict(x), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("breast_cancer", 2), ("digits", 10)])
+def test_classifiers_to_and_from_sklearn(name: str, classes: int) -> None:
+    x, y, _ = dataset(name)
+    theirs = linear_model.LogisticRegression(max_iter=50, tol=1e-1).fit(x, y)
+    module = LogisticRegression.from_sklearn(theirs)
+    assert module.num_classes == classes
+    expected = theirs.predict_proba(x)
+    with torch.no_grad():
+        np.testing.assert_allclose(module.predict(torch.from_numpy(x)), expected, rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(module.to_sklearn().predict_proba(x), expected, rtol=1e-7, atol=1e-12)
+
+
+def test_from_sklearn_wants_a_fitted_linear_estimator() -> None:
+    with pytest.raises(ValueError, match="Lasso has no coef_"):
+        LinearRegression.from_sklearn(linear_model.Lasso())
+
+
+def test_a_checkpoint_holds_plain_values_and_loads(tmp_path: Any) -> None:
+    module = LogisticRegression(4, 3, l1_strength=0.1, bias=False)
+    trainer = pl.Trainer(**{**QUIET, "max_steps": 2})
+    trainer.fit(module, repeated([torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])], 2))
+    path = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(path)
+    torch.load(path, weights_only=True)
+    again = LogisticRegression.load_from_checkpoint(path)
+    assert again.num_classes == 3
+    assert again.penalties == module.penalties
+    assert torch.equal(again.linear.weight, module.linear.weight)
+
+
+def test_a_second_penalty_on_the_same_weights_is_said() -> None:
+    module = LinearRegression(4, l1_strength=0.1)
+    trainer = pl.Trainer(**{**QUIET, "max_steps": 1, "callbacks": [L1PenaltyCallback(0.1)]})
+    with pytest.warns(UserWarning, match="penalised twice"):
+        trainer.fit(module, repeated([torch.randn(6, 4), torch.randn(6)], 1))
+
+
+def test_no_hook_is_left_on_the_optimizer() -> None:
+    made = []
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        made.append(torch.optim.Adam(parameters, lr=0.1))
+        return made[-1]
+
+    fit(LinearRegression(4, l1_strength=0.1, optimizer=optimizer), 2, np.ones((3, 4)), np.ones(3))
+    assert not made[0]._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("apply", ["loss", "decoupled", "proximal"])
+def test_three_ways_to_apply_and_only_one_gives_zeros(apply: Any) -> None:
+    x, y, _ = dataset("diabetes")
+    module = LinearRegression(x.shape[1], l1_strength=0.3, apply=apply, lr_schedule=Cosine(1.0, 0.01))
+    fit(module, 200, x, y)
+    assert bool((module.linear.weight == 0).any()) == (apply == "proximal")
+    assert module.linear.weight.abs().sum() < 1.5
+
+
+BAD: list[tuple[Callable[[], Any], str]] = [
+    (lambda: LinearRegression(0), "in_features is 0"),
+    (lambda: LinearRegression(3, 0), "number of outputs is 0"),
+    (lambda: LogisticRegression(3, 1), "num_classes=1"),
+    (lambda: LogisticRegression(3, l1_strength=-1.0), "out of range"),
+    (lambda: LogisticRegression(3, l1_strength=float("nan")), "out of range"),
+    (lambda: LinearRegression(3, apply="prox"), "apply='prox' is unknown"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD)
+def test_bad_arguments(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+NAN, ONES = float("nan"), torch.ones(4)
+X = torch.ones(4, 3)
+BATCHES: list[tuple[Any, tuple[Any, ...], str]] = [
+    (LinearRegression(3), (torch.ones(4, 2), ONES), r"of shape \(batch, 3\), and are \(4, 2\)"),
+    (LinearRegression(3), (X, torch.ones(4, 2)), r"targets are of shape \(4, 2\)"),
+    (LinearRegression(3), (X, torch.ones(3)), r"targets are of shape \(3,\)"),
+    (LinearRegression(3), (X * NAN, ONES), "inputs of train batch 0 have 12 of 12 values that are NaN"),
+    (LinearRegression(3), (X, ONES * NAN), "targets of train batch 0 have 4 of 4"),
+    (LinearRegression(3), (X, ONES, torch.ones(3)), "sample weights must be of shape"),
+    (LinearRegression(3), (X, ONES, -ONES), "sample weights must be 0 or more"),
+    (LinearRegression(3), (X, ONES, 0 * ONES), "some of each batch positive"),
+    (LinearRegression(3), (X,), "this one is 1 entries"),
+    (LogisticRegression(3, 3), (X, torch.tensor([0, 1, 2, 3])), r"in 0, …, 2, and the batch has 3"),
+    (LogisticRegression(3, 3), (X, torch.tensor([0, 1, 2, -1])), "the batch has -1"),
+    (LogisticRegression(3, 3), (X, ONES * 0.5), "must be integers"),
+    (LogisticRegression(3, 3), (X, torch.ones(3)), "one a sample"),
+    (PoissonRegression(3), (X, -ONES), "counts, 0 or more"),
+]
+
+
+@pytest.mark.parametrize(("module", "batch", "message"), BATCHES)
+def test_a_bad_batch_raises_and_spoils_nothing(module: Any, batch: tuple[Tensor, ...], message: str) -> None:
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    trainer = pl.Trainer(**{**QUIET, "max_steps": 2})
+    with pytest.raises((ValueError, TypeError), match=message):
+        trainer.fit(module, repeated(batch, 2))
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
