@@ -60,7 +60,7 @@ def test_history_is_numpys_and_only_on_logged_steps() -> None:
     expected = np.linalg.norm(module.net[0].weight.detach().numpy())
     fit(module, monitor, steps=12, log_every_n_steps=5)
     assert [row["step"] for row in monitor.history] == [4.0, 9.0]
-    assert monitor.history[0]["dropout/net.2"] == 0.25
+    assert monitor.history[0]["dropout/net.2.p"] == 0.25
     again = RegularizationMonitor(table=False)
     module = Dropping()
     with torch.no_grad():
