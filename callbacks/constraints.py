@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_reg import constraints
@@ -83,7 +84,8 @@ class _Constraint(BothCallback):
 
     def _look(self) -> None:
         assert self._module is not None
-        parameters = named_parameters(self._module)
+        # a lazy tensor is looked at when it is first stepped
+        parameters = [s for s in named_parameters(self._module) if not is_lazy(s.parameter)]
         self._known = {id(s.parameter): s if matches(s, self.select) else None for s in parameters}
         self._bind([s for s in self._known.values() if s is not None])
 
@@ -250,6 +252,7 @@ class NormBudget(_Constraint):
                 "give a factor and a rate above 0, and 0 steps or more"
             )
         self.factor, self.warmup_steps, self.rate = factor, warmup_steps, rate
+        self._loaded = False
         self._steps: dict[str, int] = {}
         self._multipliers: dict[str, Tensor] = {}
         self._budgets: dict[str, Tensor] = {}
@@ -258,7 +261,7 @@ class NormBudget(_Constraint):
     def state_key(self) -> str:
         """Tells instances apart by what they were made of."""
         return self._generate_state_key(
-            factor=self.factor, select=str(self.select), warmup_steps=self.warmup_steps, rate=self.rate
+            factor=self.factor, select=_stable(self.select), warmup_steps=self.warmup_steps, rate=self.rate
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -267,9 +270,17 @@ class NormBudget(_Constraint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` returned."""
+        self._loaded = True
         self._steps = dict(state_dict["steps"])
         self._multipliers = {name: value.clone() for name, value in state_dict["multipliers"].items()}
         self._budgets = {name: value.clone() for name, value in state_dict["budgets"].items()}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew in a new run; go on in one that is resumed."""
+        if not self._loaded and trainer.global_step == 0:
+            self._steps, self._multipliers, self._budgets = {}, {}, {}
+        self._loaded = False
+        super().on_fit_start(trainer, pl_module)
 
     def multipliers(self) -> dict[str, float]:
         """Return λ by parameter name: which tensors press against their budgets, and how hard."""
@@ -296,3 +307,12 @@ class NormBudget(_Constraint):
         self._steps[name] += 1
         if self._steps[name] >= self.warmup_steps:
             self._set_budget(selected)
+
+
+def _stable(select: Select) -> str:
+    """The selection in words that are the same in every process: no addresses."""
+    if isinstance(select, (list, tuple, set, frozenset)):
+        return str([_stable(form) for form in select])
+    if isinstance(select, str):
+        return select
+    return getattr(select, "__qualname__", type(select).__qualname__)

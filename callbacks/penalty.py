@@ -24,7 +24,7 @@ from lightning_reg.apply import (
     remove_from_training_step,
 )
 from lightning_reg.callbacks._base import BothCallback
-from lightning_reg.host import logs_this_step, run_length, scaler_of
+from lightning_reg.host import run_length, scaler_of, values_this_step
 from lightning_reg.penalties import L1, L2, ElasticNet, Penalty
 from lightning_reg.schedules import ScheduleLike, check_schedule
 from lightning_reg.select import Select
@@ -157,7 +157,7 @@ class _Work:
             check_optimizer(self.term, self.apply, optimizer, self.metric)
             self._hook(optimizer)
         strength = self._strength()
-        if self.log_key is not None and logs_this_step(self.trainer):
+        if self.log_key is not None and values_this_step(self.trainer):
             self._log(strength)
         if self.apply == "gradient" and not self._in_step(optimizer):
             add_gradient_(self.term, optimizer, strength)
@@ -186,7 +186,9 @@ class _Work:
         return self.term.strength(step)
 
     def _loss_term(self) -> Tensor:
-        return self.term.value(self._strength(), self.trainer.optimizers)
+        # validation_step may call training_step
+        strength = self._strength() if self.trainer.training else 0.0
+        return self.term.value(strength, self.trainer.optimizers)
 
     def _in_step(self, optimizer: Optimizer) -> bool:
         """Whether gradients are still scaled in ``on_before_optimizer_step``: act inside the step instead."""
@@ -250,8 +252,9 @@ class _Work:
             other = Term(penalty, self.module)
             both = [s.name for s in other.selected if id(s.parameter) in mine]
             if both:
+                more = f" and {len(both) - 1} more parameters are" if len(both) > 1 else " is"
                 warnings.warn(
-                    f"{both[0]} and {len(both) - 1} more parameters are penalised twice, by {callback!r} and "
+                    f"{both[0]}{more} penalised twice, by {callback!r} and "
                     f"by {owner}; the strengths add up, so leave one out or narrow its select=",
                     stacklevel=2,
                 )

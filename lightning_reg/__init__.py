@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lightning_reg.apply import Apply
 from lightning_reg.attach import Attachment, attach
 from lightning_reg.compact import compact
@@ -144,6 +146,16 @@ try:
     __version__ = _version("lightning-reg")
 except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
+
+# hyper-parameters saved in a checkpoint load with weights_only=True
+if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
+    torch.serialization.add_safe_globals(
+        [
+            public
+            for public in list(vars().values())
+            if isinstance(public, type) and issubclass(public, (Penalty, ForwardPenalty, Schedule))
+        ]
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-__all__ = ["logs_this_step", "run_length", "scaler_of"]
+__all__ = ["logs_this_step", "run_length", "scaler_of", "values_this_step"]
 
 
 def run_length(trainer: Trainer) -> int | None:
@@ -22,6 +24,15 @@ def run_length(trainer: Trainer) -> int | None:
         length *= max(1, len(trainer.optimizers))
         if trainer.max_steps > 0:
             length = min(length, trainer.max_steps)
+    accumulation = _accumulation_schedule(trainer)
+    if accumulation is not None and trainer.num_training_batches != float("inf"):
+        # Lightning's estimate takes the first epoch's factor for all
+        length = sum(
+            math.ceil(trainer.num_training_batches / accumulation(epoch))
+            for epoch in range(trainer.max_epochs or 0)
+        )
+        if trainer.max_steps > 0:
+            length = min(length, trainer.max_steps)
     return int(length)
 
 
@@ -30,7 +41,27 @@ def logs_this_step(trainer: Trainer) -> bool:
     return bool(trainer._logger_connector.should_update_logs)
 
 
+def values_this_step(trainer: Trainer) -> bool:
+    """Whether to compute what is logged: on logged steps, and on an epoch's last.
+
+    The last, so that EarlyStopping and ModelCheckpoint find the key in epochs shorter than the interval.
+    """
+    logs = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return logs_this_step(trainer) or bool(logs and trainer.is_last_batch)
+
+
 def scaler_of(trainer: Trainer) -> Any | None:
     """Return the ``GradScaler`` of 16-bit mixed precision, or None."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def _accumulation_schedule(trainer: Trainer) -> Callable[[int], int] | None:
+    """The accumulation factor by epoch, where a callback of either namespace schedules it."""
+    if trainer.max_epochs == -1:
+        return None
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if any(base.__name__ == "GradientAccumulationScheduler" for base in type(callback).__mro__):
+            factor: Callable[[int], int] = callback.get_accumulate_grad_batches
+            return factor
+    return None

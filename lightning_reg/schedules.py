@@ -306,7 +306,7 @@ def evaluate(
     Raises:
         ValueError: the value is negative, NaN, infinite or above ``upper``; the sentence names the step.
     """
-    value = schedule(step, total_steps) if callable(schedule) else schedule
+    value = _call(schedule, step, total_steps) if callable(schedule) else schedule
     if type(value) is not float:
         try:
             value = float(value)
@@ -319,6 +319,18 @@ def evaluate(
             f"mend {schedule!r}"
         )
     return value
+
+
+def _call(
+    schedule: Schedule | Callable[[int, int | None], float], step: int, total_steps: int | None
+) -> float:
+    try:
+        return schedule(step, total_steps)
+    except TypeError as error:
+        raise TypeError(
+            f"{schedule!r} failed at step {step}; it is called as (step, total_steps), with "
+            f"total_steps=None where the run's length is unknown ({error})"
+        ) from error
 
 
 def check_schedule(
@@ -342,8 +354,9 @@ def check_schedule(
         return
     if needs_total_steps(schedule) and total_steps is None:
         raise ValueError(
-            f"{schedule!r} names a fraction of the run, and this run has no known length; give "
-            "`total_steps=`, or name positions in steps (integers)"
+            f"{schedule!r} names a fraction of the run, and this run has no known length; set max_steps "
+            "or max_epochs on the Trainer, give `total_steps=` where there is one, or name positions in "
+            "steps (integers)"
         )
     last = total_steps - 1 if total_steps else 0
     stride = max(1, math.ceil(last / samples))

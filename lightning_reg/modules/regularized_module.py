@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_reg.apply import Term, check_apply
-from lightning_reg.host import logs_this_step, run_length
+from lightning_reg.host import run_length, values_this_step
 from lightning_reg.penalties import ForwardPenalty, Penalty
 from lightning_reg.penalties.forward import Recorder
 from lightning_reg.schedules import check_schedule
@@ -114,6 +114,11 @@ class RegularizedModule(LightningModule):
         Args:
             loss: the task loss, a scalar.
         """
+        total: Tensor = self._add_terms(loss)
+        return total
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _add_terms(self, loss: Tensor) -> Tensor:  # compiled, it would be guarded by the step and made anew
         trainer = self._trainer
         if trainer is not None and not trainer.training:
             return loss
@@ -121,7 +126,7 @@ class RegularizedModule(LightningModule):
         total = loss
         for _, _, value in values:
             total = total + value
-        if trainer is not None and logs_this_step(trainer):
+        if trainer is not None and values_this_step(trainer):
             self.log("loss/task", loss.detach())
             self.log("loss/regularized", total.detach())
             for name, strength, value in values:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import L2SP, Orthogonality, RegularizedModule, SpectralNorm
 from lightning_reg.callbacks import Box, MaxNorm, NonNegative, NormBudget, PenaltyCallback, UnitNorm
+from tests import support
 
 
 class Net(LightningModule):
@@ -205,3 +206,29 @@ def test_copies_repeated_fits_frozen_tensors_and_bad_arguments():
     for bad in (lambda: MaxNorm(0.0), lambda: Box(1.0, 0.0), lambda: NormBudget(0.0)):
         with pytest.raises(ValueError, match=r"out of range|empty"):
             bad()
+
+
+def test_lazy_modules_are_constrained_once_they_have_a_shape():
+    module = support.Net()
+    module.net[0] = nn.LazyLinear(5)
+    support.fit(module, MaxNorm(0.1), NormBudget(0.5, select=lambda name, parameter, owner: True), steps=4)
+    assert (module.net[0].weight.norm(dim=1) <= 0.1 + 1e-6).all()
+
+
+def test_a_norm_budget_starts_anew_in_a_new_run():
+    budget = NormBudget(0.5)
+    support.fit(support.Net(), budget, steps=4)
+    first = dict(budget._budgets)
+    larger = support.Net()
+    with torch.no_grad():
+        for parameter in larger.parameters():
+            parameter.mul_(10)
+    support.fit(larger, budget, steps=4)
+    for name, value in budget._budgets.items():
+        torch.testing.assert_close(value, 100 * first[name])
+
+
+def test_the_state_key_of_a_predicate_is_the_same_in_every_process():
+    keys = {NormBudget(select=lambda name, parameter, owner: True).state_key for _ in range(2)}
+    assert len(keys) == 1
+    assert "0x" not in keys.pop()

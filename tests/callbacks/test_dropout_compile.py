@@ -201,7 +201,7 @@ def test_built_rates_kept_are_bit_identical_under_inductor_for_every_kind():
     def run(*callbacks):
         torch._dynamo.reset()
         torch.manual_seed(2)
-        body = nn.Sequential(Block(), nn.Dropout(0.1, inplace=True), nn.Dropout2d(0.1))
+        body = nn.Sequential(Block(), nn.Dropout(0.1, inplace=True), nn.Dropout1d(0.1))
         model, _ = compiled(body, "inside", "inductor")
         torch.manual_seed(3)
         trainer(*callbacks).fit(model)

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 import pytorch_lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from sklearn.datasets import load_diabetes
@@ -645,7 +650,7 @@ def test_a_bad_value_in_a_run_of_unknown_length_is_refused_before_the_step_it_wo
 
 
 def test_a_fraction_of_a_run_of_unknown_length_is_refused_at_fit_start() -> None:
-    with pytest.raises(ValueError, match=r"no known length; give `total_steps=`"):
+    with pytest.raises(ValueError, match=r"no known length; set max_steps"):
         fit(Net(), L1PenaltyCallback(Cosine(0.0, 0.1)), steps=-1, max_epochs=-1)
 
 
@@ -727,3 +732,44 @@ def test_an_optimizer_that_lightning_never_steps_is_warned_of() -> None:
 
     with pytest.warns(UserWarning, match="was not applied: Lightning saw no optimizer step"):
         fit(Apart(), L1PenaltyCallback(0.1), max_epochs=2, steps=-1)
+
+
+# --- beside what else a Trainer does -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("factors", "steps"), [({0: 1, 1: 4}, 8 + 2 + 2), ({0: 4, 1: 1}, 2 + 8 + 8)])
+def test_a_schedule_follows_scheduled_accumulation(factors: dict[int, int], steps: int) -> None:
+    seen = []
+    callback = L1PenaltyCallback(lambda step, total: seen.append((step, total)) or 0.1)
+    accumulation = GradientAccumulationScheduler(factors)
+    trainer = fit(Net(), callback, accumulation, steps=-1, max_epochs=3)
+    assert trainer.global_step == steps
+    assert seen[-1] == (steps - 1, steps)
+
+
+def test_a_validation_step_that_calls_training_step_sees_the_task_loss() -> None:
+    class Shared(Net):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+    module = Shared()
+    options = {**QUIET, "max_epochs": 1, "num_sanity_val_steps": 0}
+    trainer = pl.Trainer(callbacks=[L1PenaltyCallback(1.0, apply="loss")], **options)
+    trainer.fit(module, batches(), batches(64))
+    x, y = batches().dataset.tensors
+    expected = nn.functional.mse_loss(module.net(x), y).item()
+    assert trainer.callback_metrics["val_loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: (Net(), [L1PenaltyCallback(0.1)]), lambda: (RegularizedNet(L1(0.1)), [])]
+)
+def test_early_stopping_finds_the_key_in_epochs_shorter_than_the_logging_interval(make: Any) -> None:
+    module, callbacks = make()
+    trainer = fit(module, *callbacks, EarlyStopping("penalty/l1", patience=1), steps=-1, max_epochs=2)
+    assert trainer.global_step == 16
+
+
+def test_a_callable_of_one_argument_is_explained() -> None:
+    with pytest.raises(TypeError, match=r"called as \(step, total_steps\)"):
+        fit(Net(), L1PenaltyCallback(lambda step: 0.1))

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_reg import L1, L2, ElasticNet, L2Norm, RegularizedModule
 from lightning_reg.callbacks import PenaltyCallback
@@ -54,7 +54,7 @@ class Program(RegularizedModule):
 
     def train_dataloader(self) -> DataLoader:
         ranks = self.trainer.world_size
-        examples = data(dtype=self.dtype)
+        examples = TensorDataset(*(t.to(self.dtype) for t in data(dtype=torch.float64).tensors))
         shares = DistributedSampler(examples, ranks, self.trainer.global_rank, shuffle=False)
         return DataLoader(examples, batch_size=8 // ranks, sampler=shares)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from lightning_reg import L1, L2, Linear, RegularizedModule
 from lightning_reg.callbacks import PenaltyCallback
@@ -132,3 +133,29 @@ def test_outside_a_trainer_it_is_an_ordinary_module() -> None:
     x, y = next(iter(batches()))
     loss = module.training_step([x, y], 0)
     torch.testing.assert_close(loss, module.task_loss([x, y], 0) + module.penalty())
+
+
+class Saving(RegularizedNet):
+    def __init__(self, penalties: Any) -> None:
+        super().__init__(penalties)
+        self.save_hyperparameters()
+
+
+def test_saved_hyperparameters_load_with_weights_only(tmp_path: Any) -> None:
+    module = Saving([L1(Linear(0.1, 0.2)), L2(0.1, select=["weights", "!*.bias"])])
+    fit(module).save_checkpoint(tmp_path / "saved.ckpt")
+    loaded = Saving.load_from_checkpoint(tmp_path / "saved.ckpt", weights_only=True)
+    assert loaded.penalties == module.penalties
+    assert torch.equal(weights(loaded), weights(module))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own look
+def test_a_compiled_module_is_compiled_once() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    module = RegularizedNet(L1(Linear(0.1, 0.2)))
+    fit(torch.compile(module, backend=counter), steps=16, max_epochs=2)
+    assert counter.frame_count <= 2
+    plain = RegularizedNet(L1(Linear(0.1, 0.2)))
+    fit(plain, steps=16, max_epochs=2)
+    torch.testing.assert_close(weights(module), weights(plain))
