@@ -4,6 +4,7 @@ Hook wiring only; every formula lives in :mod:`lightning_reg.penalties` and :mod
 """
 
 from lightning_reg.callbacks.adaptive_dropout import AdaptiveDropout
+from lightning_reg.callbacks.constraints import Box, MaxNorm, NonNegative, NormBudget, UnitNorm
 from lightning_reg.callbacks.dropout_injector import DropoutInjector
 from lightning_reg.callbacks.dropout_scheduler import DropoutScheduler
 from lightning_reg.callbacks.penalty import (
@@ -12,13 +13,21 @@ from lightning_reg.callbacks.penalty import (
     L2PenaltyCallback,
     PenaltyCallback,
 )
+from lightning_reg.callbacks.structured import GroupLassoPenaltyCallback, SparseGroupLassoPenaltyCallback
 
 __all__ = [
     "AdaptiveDropout",
+    "Box",
     "DropoutInjector",
     "DropoutScheduler",
     "ElasticNetPenaltyCallback",
+    "GroupLassoPenaltyCallback",
     "L1PenaltyCallback",
     "L2PenaltyCallback",
+    "MaxNorm",
+    "NonNegative",
+    "NormBudget",
     "PenaltyCallback",
+    "SparseGroupLassoPenaltyCallback",
+    "UnitNorm",
 ]

@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 
+#: Where a checkpoint holds the state of penalties that have one; Lightning leaves unknown keys alone.
+_STATE_KEY = "lightning_reg"
+
+
 class _PenaltyCallback(BothCallback):
     """The wiring of one penalty into Lightning's hooks; the formulas are the penalty's."""
 
@@ -53,6 +57,7 @@ class _PenaltyCallback(BothCallback):
         self.metric: Metric = metric
         self.total_steps = total_steps
         self._work: _Work | None = None
+        self._restored: dict[str, Tensor] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.penalty!r}, apply={self.apply!r})"
@@ -64,6 +69,20 @@ class _PenaltyCallback(BothCallback):
         """Bind to the module and its optimizers, or say why not."""
         self._detach()
         self._work = _Work(self, trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Store what the penalty has learned of the module, if anything."""
+        state = self._work.term.state_dict() if self._work is not None else {}
+        if state:
+            checkpoint.setdefault(_STATE_KEY, {})[_state_name(self, trainer)] = state
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep it until the fit starts."""
+        self._restored = checkpoint.get(_STATE_KEY, {}).get(_state_name(self, trainer), {})
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -111,6 +130,9 @@ class _Work:
             total_steps = run_length(trainer)
         check_schedule(self.penalty.strength, total_steps)
         self.term = Term(self.penalty, module, total_steps)
+        if callback._restored:
+            self.term.load_state_dict(callback._restored)
+            callback._restored = {}
         self._warn_of_repetition(callback)
         for optimizer in trainer.optimizers:
             check_optimizer(self.term, self.apply, optimizer, self.metric)
@@ -248,6 +270,13 @@ def _log_name(callback: _PenaltyCallback, trainer: Trainer) -> str:
             break
         before += other.logs and other.penalty.log_name == name
     return name if before == 1 else f"{name}_{before}"
+
+
+def _state_name(callback: _PenaltyCallback, trainer: Trainer) -> str:
+    """The penalty's name and its place among those of that name."""
+    name = callback.penalty.log_name
+    mine = [other for other in _penalty_callbacks(trainer) if other.penalty.log_name == name]
+    return f"{name}_{mine.index(callback) + 1}"
 
 
 def _other_penalties(

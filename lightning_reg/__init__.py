@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_reg.apply import Apply
 from lightning_reg.attach import Attachment, attach
+from lightning_reg.compact import compact
+from lightning_reg.coupled import Coupled
 from lightning_reg.dropout import (
     AnnealedDropout,
     ByDepth,
@@ -22,7 +24,26 @@ from lightning_reg.dropout import (
     find_sites,
     register_site,
 )
-from lightning_reg.penalties import L1, L2, ElasticNet, L2Norm, Penalty
+from lightning_reg.penalties import (
+    L0,
+    L1,
+    L2,
+    L2SP,
+    MCP,
+    SCAD,
+    ElasticNet,
+    GroupLasso,
+    Hoyer,
+    HoyerSquare,
+    L2Norm,
+    LHalf,
+    LInf,
+    NuclearNorm,
+    Orthogonality,
+    Penalty,
+    SparseGroupLasso,
+    SpectralNorm,
+)
 from lightning_reg.schedules import (
     Constant,
     Cosine,
@@ -33,35 +54,52 @@ from lightning_reg.schedules import (
     Polynomial,
     Schedule,
 )
+from lightning_reg.target_sparsity import TargetSparsity
 
 if TYPE_CHECKING:
     from lightning_reg.modules import RegularizedModule
 
 __all__ = [
+    "L0",
     "L1",
     "L2",
+    "L2SP",
+    "MCP",
+    "SCAD",
     "AnnealedDropout",
     "Apply",
     "Attachment",
     "ByDepth",
     "Constant",
     "Cosine",
+    "Coupled",
     "CurriculumDropout",
     "DropHead",
     "DropoutSite",
     "EarlyDropout",
     "ElasticNet",
     "Exponential",
+    "GroupLasso",
+    "Hoyer",
+    "HoyerSquare",
     "L2Norm",
+    "LHalf",
+    "LInf",
     "LateDropout",
     "Linear",
     "MultiStep",
+    "NuclearNorm",
+    "Orthogonality",
     "Penalty",
     "Piecewise",
     "Polynomial",
     "RegularizedModule",
     "Schedule",
+    "SparseGroupLasso",
+    "SpectralNorm",
+    "TargetSparsity",
     "attach",
+    "compact",
     "find_sites",
     "register_site",
 ]

@@ -119,13 +119,16 @@ class Attachment:
             hook.remove()
         self._hooks = []
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the step count, the only state there is."""
-        return {"step": self.step}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step count, and what the penalty has learned of the model, if anything."""
+        state = self._term.state_dict()
+        return {"step": self.step, "penalty": state} if state else {"step": self.step}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take up the step count of :meth:`state_dict`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what :meth:`state_dict` returned."""
         self.step = state["step"]
+        if "penalty" in state:
+            self._term.load_state_dict(state["penalty"])
 
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]

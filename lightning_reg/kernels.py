@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_reg.step_size import StepSize
 
-__all__ = ["add_scaled_", "add_sign_", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
+__all__ = ["add_scaled_", "add_sign_", "pieces", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
 
 #: Elements in a piece of a CPU tensor: in less, calls cost more than work; more would leave the cache.
 PIECE = 2**18
@@ -52,7 +52,7 @@ def add_sign_(
     buffers = _Buffers()
     for target, weight in zip(targets, weights, strict=True):
         if weight.is_cpu and weight.numel() > SMALL:
-            for target_piece, weight_piece in _pieces(target, weight):
+            for target_piece, weight_piece in pieces(target, weight):
                 sign = torch.sgn(weight_piece, out=buffers(0, weight_piece))
                 if scaled:
                     target_piece.add_(weight_piece, alpha=scaled)
@@ -103,7 +103,7 @@ def soft_threshold_in_metric_(
             if shrink:
                 weight.div_(1.0 + step.numerator * shrink)
             continue
-        for piece, *moments in _pieces(weight, *step.tensors):
+        for piece, *moments in pieces(weight, *step.tensors):
             if not threshold:
                 piece.div_(step.on(moments, out=buffers(0, piece), factor=shrink).add_(1.0))
                 continue
@@ -130,7 +130,7 @@ class _Buffers:
         return buffer[: like.numel()].view(like.shape)
 
 
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Walk tensors of one shape together, in pieces of about PIECE elements on the CPU."""
     first = tensors[0]
     if not first.is_cpu or first.numel() <= PIECE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["norm", "real_dtype", "sum_of_squares"]
+__all__ = ["accumulator", "norm", "real_dtype", "sum_of_squares", "wide"]
 
 
 def norm(weight: Tensor, order: float = 2.0) -> Tensor:
@@ -14,7 +14,7 @@ def norm(weight: Tensor, order: float = 2.0) -> Tensor:
     >>> norm(torch.ones(100_000, dtype=torch.float16), 1)
     tensor(100000.)
     """
-    total: Tensor = torch.linalg.vector_norm(weight, order, dtype=_accumulator(weight.dtype))
+    total: Tensor = torch.linalg.vector_norm(weight, order, dtype=accumulator(weight.dtype))
     return total
 
 
@@ -22,7 +22,7 @@ def sum_of_squares(weight: Tensor) -> Tensor:
     """Return the sum of the squared moduli, accumulated in float32 or wider."""
     if weight.is_complex():
         weight = torch.view_as_real(weight)
-    dtype = _accumulator(weight.dtype)
+    dtype = accumulator(weight.dtype)
     return (weight if dtype is None else weight.to(dtype)).square().sum()
 
 
@@ -31,6 +31,13 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype.to_real() if dtype.is_complex else dtype
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype | None:
+def accumulator(dtype: torch.dtype) -> torch.dtype | None:
+    """Return the wider dtype to sum a 16-bit one in, or None: its own will do."""
     # a float16 sum overflows at 65,504, and the square of 256 alone does
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else None
+
+
+def wide(weight: Tensor) -> Tensor:
+    """Return a 16-bit tensor in float32, and any other as it is."""
+    dtype = accumulator(weight.dtype)
+    return weight if dtype is None else weight.to(dtype)

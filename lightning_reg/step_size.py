@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+
+from lightning_reg.sharded import is_sharded, local
 
 __all__ = [
     "StepSize",
@@ -59,6 +61,13 @@ class StepSize:
     eps: float = 0.0
     mean: Tensor | None = None
 
+    @classmethod
+    def of(cls, step: float | Tensor) -> StepSize:
+        """Return a step given as one number, or as one number for each weight."""
+        if isinstance(step, Tensor) and step.dim():
+            return cls(1.0, step.reciprocal().square_())
+        return cls(float(step))
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that :meth:`on` takes pieces of."""
@@ -75,6 +84,13 @@ class StepSize:
         # n/(a√x + ε) is (n/a)/(√x + ε/a), with one pass less
         eta.add_(self.eps / self.root_scale)
         return eta.reciprocal_().mul_(factor * self.numerator / self.root_scale)
+
+    def local(self) -> StepSize:
+        """Return the steps of the weights that this process holds of a sharded tensor."""
+        if self.second_moment is None or not is_sharded(self.second_moment):
+            return self
+        mean = None if self.mean is None else local(self.mean)
+        return replace(self, second_moment=local(self.second_moment), mean=mean)
 
     def dense(self) -> Tensor | float:
         """Return the step of every weight, shaped as the weight, or the one number."""

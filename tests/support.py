@@ -34,11 +34,10 @@ def network() -> nn.Sequential:
 
 def data(size: int = 64, dtype: torch.dtype = torch.float32) -> TensorDataset:
     generator = torch.Generator().manual_seed(2)
-    inputs = torch.randn(size, 10, generator=generator, dtype=dtype)
-    targets = inputs[:, :3].sum(1, keepdim=True) + 0.1 * torch.randn(
-        size, 1, generator=generator, dtype=dtype
-    )
-    return TensorDataset(inputs, targets)
+    inputs = torch.randn(size, 10, generator=generator, dtype=torch.float64)
+    noise = torch.randn(size, 1, generator=generator, dtype=torch.float64)
+    targets = inputs[:, :3].sum(1, keepdim=True) + 0.1 * noise
+    return TensorDataset(inputs.to(dtype), targets.to(dtype))
 
 
 def batches(batch_size: int = 8, dtype: torch.dtype = torch.float32) -> DataLoader:

@@ -8,7 +8,9 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_reg.apply.term import Apply, Metric, Term
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.sharded import is_sharded
 from lightning_reg.step_size import has_metric, has_one_step, metric_names
+from lightning_reg.target_sparsity import TargetSparsity
 
 __all__ = ["check_apply", "check_optimizer"]
 
@@ -34,6 +36,15 @@ def check_apply(penalty: Penalty, apply: Apply, metric: Metric = "optimizer") ->
         raise ValueError(
             f"{type(penalty).__name__} has no proximal operator, which apply='proximal' needs; "
             "use apply='gradient'"
+        )
+    if apply != "proximal" and isinstance(penalty.strength, TargetSparsity):
+        raise ValueError(
+            f"TargetSparsity steers by exact zeros, which apply={apply!r} does not make; use apply='proximal'"
+        )
+    if apply != "proximal" and not penalty.has_gradient:
+        raise ValueError(
+            f"{type(penalty).__name__} has no gradient that apply={apply!r} could follow; "
+            "use apply='proximal'"
         )
 
 
@@ -61,6 +72,11 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
             f"{name}(maximize=True) climbs, so apply={apply!r} would reward what {penalty} is to punish; "
             "use apply='proximal', or minimize the negative objective"
         )
+    if not term.bound.elementwise and any(is_sharded(s.parameter) for s in term.selected):
+        raise ValueError(
+            f"{penalty} couples weights that are sharded over processes, which is not supported yet; use "
+            "a penalty of single weights such as L1, L2 or ElasticNet, or ddp"
+        )
     if apply != "proximal" or metric != "optimizer":
         return
     if not has_metric(optimizer):
@@ -72,8 +88,8 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
         return
     if not term.penalty.prox_in_metric:
         raise ValueError(
-            f"the proximal operator of {penalty} is known for one step a tensor, and {name} takes a step of "
-            "its own for each weight; use SGD, apply='gradient', or metric='euclidean'"
+            f"the proximal operator of {penalty} is for one step a tensor, and {name} takes a step of its "
+            "own for each weight; use SGD, or metric='euclidean'"
         )
     if any(selected.parameter.is_complex() for selected in term.selected):
         raise ValueError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
+from lightning_reg.sharded import local
 
 __all__ = ["add_gradient_"]
 
@@ -21,15 +23,18 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float) -> None:
         return
     scale = getattr(optimizer, "grad_scale", None)
     alpha = float(scale) if isinstance(scale, torch.Tensor) else 1.0
-    weights, gradients = [], []
+    weights: list[Tensor] = []
+    gradients: list[Tensor] = []
     for _, parameters in term.stepped(optimizer):
         for parameter in parameters:
             gradient = parameter.grad
             assert gradient is not None
             if gradient.is_sparse:  # the sum is dense, as autograd's would be
-                parameter.grad = alpha * term.penalty.gradient(parameter, strength) + gradient
+                parameter.grad = alpha * term.bound.gradient(parameter, strength) + gradient
             else:
                 weights.append(parameter)
                 gradients.append(gradient)
+    if term.bound.elementwise:
+        weights, gradients = [local(w) for w in weights], [local(g) for g in gradients]
     if weights:
-        term.penalty.add_gradient_(gradients, weights, strength, alpha)
+        term.bound.add_gradient_(gradients, weights, strength, alpha)

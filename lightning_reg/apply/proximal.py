@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Metric, Term, found_inf
-from lightning_reg.step_size import euclidean_step_size, step_size
+from lightning_reg.sharded import local
+from lightning_reg.step_size import StepSize, euclidean_step_size, step_size
 
 __all__ = ["prox_"]
 
@@ -17,6 +19,13 @@ def prox_(term: Term, optimizer: Optimizer, strength: float, metric: Metric = "o
     if strength == 0.0 or found_inf(optimizer):
         return
     size = step_size if metric == "optimizer" else euclidean_step_size
-    for group, parameters in term.stepped(optimizer):
-        steps = [size(optimizer, group, parameter) for parameter in parameters]
-        term.penalty.prox_(parameters, strength, steps)
+    weights: list[Tensor] = []
+    steps: list[StepSize] = []
+    for group, parameters in term.stepped(optimizer):  # in one call: a group of weights may span several
+        weights += parameters
+        steps += [size(optimizer, group, parameter) for parameter in parameters]
+    if term.bound.elementwise:
+        weights, steps = [local(w) for w in weights], [s.local() for s in steps]
+    if weights:
+        term.bound.prox_(weights, strength, steps)
+        term.observe()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -11,8 +11,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import evaluate
 from lightning_reg.select import Selected, matches, named_parameters, select_parameters
+from lightning_reg.target_sparsity import Controller, TargetSparsity
 
 __all__ = ["Apply", "Metric", "Term", "found_inf"]
 
@@ -40,15 +42,36 @@ class Term:
         self.module = module
         self.total_steps = total_steps
         self.selected: list[Selected] = []
+        self.bound: Bound = penalty
         # by identity; the values keep the tensors alive, so an id is never used again
         self._known: dict[int, nn.Parameter] = {}
-        self._chosen: set[int] = set()
+        self._chosen: dict[int, Selected] = {}
         select_parameters(module, penalty.select)  # raises where nothing matches
         self._resolve()
+        target = penalty.strength
+        self._controller = Controller(target, self._sizes) if isinstance(target, TargetSparsity) else None
 
     def strength(self, step: int) -> float:
         """Return λ at ``step``, checked."""
+        if self._controller is not None:
+            return self._controller.strength(step, self.total_steps)
         return evaluate(self.penalty.strength, step, self.total_steps)
+
+    def observe(self) -> None:
+        """Let a controller see the weights, after the proximal operator."""
+        if self._controller is not None:
+            self._controller.observe()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what must survive a checkpoint, what the penalty has learned; mostly nothing."""
+        state = self.bound.state_dict()
+        return {**state, **self._controller.state_dict()} if self._controller is not None else state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state_dict` returned."""
+        self.bound.load_state_dict(state)
+        if self._controller is not None:
+            self._controller.load_state_dict(state)
 
     def value(self, strength: float, optimizers: Iterable[Optimizer] | None = None) -> Tensor:
         """Return the penalty over the trainable tensors, or those of them that ``optimizers`` hold."""
@@ -58,7 +81,7 @@ class Term:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             tensors = list(dict.fromkeys(p for group in groups for p in self._members(group)))
         trainable = [tensor for tensor in tensors if tensor.requires_grad]
-        return self.penalty.total(trainable, strength, like=next(self.module.parameters()))
+        return self.bound.total(trainable, strength, like=next(self.module.parameters()))
 
     def is_stale(self) -> bool:
         """Whether the module has gained, lost or exchanged parameters since it was looked at."""
@@ -86,13 +109,26 @@ class Term:
                 members.append(parameter)
         return members
 
+    def _sizes(self) -> Tensor:
+        """The sizes that the penalty's controller steers by."""
+        weights = [s.parameter for s in self.selected if s.parameter.requires_grad]
+        target = self.penalty.strength
+        if isinstance(target, TargetSparsity) and target.of == "weights":
+            return Bound.sizes(self.bound, weights)
+        return self.bound.sizes(weights)
+
     def _resolve(self) -> None:
         parameters = named_parameters(self.module)
         self._seen = [id(parameter) for parameter in self.module.parameters()]
         self.selected = [s for s in parameters if matches(s, self.penalty.select)]
         # a lazy tensor takes its shape at the first forward, and is looked at again then
         self._known.update((id(s.parameter), s.parameter) for s in parameters if not is_lazy(s.parameter))
-        self._chosen.update(id(s.parameter) for s in self.selected)
+        self._chosen.update((id(s.parameter), s) for s in self.selected if not is_lazy(s.parameter))
+        state = self.bound.state_dict()
+        # tensors that have left the module and stay in an optimizer are bound as well
+        self.bound = self.penalty.bind(list(self._chosen.values()))
+        if state:
+            self.bound.load_state_dict(state)
 
 
 def found_inf(optimizer: Optimizer) -> bool:

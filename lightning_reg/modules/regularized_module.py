@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_reg.apply import Term
+from lightning_reg.apply import Term, check_apply
 from lightning_reg.host import logs_this_step, run_length
 from lightning_reg.penalties import Penalty
 from lightning_reg.schedules import check_schedule
@@ -56,8 +56,10 @@ class RegularizedModule(LightningModule):
         for penalty in penalties:
             if not isinstance(penalty, Penalty):
                 raise TypeError(f"penalties={penalty!r} is not a penalty; give some such as [L1(1e-4)]")
+            check_apply(penalty, "loss")
         self.penalties = penalties
         self._bound: tuple[Any, list[Term]] | None = None
+        self._restored: list[dict[str, Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_bound": None}  # a copy has parameters of its own
@@ -106,6 +108,28 @@ class RegularizedModule(LightningModule):
                     self.log(f"penalty/{name}/strength", strength)
         return total
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what the penalties have learned of the module, if anything."""
+        states = self._penalty_states()
+        if any(states):
+            checkpoint["lightning_reg/module"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up."""
+        self._restored = checkpoint.get("lightning_reg/module")
+
+    def _penalty_states(self) -> list[dict[str, Tensor]]:
+        if self._restored is not None:
+            return self._restored
+        return [term.state_dict() for term in self._bound[1]] if self._bound is not None else []
+
+    def _load_penalty_states(self, states: list[dict[str, Tensor]]) -> None:
+        assert self._bound is not None
+        for term, state in zip(self._bound[1], states, strict=False):
+            if state:
+                term.load_state_dict(state)
+        self._restored = None
+
     def _values(self) -> list[tuple[str, float | None, Tensor]]:
         """Name, strength where it is scheduled, and value of each term."""
         step = self.global_step if self._trainer is not None else 0
@@ -129,5 +153,8 @@ class RegularizedModule(LightningModule):
             if self._bound is None:
                 for strength in scheduled:
                     check_schedule(strength, total_steps)
-            self._bound = (key, [Term(penalty, self, total_steps) for penalty in self.penalties])
+            states = self._penalty_states()
+            terms = [Term(penalty, self, total_steps) for penalty in self.penalties]
+            self._bound = (key, terms)
+            self._load_penalty_states(states)
         return self._bound[1]

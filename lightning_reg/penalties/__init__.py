@@ -1,9 +1,42 @@
 """Which function: the penalties, each with its value, gradient and proximal operator."""
 
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.elastic_net import ElasticNet
+from lightning_reg.penalties.group_lasso import GroupLasso
+from lightning_reg.penalties.hoyer import Hoyer, HoyerSquare
+from lightning_reg.penalties.l0 import L0
 from lightning_reg.penalties.l1 import L1
 from lightning_reg.penalties.l2 import L2
 from lightning_reg.penalties.l2_norm import L2Norm
+from lightning_reg.penalties.l2_sp import L2SP
+from lightning_reg.penalties.l_half import LHalf
+from lightning_reg.penalties.l_inf import LInf
+from lightning_reg.penalties.mcp import MCP
+from lightning_reg.penalties.nuclear_norm import NuclearNorm
+from lightning_reg.penalties.orthogonality import Orthogonality
+from lightning_reg.penalties.scad import SCAD
+from lightning_reg.penalties.sparse_group_lasso import SparseGroupLasso
+from lightning_reg.penalties.spectral_norm import SpectralNorm
 
-__all__ = ["L1", "L2", "ElasticNet", "L2Norm", "Penalty"]
+__all__ = [
+    "L0",
+    "L1",
+    "L2",
+    "L2SP",
+    "MCP",
+    "SCAD",
+    "Bound",
+    "ElasticNet",
+    "GroupLasso",
+    "Hoyer",
+    "HoyerSquare",
+    "L2Norm",
+    "LHalf",
+    "LInf",
+    "NuclearNorm",
+    "Orthogonality",
+    "Penalty",
+    "SparseGroupLasso",
+    "SpectralNorm",
+]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lightning_reg.numerics import real_dtype
+from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import ScheduleLike, evaluate
-from lightning_reg.select import Select, check_select, select_parameters
+from lightning_reg.select import Select, Selected, check_select, select_parameters
+from lightning_reg.sharded import is_sharded, local, sum_over_shards
 from lightning_reg.step_size import StepSize
+from lightning_reg.target_sparsity import TargetSparsity
 
 __all__ = ["Penalty"]
 
 
-class Penalty(ABC):
+class Penalty(Bound):
     r"""A penalty :math:`\Omega_\lambda(w)` on each selected tensor, summed over them.
 
     Subclasses are frozen dataclasses that give a formula: :meth:`value` and :meth:`gradient`, and
@@ -83,7 +86,23 @@ class Penalty(ABC):
         """Whether :meth:`prox` takes a step for each weight, as Adam's metric needs."""
         return self.has_prox
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether a step along :meth:`gradient` does what the penalty asks for."""
+        return True
+
     # --- what the engine calls: lists of tensors, in place, no copy of the model ---------------------
+
+    def bind(self, selected: Sequence[Selected]) -> Bound:
+        """Return what acts on these parameters of one module: this penalty itself, where it needs no context.
+
+        Args:
+            selected: the parameters, with their names and the modules that own them.
+
+        Raises:
+            ValueError: one of them is not of a kind that this penalty is for.
+        """
+        return self
 
     @torch.no_grad()
     def add_gradient_(
@@ -119,18 +138,20 @@ class Penalty(ABC):
         Raises:
             ValueError: the selection matches nothing, or the strength is a schedule and ``step`` is None.
         """
+        if isinstance(self.strength, TargetSparsity):
+            raise ValueError(
+                "a strength of TargetSparsity is found in training; give it to a callback or to attach, with "
+                "apply='proximal'"
+            )
         if step is None and callable(self.strength):
             raise ValueError(
                 f"{type(self).__name__} has a scheduled strength; call it as penalty(module, step=..., "
                 "total_steps=...)"
             )
         strength = evaluate(self.strength, step or 0, total_steps)
-        weights = [
-            selected.parameter
-            for selected in select_parameters(module, self.select)
-            if selected.parameter.requires_grad
-        ]
-        return self.total(weights, strength, like=next(module.parameters()))
+        selected = select_parameters(module, self.select)
+        weights = [s.parameter for s in selected if s.parameter.requires_grad]
+        return self.bind(selected).total(weights, strength, like=next(module.parameters()))
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Return the sum of :meth:`value` over ``weights``, outside autocast; 0 on ``like``'s device if none.
@@ -140,7 +161,13 @@ class Penalty(ABC):
         if not weights or strength == 0.0:
             return torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
         with torch.autocast(like.device.type, enabled=False):
-            total = self.value(weights[0], strength)
+            total = self._value(weights[0], strength)
             for weight in weights[1:]:
-                total = total + self.value(weight, strength).to(total.device)
+                total = total + self._value(weight, strength).to(total.device)
         return total
+
+    def _value(self, weight: Tensor, strength: float) -> Tensor:
+        """The value of one tensor, of all its shards where it is sharded."""
+        if self.elementwise and is_sharded(weight):
+            return sum_over_shards(self.value(local(weight), strength), weight)
+        return self.value(weight, strength)

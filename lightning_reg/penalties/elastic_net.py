@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_reg import kernels, prox
 from lightning_reg.numerics import norm, sum_of_squares
-from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties._elementwise import ElementwisePenalty
 from lightning_reg.schedules import ScheduleLike
 from lightning_reg.select import Select
 from lightning_reg.step_size import StepSize
@@ -19,7 +19,7 @@ __all__ = ["ElasticNet"]
 
 
 @dataclass(frozen=True)
-class ElasticNet(Penalty):
+class ElasticNet(ElementwisePenalty):
     r"""Elastic net: :math:`\lambda\bigl(\rho\sum_i|w_i| + \tfrac{1-\rho}{2}\sum_i w_i^2\bigr)`.
 
     This is scikit-learn's convention, with ρ its ``l1_ratio``.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_reg import kernels, prox
 from lightning_reg.numerics import norm
-from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties._elementwise import ElementwisePenalty
 from lightning_reg.schedules import ScheduleLike
 from lightning_reg.select import Select
 from lightning_reg.step_size import StepSize
@@ -19,7 +19,7 @@ __all__ = ["L1"]
 
 
 @dataclass(frozen=True)
-class L1(Penalty):
+class L1(ElementwisePenalty):
     r"""The lasso: :math:`\lambda\sum_i|w_i|`.
 
     Its gradient is :math:`\lambda\operatorname{sign}(w)`, with the subgradient 0 at 0. A gradient never makes

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_reg import kernels, prox
 from lightning_reg.numerics import sum_of_squares
-from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties._elementwise import ElementwisePenalty
 from lightning_reg.schedules import ScheduleLike
 from lightning_reg.select import Select
 from lightning_reg.step_size import StepSize
@@ -18,7 +18,7 @@ __all__ = ["L2"]
 
 
 @dataclass(frozen=True)
-class L2(Penalty):
+class L2(ElementwisePenalty):
     r"""Ridge: :math:`\tfrac{\lambda}{2}\sum_i w_i^2`, half the squared norm.
 
     The half makes the gradient :math:`\lambda w`, so that ``L2(λ)`` on ``SGD`` is ``weight_decay=λ``. Under

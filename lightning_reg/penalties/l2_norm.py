@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_reg import prox
+from lightning_reg.layout import Slices
 from lightning_reg.numerics import norm, real_dtype
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.prox_group import shrink_groups_in_metric_
 from lightning_reg.schedules import ScheduleLike
 from lightning_reg.select import Select
+from lightning_reg.step_size import StepSize
 
 __all__ = ["L2Norm"]
 
@@ -56,10 +59,13 @@ class L2Norm(Penalty):
         return weight * factor.to(real_dtype(weight.dtype))
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
-        """Return the weight shortened by step times strength, or zero."""
-        return prox.block_soft_threshold(weight, float(step) * strength)
+        """Return the weight shortened by step times strength, or zero, in the metric of the steps."""
+        result = weight.detach().clone()
+        self.prox_([result], strength, [StepSize.of(step)])
+        return result
 
-    @property
-    def prox_in_metric(self) -> bool:
-        """Not yet: a norm couples its weights, so a step for each needs a root finder."""
-        return False
+    @torch.no_grad()
+    def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
+        """Shorten each tensor, or set it to zero, in its metric."""
+        for weight, step in zip(weights, steps, strict=True):
+            shrink_groups_in_metric_([weight], [Slices(tuple(weight.shape), ())], [step], strength)

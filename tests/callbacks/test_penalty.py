@@ -238,7 +238,7 @@ def test_a_step_the_scaler_leaves_out_changes_nothing(
         module,
         L1PenaltyCallback(0.5, "all", apply=apply),
         steps=6,
-        plugins=[MixedPrecision("16-mixed", "cpu")],
+        plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))],
     )
     assert torch.equal(module.seen[2], module.seen[3])
     assert not torch.equal(module.seen[1], module.seen[2])

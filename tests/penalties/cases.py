@@ -12,7 +12,26 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_reg import L1, L2, ElasticNet, L2Norm, Penalty
+from lightning_reg import (
+    L0,
+    L1,
+    L2,
+    L2SP,
+    MCP,
+    SCAD,
+    ElasticNet,
+    GroupLasso,
+    Hoyer,
+    HoyerSquare,
+    L2Norm,
+    LHalf,
+    LInf,
+    NuclearNorm,
+    Orthogonality,
+    Penalty,
+    SparseGroupLasso,
+    SpectralNorm,
+)
 
 #: Shapes that every penalty meets: a scalar, nothing, a vector, a matrix, a convolution's kernel.
 SHAPES: tuple[tuple[int, ...], ...] = ((), (0, 3), (1,), (5,), (3, 4), (2, 3, 2, 2))
@@ -32,6 +51,9 @@ class Case:
         prox_in_metric: with one step for each weight too.
         max_step: the largest step whose prox is unique, at any strength; only where not convex.
         takes_complex: it is defined on complex weights.
+        in_pieces: it has a kernel of its own, which goes over weights through small reused buffers.
+        kinks_at_zero: it is differentiable where no weight is zero.
+        same_when_bound: bound to a module it is the same function, with nothing to remember.
         label: how the tests call it.
     """
 
@@ -44,6 +66,9 @@ class Case:
     prox_in_metric: bool = True
     max_step: float = 10.0
     takes_complex: bool = True
+    kinks_at_zero: bool = True
+    in_pieces: bool = False
+    same_when_bound: bool = True
     label: str = ""
 
     def __str__(self) -> str:
@@ -58,15 +83,153 @@ def _elastic_net(l1_ratio: float) -> Callable[[NDArray, float], float]:
     return formula
 
 
+def _rows(w: NDArray) -> NDArray:
+    """Groups of ``(out, in, ...)`` as rows; a vector's entries are groups of one."""
+    return np.abs(w).reshape(len(w) if w.ndim else 1, -1) if w.size else np.zeros((0, 1))
+
+
+def _group_lasso(w: NDArray, strength: float) -> float:
+    rows = _rows(w)
+    return strength * float(rows.shape[1] ** 0.5 * ((rows**2).sum(1) ** 0.5).sum())
+
+
+def _ratio(w: NDArray) -> float:
+    length = float((np.abs(w) ** 2).sum()) ** 0.5
+    return float(np.abs(w).sum()) / length if length else 0.0
+
+
+def _mcp(w: NDArray, strength: float, gamma: float = 3.0) -> float:
+    t = np.abs(w)
+    inner = strength * t - t**2 / (2 * gamma)
+    return float(np.where(t <= gamma * strength, inner, gamma * strength**2 / 2).sum())
+
+
+def _scad(w: NDArray, strength: float, a: float = 3.7) -> float:
+    t = np.abs(w)
+    middle = (2 * a * strength * t - t**2 - strength**2) / (2 * (a - 1))
+    flat = strength**2 * (a + 1) / 2
+    return float(np.where(t <= strength, strength * t, np.where(t <= a * strength, middle, flat)).sum())
+
+
+def _matrix(w: NDArray) -> NDArray:
+    return w.reshape(w.shape[0], -1) if w.ndim >= 2 else w.reshape(1, -1)
+
+
+def _orthogonality(form: str) -> Callable[[NDArray, float], float]:
+    def formula(w: NDArray, strength: float) -> float:
+        m = _matrix(w)
+        inner, outer = m.T @ m - np.eye(m.shape[1]), m @ m.T - np.eye(m.shape[0])
+        short = outer if m.shape[0] <= m.shape[1] else inner
+        value = {
+            "soft": (short**2).sum(),
+            "double": (inner**2).sum() + (outer**2).sum(),
+            "srip": np.abs(np.linalg.eigvalsh(short)).max(initial=0.0),
+        }[form]
+        return strength * float(value)
+
+    return formula
+
+
+def _singular(w: NDArray) -> NDArray:
+    return np.linalg.svd(_matrix(w), compute_uv=False)
+
+
+#: Matrices; a Gram matrix of nothing is the identity's, and no one asks.
+FULL: tuple[tuple[int, ...], ...] = ((1,), (5,), (3, 4), (4, 3), (2, 3, 2, 2))
+
 CASES: list[Case] = [
-    Case(L1(1.0), lambda w, strength: strength * float(np.abs(w).sum())),
-    Case(L2(1.0), lambda w, strength: strength / 2.0 * float((np.abs(w) ** 2).sum()), smooth=True),
+    Case(L1(1.0), lambda w, strength: strength * float(np.abs(w).sum()), in_pieces=True),
+    Case(
+        L2(1.0),
+        lambda w, strength: strength / 2.0 * float((np.abs(w) ** 2).sum()),
+        smooth=True,
+        in_pieces=True,
+    ),
     Case(
         L2Norm(1.0),
         lambda w, strength: strength * float((np.abs(w) ** 2).sum()) ** 0.5,
-        prox_in_metric=False,
     ),
-    Case(ElasticNet(1.0, l1_ratio=0.3), _elastic_net(0.3), label="ElasticNet"),
-    Case(ElasticNet(1.0, l1_ratio=1.0), _elastic_net(1.0), label="ElasticNet-1"),
-    Case(ElasticNet(1.0, l1_ratio=0.0), _elastic_net(0.0), smooth=True, label="ElasticNet-0"),
+    Case(ElasticNet(1.0, l1_ratio=0.3), _elastic_net(0.3), in_pieces=True, label="ElasticNet"),
+    Case(ElasticNet(1.0, l1_ratio=1.0), _elastic_net(1.0), in_pieces=True, label="ElasticNet-1"),
+    Case(ElasticNet(1.0, l1_ratio=0.0), _elastic_net(0.0), smooth=True, in_pieces=True, label="ElasticNet-0"),
+    Case(GroupLasso(1.0), _group_lasso),
+    Case(
+        SparseGroupLasso(1.0, l1_ratio=0.4),
+        lambda w, strength: _group_lasso(w, 0.6 * strength) + 0.4 * strength * float(np.abs(w).sum()),
+    ),
+    Case(
+        LInf(1.0, groups="rows"),
+        lambda w, strength: strength * float(_rows(w).max(1, initial=0.0).sum()),
+        takes_complex=False,
+        kinks_at_zero=False,
+    ),
+    Case(MCP(1.0), _mcp, convex=False, max_step=2.99, takes_complex=False),
+    Case(SCAD(1.0), _scad, convex=False, max_step=2.69, takes_complex=False),
+    Case(
+        L0(1.0),
+        lambda w, strength: strength * float((w != 0).sum()),
+        convex=False,
+        prox_in_metric=False,
+        takes_complex=False,
+    ),
+    Case(
+        LHalf(1.0),
+        lambda w, strength: strength * float((np.abs(w) ** 0.5).sum()),
+        convex=False,
+        takes_complex=False,
+    ),
+    Case(
+        Hoyer(1.0),
+        lambda w, strength: strength * _ratio(w),
+        convex=False,
+        has_prox=False,
+        prox_in_metric=False,
+        takes_complex=False,
+    ),
+    Case(
+        HoyerSquare(1.0),
+        lambda w, strength: strength * _ratio(w) ** 2,
+        convex=False,
+        has_prox=False,
+        prox_in_metric=False,
+        takes_complex=False,
+    ),
+    Case(
+        NuclearNorm(1.0),
+        lambda w, strength: strength * float(_singular(w).sum()),
+        shapes=FULL,
+        kinks_at_zero=False,
+        prox_in_metric=False,
+        takes_complex=False,
+    ),
+    Case(
+        SpectralNorm(1.0),
+        lambda w, strength: strength * float(_singular(w).max(initial=0.0)),
+        shapes=FULL,
+        kinks_at_zero=False,
+        same_when_bound=False,
+        prox_in_metric=False,
+        takes_complex=False,
+    ),
+    *(
+        Case(
+            Orthogonality(1.0, form=form),
+            _orthogonality(form),
+            shapes=FULL,
+            convex=False,
+            has_prox=False,
+            prox_in_metric=False,
+            takes_complex=False,
+            same_when_bound=form != "srip",
+            label=f"Orthogonality-{form}",
+        )
+        for form in ("soft", "double", "srip")
+    ),
+    # on a bare tensor, which has no starting point, it is L2; see test_matrix_penalties.py
+    Case(
+        L2SP(1.0),
+        lambda w, strength: strength / 2.0 * float((np.abs(w) ** 2).sum()),
+        smooth=True,
+        same_when_bound=False,
+    ),
 ]

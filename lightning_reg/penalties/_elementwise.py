@@ -1,0 +1,41 @@
+"""What penalties of single weights share; without a kernel of their own, pieces that stay in a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_reg.kernels import pieces
+from lightning_reg.numerics import wide
+from lightning_reg.penalties.base import Penalty
+from lightning_reg.step_size import StepSize
+
+__all__ = ["ElementwisePenalty"]
+
+
+class ElementwisePenalty(Penalty):
+    """A penalty that is a sum over weights, in any diagonal metric."""
+
+    @property
+    def elementwise(self) -> bool:
+        """True: each weight is penalised by itself."""
+        return True
+
+    @torch.no_grad()
+    def add_gradient_(
+        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
+    ) -> None:
+        """``targets += alpha · gradient(weights)``, a piece at a time."""
+        for target, weight in zip(targets, weights, strict=True):
+            for target_piece, weight_piece in pieces(target, weight):
+                target_piece.add_(self.gradient(weight_piece, strength), alpha=alpha)
+
+    @torch.no_grad()
+    def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
+        """``w ← prox(w)``, a piece at a time, in float32 or wider."""
+        for weight, step in zip(weights, steps, strict=True):
+            for piece, *moments in pieces(weight, *step.tensors):
+                eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
+                piece.copy_(self.prox(wide(piece), strength, eta))

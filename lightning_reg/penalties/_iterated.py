@@ -1,0 +1,113 @@
+"""What penalties by power iteration share: a vector for each tensor, kept from step to step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_reg.matrix import as_matrix, start_vector
+from lightning_reg.numerics import real_dtype
+from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties.bound import Bound
+from lightning_reg.select import Selected
+from lightning_reg.step_size import StepSize
+
+__all__ = ["IteratedPenalty"]
+
+#: Iterations on a tensor seen for the first time, so that the first steps are not led astray.
+WARM_UP = 20
+
+
+class IteratedPenalty(Penalty):
+    """A penalty whose formula on a bare tensor is exact, and that iterates when it is bound."""
+
+    iterations: int
+
+    def _check_iterations(self) -> None:
+        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
+            raise ValueError(f"{type(self).__name__}(iterations={self.iterations!r}) must be 1 or more")
+
+    @abstractmethod
+    def iterate(self, matrix: Tensor, vector: Tensor) -> Tensor:
+        """Return the next vector."""
+
+    @abstractmethod
+    def value_at(self, matrix: Tensor, vector: Tensor, strength: float) -> Tensor:
+        """Return the value, differentiable in ``matrix``, at a vector that has converged."""
+
+    @abstractmethod
+    def gradient_at(self, matrix: Tensor, vector: Tensor, strength: float) -> Tensor:
+        """Return the gradient in ``matrix``, likewise."""
+
+    @abstractmethod
+    def vector_length(self, matrix: Tensor) -> int:
+        """Return how long the vector is."""
+
+    def bind(self, selected: Sequence[Selected]) -> Bound:
+        """Start a power iteration for each tensor."""
+        return _Iterations(self, selected)
+
+
+class _Iterations(Bound):
+    """An iterated penalty and its vectors."""
+
+    def __init__(self, penalty: IteratedPenalty, selected: Sequence[Selected]) -> None:
+        self.penalty = penalty
+        self._selected = list(selected)
+        self._names = {id(s.parameter): s.name for s in self._selected}
+        self._vectors: dict[str, Tensor] = {}
+
+    def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
+        """Sum over the tensors; the vectors move only where a gradient is wanted: a log changes nothing."""
+        total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
+        if strength == 0.0:
+            return total
+        with torch.autocast(like.device.type, enabled=False):
+            for weight in weights:
+                matrix = as_matrix(weight)
+                vector = self._next(weight, matrix.detach(), keep=torch.is_grad_enabled())
+                total = total + self.penalty.value_at(matrix, vector, strength).to(total.device)
+        return total
+
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the gradient of one tensor, and move its vector on."""
+        matrix = as_matrix(weight.detach())
+        gradient = self.penalty.gradient_at(matrix, self._next(weight, matrix, keep=True), strength)
+        return gradient.to(weight.dtype).view(weight.shape)
+
+    @torch.no_grad()
+    def add_gradient_(
+        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
+    ) -> None:
+        """``targets += alpha · gradient(weights)``."""
+        for target, weight in zip(targets, weights, strict=True):
+            target.add_(self.gradient(weight, strength), alpha=alpha)
+
+    def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
+        """``w ← prox(w)``; exact, and without the vectors."""
+        self.penalty.prox_(weights, strength, steps)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the vectors."""
+        return {name: vector.detach().clone() for name, vector in self._vectors.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the vectors."""
+        names = set(self._names.values())
+        self._vectors = {name: vector.clone() for name, vector in state.items() if name in names}
+
+    @torch.no_grad()
+    def _next(self, weight: Tensor, matrix: Tensor, keep: bool) -> Tensor:
+        name, length = self._names[id(weight)], self.penalty.vector_length(matrix)
+        vector, steps = self._vectors.get(name), self.penalty.iterations
+        if vector is None or vector.numel() != length:
+            vector, steps = start_vector(length, matrix), max(steps, WARM_UP)
+        vector = vector.to(matrix)
+        for _ in range(steps):
+            vector = self.penalty.iterate(matrix, vector)
+        if keep:
+            self._vectors[name] = vector
+        return vector

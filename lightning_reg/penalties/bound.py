@@ -1,0 +1,72 @@
+"""What acts on the tensors of one module: a penalty, or a penalty together with what it knows of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_reg.step_size import StepSize
+
+__all__ = ["Bound"]
+
+#: Weights looked at to say how many are zero: a share to about 0.001.
+SAMPLE = 2**17
+
+
+class Bound(ABC):
+    """What the engine calls, on lists of tensors.
+
+    Most penalties are the same function of any tensor and are their own binding. One that needs more (how
+    the owning module lays out its groups, a starting weight, the vectors of a power iteration) makes a
+    binding of its own in :meth:`Penalty.bind <lightning_reg.Penalty.bind>`.
+    """
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether gradient and prox act on each weight by itself, so that a shard needs no other."""
+        return False
+
+    @abstractmethod
+    def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
+        """Return the penalty of ``weights``, a differentiable scalar; 0 on ``like``'s device if none."""
+
+    @abstractmethod
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the gradient of one tensor."""
+
+    @abstractmethod
+    def add_gradient_(
+        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
+    ) -> None:
+        """``targets += alpha · gradient(weights)``; a target may be the weight itself."""
+
+    @abstractmethod
+    def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
+        """``w ← prox(w)``, with a step for each tensor, or for each weight."""
+
+    #: Whether tensors share groups, so that they need one call together.
+    couples = False
+
+    def sizes(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the modulus of every weight, or of a random sample of many; of groups, their norms."""
+        total = sum(weight.numel() for weight in weights)
+        found = []
+        for weight in weights:
+            flat = weight.detach().flatten()
+            if total > SAMPLE:
+                generator = torch.Generator().manual_seed(weight.numel())
+                count = -(-weight.numel() * SAMPLE // total)
+                chosen = torch.randint(max(weight.numel(), 1), (count,), generator=generator)
+                flat = flat[chosen.to(weight.device)]
+            found.append(flat.abs().float().cpu())
+        return torch.cat(found) if found else torch.zeros(0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what must survive a checkpoint, tensors by parameter name; mostly nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - mostly nothing to do
+        """Take up what :meth:`state_dict` returned; names of tensors that are not here are left out."""

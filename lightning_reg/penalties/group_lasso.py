@@ -1,0 +1,96 @@
+"""Group lasso: groups of weights stay or go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_reg.groups import Groups
+from lightning_reg.layout import Layout
+from lightning_reg.penalties._grouped import GroupedPenalty
+from lightning_reg.prox_group import group_norms, group_weights, shrink_groups_in_metric_
+from lightning_reg.schedules import ScheduleLike
+from lightning_reg.select import Select
+from lightning_reg.step_size import StepSize
+
+__all__ = ["GroupLasso"]
+
+
+@dataclass(frozen=True)
+class GroupLasso(GroupedPenalty):
+    r"""Group lasso: :math:`\lambda\sum_g \sqrt{|g|}\,\|w_g\|_2`.
+
+    With ``apply="proximal"`` whole groups become exactly zero: units, filters, input features, heads. Under
+    Adam and its like the prox is taken in the optimizer's own metric. A gradient never makes an exact zero.
+
+    An average of weights (EMA, ``WeightAveraging``) is not sparse where the weights were not always zero:
+    apply the penalty's :meth:`prox` to the averaged weights once more, or prune by the trained ones.
+
+    Args:
+        strength: λ ≥ 0, in units of loss per unit of weight.
+        select: what it applies to.
+        groups: which weights make a group, see :mod:`lightning_reg.groups`; a unit's incoming ones where not
+            given.
+        size_weighted: weigh a group by the root of its size; without, :math:`\lambda\sum_g\|w_g\|_2`.
+        name: its name in logs.
+
+    Raises:
+        ValueError: a negative, NaN or infinite strength, or unknown groups.
+
+    >>> penalty = GroupLasso(0.1)
+    >>> weight = torch.tensor([[3.0, 4.0], [0.03, 0.04]])  # (out, in)
+    >>> penalty.value(weight, strength=0.1)
+    tensor(0.7142)
+    >>> penalty.prox(weight, strength=0.1, step=1.0)
+    tensor([[2.9151, 3.8869],
+            [0.0000, 0.0000]])
+
+    References:
+        Yuan and Lin, *Model Selection and Estimation in Regression with Grouped Variables*, JRSS B 68(1),
+        2006; Deleu and Bengio, *Structured Sparsity Inducing Adaptive Optimizers for Deep Learning*, 2021.
+    """
+
+    strength: ScheduleLike
+    select: Select = "weights"
+    _: KW_ONLY
+    groups: Groups = "rows"
+    size_weighted: bool = True
+    name: str | None = None
+
+    def joint_value(self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float) -> Tensor:
+        r"""Return :math:`\lambda\sum_g \sqrt{|g|}\|w_g\|_2`."""
+        norms = group_norms(weights, layouts)
+        return (norms * group_weights(layouts, norms, self.size_weighted)).sum() * strength
+
+    def joint_gradient(
+        self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float
+    ) -> list[Tensor]:
+        r"""Return :math:`\lambda\sqrt{|g|}\,w_g/\|w_g\|_2`, and 0 at 0."""
+        norms = group_norms(weights, layouts)
+        factor = group_weights(layouts, norms, self.size_weighted) * strength / norms
+        factor = torch.where(norms > 0, factor, 0.0)
+        return scaled_groups(weights, layouts, factor)
+
+    def joint_prox_(
+        self,
+        weights: Sequence[Tensor],
+        layouts: Sequence[Layout],
+        strength: float,
+        steps: Sequence[StepSize],
+    ) -> None:
+        """Shorten each group by its threshold, or set it to zero."""
+        threshold = group_weights(layouts, weights[0], self.size_weighted) * strength
+        shrink_groups_in_metric_(weights, layouts, steps, threshold)
+
+
+def scaled_groups(weights: Sequence[Tensor], layouts: Sequence[Layout], factor: Tensor) -> list[Tensor]:
+    """Return each tensor with its groups times ``factor``, ``(groups,)``."""
+    results = []
+    for weight, layout in zip(weights, layouts, strict=True):
+        view = layout.view(weight)
+        spread = layout.spread(factor.to(view.device), view)
+        results.append((view * spread).to(weight.dtype).view(weight.shape))
+    return results

@@ -1,0 +1,180 @@
+"""The distance to the weights that training started from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.numerics import real_dtype, sum_of_squares
+from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.l2 import L2
+from lightning_reg.schedules import ScheduleLike
+from lightning_reg.select import Select, Selected, check_select, matches
+from lightning_reg.step_size import StepSize
+
+__all__ = ["L2SP"]
+
+
+@dataclass(frozen=True)
+class L2SP(Penalty):
+    r"""Half the squared distance to the starting point: :math:`\tfrac\lambda2\sum_i(w_i - w_i^0)^2`.
+
+    For fine-tuning. The starting point is the weights when training starts (kept in checkpoints, so that a
+    resumed run has the same), or those given. Layers that are new have no starting point, and are drawn to 0:
+    :math:`\tfrac{\lambda\beta}{2}\sum_i w_i^2`.
+
+    Args:
+        strength: λ ≥ 0, in units of loss per squared unit of weight.
+        select: what it applies to.
+        reference: the starting point by parameter name, a ``state_dict``. Parameters it does not hold, or
+            holds in another shape, are new.
+        new: which of the selected parameters are new besides, for example ``"head.*"``.
+        new_ratio: β, the strength for new parameters in units of λ.
+        name: its name in logs.
+
+    Raises:
+        ValueError: a negative, NaN or infinite strength or ratio, or a reference that holds none of the
+            parameters.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> reference = {"weight": model.weight.detach() - 2.0}
+    >>> L2SP(1.0, reference=reference)(model).detach()
+    tensor(4.)
+
+    References:
+        Li, Grandvalet and Davoine, *Explicit Inductive Bias for Transfer Learning with Convolutional
+        Networks*, ICML 2018.
+    """
+
+    strength: ScheduleLike
+    select: Select = "weights"
+    _: KW_ONLY
+    reference: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    new: Select | None = None
+    new_ratio: float = 1.0
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.new is not None:
+            check_select(self.new)
+        if not 0.0 <= self.new_ratio < float("inf"):
+            raise ValueError(
+                f"L2SP(new_ratio={self.new_ratio}) is out of range; give a finite number, 0 or more"
+            )
+
+    def value(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the distance to 0: a bare tensor has no starting point."""
+        return L2(0.0).value(weight, strength)
+
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the gradient of :meth:`value`."""
+        return L2(0.0).gradient(weight, strength)
+
+    def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
+        r"""Return :math:`w/(1 + \eta\lambda)`; bound to a module, it is :math:`w - w^0` that shrinks."""
+        return L2(0.0).prox(weight, strength, step)
+
+    def __call__(self, module: nn.Module, step: int | None = None, total_steps: int | None = None) -> Tensor:
+        """Return the penalty of ``module``; it needs ``reference``.
+
+        Raises:
+            ValueError: there is no ``reference``, so the starting point is unknown.
+        """
+        if self.reference is None:
+            raise ValueError(
+                "L2SP(...)(module) does not know where training started; give L2SP(reference=state_dict), or "
+                "use attach or a callback, which look at the weights when training starts"
+            )
+        return super().__call__(module, step, total_steps)
+
+    def bind(self, selected: Sequence[Selected]) -> Bound:
+        """Look up, or copy, the starting point."""
+        return _Distances(self, selected)
+
+
+class _Distances(Bound):
+    """L2SP and its starting point; None for what is new."""
+
+    def __init__(self, penalty: L2SP, selected: Sequence[Selected]) -> None:
+        self.penalty = penalty
+        self._selected = list(selected)
+        self._references: dict[int, Tensor | None] = {}
+        self._taken: list[Selected] = []
+        reference = penalty.reference
+        for s in self._selected:
+            start: Tensor | None = None
+            if penalty.new is not None and matches(s, penalty.new):
+                pass
+            elif reference is None:
+                start = s.parameter.detach().clone()
+                self._taken.append(s)
+            else:
+                found = next((reference[n] for n in s.aliases if n in reference), None)
+                if found is not None and found.shape == s.parameter.shape:
+                    start = found.detach().to(s.parameter)
+            self._references[id(s.parameter)] = start
+        if reference is not None and all(start is None for start in self._references.values()):
+            raise ValueError(
+                f"L2SP(reference=...) holds none of {', '.join(s.name for s in self._selected[:4])}; its "
+                f"names are {', '.join(list(reference)[:4])}"
+            )
+
+    def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
+        """Sum over the tensors."""
+        total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
+        if strength == 0.0:
+            return total
+        with torch.autocast(like.device.type, enabled=False):
+            for weight, start, some in self._parts(weights, strength):
+                if some != 0.0:
+                    difference = weight if start is None else weight - start
+                    total = total + (sum_of_squares(difference) * (0.5 * some)).to(total.device)
+        return total
+
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        """Return λ times the difference."""
+        ((weight, start, some),) = self._parts([weight], strength)
+        return (weight if start is None else weight - start) * some
+
+    @torch.no_grad()
+    def add_gradient_(
+        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
+    ) -> None:
+        """``targets += alpha · λ · (weights − start)``."""
+        for target, (weight, start, some) in zip(targets, self._parts(weights, strength), strict=True):
+            difference = weight if start is None else weight - start
+            target.add_(difference, alpha=alpha * some)
+
+    @torch.no_grad()
+    def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
+        """``w ← w₀ + (w − w₀)/(1 + ηλ)``."""
+        for (weight, start, some), step in zip(self._parts(weights, strength), steps, strict=True):
+            if start is not None:
+                weight.sub_(start)
+            L2(0.0).prox_([weight], some, [step])
+            if start is not None:
+                weight.add_(start)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the starting point, where it was not given."""
+        found = {s.name: self._references[id(s.parameter)] for s in self._taken}
+        return {name: start for name, start in found.items() if start is not None}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the starting point of the run that goes on."""
+        for s in self._taken:
+            if s.name in state:
+                self._references[id(s.parameter)] = state[s.name].detach().to(s.parameter).clone()
+
+    def _parts(
+        self, weights: Sequence[Tensor], strength: float
+    ) -> Iterator[tuple[Tensor, Tensor | None, float]]:
+        """Each tensor, its start, and its strength."""
+        for weight in weights:
+            start = self._references[id(weight)]
+            yield weight, start, strength if start is not None else strength * self.penalty.new_ratio

@@ -1,0 +1,89 @@
+"""The largest weight of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_reg.groups import Groups
+from lightning_reg.layout import Layout
+from lightning_reg.penalties._grouped import GroupedPenalty
+from lightning_reg.prox_group import group_maxima, group_weights, lower_maxima_
+from lightning_reg.schedules import ScheduleLike
+from lightning_reg.select import Select
+from lightning_reg.step_size import StepSize
+
+__all__ = ["LInf"]
+
+
+@dataclass(frozen=True)
+class LInf(GroupedPenalty):
+    r"""The largest modulus of each group, summed: :math:`\lambda\sum_g \max_{i \in g}|w_i|`.
+
+    One group a tensor where not given. The prox lowers the largest weights of a group to one level, and to
+    zero together where a group's pull is too weak: a group lasso whose survivors tend to be of one size, for
+    quantisation.
+
+    Args:
+        strength: λ ≥ 0, in units of loss per unit of weight.
+        select: what it applies to; real tensors.
+        groups: which weights make a group, see :mod:`lightning_reg.groups`.
+        name: its name in logs.
+
+    Raises:
+        ValueError: a negative, NaN or infinite strength, or unknown groups.
+
+    >>> penalty = LInf(1.0)
+    >>> penalty.value(torch.tensor([3.0, -5.0, 1.0]), strength=1.0)
+    tensor(5.)
+    >>> penalty.prox(torch.tensor([3.0, -5.0, 1.0]), strength=4.0, step=1.0)
+    tensor([ 2., -2.,  1.])
+
+    References:
+        Duchi and Singer, *Efficient Online and Batch Learning Using Forward Backward Splitting*, JMLR 10,
+        2009; Negahban and Wainwright, *Joint Support Recovery under High-Dimensional Scaling*, NIPS 2008.
+    """
+
+    strength: ScheduleLike
+    select: Select = "weights"
+    _: KW_ONLY
+    groups: Groups = "tensor"
+    name: str | None = None
+
+    def joint_value(self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float) -> Tensor:
+        r"""Return :math:`\lambda\sum_g\max_{i \in g}|w_i|`."""
+        maxima = group_maxima(weights, layouts)
+        return (maxima * group_weights(layouts, maxima, size_weighted=False)).sum() * strength
+
+    def joint_gradient(
+        self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float
+    ) -> list[Tensor]:
+        """Return λ times the sign, shared by the largest weights of each group, and 0 at 0."""
+        maxima = group_maxima(weights, layouts)
+        factor = group_weights(layouts, maxima, size_weighted=False) * strength
+        at_top, counts = [], torch.zeros_like(maxima)
+        for weight, layout in zip(weights, layouts, strict=True):
+            view = layout.view(weight)
+            top = view.abs() == layout.spread(maxima.to(view), view)
+            at_top.append(top)
+            counts = counts + layout.sum(top.to(maxima.dtype)).to(maxima.device)
+        results = []
+        for weight, layout, top in zip(weights, layouts, at_top, strict=True):
+            view = layout.view(weight)
+            share = layout.spread((factor / counts.clamp(min=1.0)).to(view), view)
+            results.append((torch.sgn(view) * top * share).view(weight.shape))
+        return results
+
+    def joint_prox_(
+        self,
+        weights: Sequence[Tensor],
+        layouts: Sequence[Layout],
+        strength: float,
+        steps: Sequence[StepSize],
+    ) -> None:
+        """Lower the largest weights of each group to its level."""
+        threshold = group_weights(layouts, weights[0], size_weighted=False) * strength
+        lower_maxima_(weights, layouts, steps, threshold)

@@ -1,0 +1,128 @@
+"""Rows, or columns, that are orthonormal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_reg.matrix import as_matrix, gram_deviation
+from lightning_reg.penalties._iterated import IteratedPenalty
+from lightning_reg.penalties.bound import Bound
+from lightning_reg.schedules import ScheduleLike
+from lightning_reg.select import Select, Selected
+
+__all__ = ["Orthogonality"]
+
+Form = Literal["soft", "double", "srip"]
+
+
+@dataclass(frozen=True)
+class Orthogonality(IteratedPenalty):
+    r"""How far each weight, as ``(out, rest)``, is from orthonormal rows, or columns if it is tall.
+
+    With :math:`G` the Gram matrix of the shorter side (:math:`WW^\top` of a wide matrix):
+
+    - ``"soft"``: :math:`\lambda\|G - I\|_F^2`;
+    - ``"double"``: :math:`\lambda(\|W^\top W - I\|_F^2 + \|WW^\top - I\|_F^2)`;
+    - ``"srip"``: :math:`\lambda\sigma_1(G - I)`, the spectral restricted isometry property. In training by a
+      power iteration that goes on from step to step, kept in checkpoints; exact on a bare tensor.
+
+    There is no proximal operator.
+
+    Args:
+        strength: λ ≥ 0, in units of loss.
+        select: what it applies to; real tensors.
+        form: which of the three.
+        iterations: power iterations a step, for ``"srip"``.
+        name: its name in logs.
+
+    Raises:
+        ValueError: a negative, NaN or infinite strength, or another form.
+
+    >>> Orthogonality(1.0).value(torch.diag(torch.tensor([1.0, 2.0])), strength=1.0)
+    tensor(9.)
+
+    References:
+        Bansal, Chen and Wang, *Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?*,
+        NeurIPS 2018.
+    """
+
+    strength: ScheduleLike
+    select: Select = "weights"
+    _: KW_ONLY
+    form: Form = "soft"
+    iterations: int = 2
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_iterations()
+        if self.form not in get_args(Form):
+            known = ", ".join(map(repr, get_args(Form)))
+            raise ValueError(f"Orthogonality(form={self.form!r}) is unknown; it is one of {known}")
+
+    def value(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the penalty of one tensor."""
+        matrix = as_matrix(weight)
+        if not matrix.numel():
+            return matrix.sum()
+        if self.form == "srip":
+            eigenvalues: Tensor = torch.linalg.eigvalsh(gram_deviation(matrix))
+            return eigenvalues.abs().amax() * strength
+        squares = gram_deviation(matrix).square().sum()
+        if self.form == "double":
+            # ‖WᵀW − I‖² and ‖WWᵀ − I‖² share their eigenvalues but for the longer side's extra zeros
+            squares = 2.0 * squares + abs(matrix.shape[0] - matrix.shape[1])
+        return squares * strength
+
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`4\lambda(WW^\top - I)W`, twice that for ``"double"``; see :meth:`gradient_at`."""
+        matrix = as_matrix(weight)
+        if not matrix.numel():
+            return torch.zeros_like(weight)
+        if self.form == "srip":
+            values, vectors = torch.linalg.eigh(gram_deviation(matrix))
+            top = values.abs().argmax()
+            gradient = self.gradient_at(matrix, vectors[:, top], strength)
+        else:
+            deviation = gram_deviation(matrix)
+            wide = matrix.shape[0] <= matrix.shape[1]
+            factor = (8.0 if self.form == "double" else 4.0) * strength
+            gradient = (deviation @ matrix if wide else matrix @ deviation) * factor
+        return gradient.to(weight.dtype).view(weight.shape)
+
+    def bind(self, selected: Sequence[Selected]) -> Bound:
+        """Start a power iteration for each tensor, where one is needed."""
+        return super().bind(selected) if self.form == "srip" else self
+
+    def iterate(self, matrix: Tensor, vector: Tensor) -> Tensor:
+        """Return the next eigenvector of the deviation."""
+        following = _times_deviation(matrix, vector)
+        length = torch.linalg.vector_norm(following)
+        return torch.where(length > 0, following / torch.where(length > 0, length, 1.0), vector)
+
+    def value_at(self, matrix: Tensor, vector: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\lambda|v^\top(G - I)v|`."""
+        return vector.dot(_times_deviation(matrix, vector)).abs() * strength
+
+    def gradient_at(self, matrix: Tensor, vector: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\pm2\lambda vv^\top W`, on the shorter side."""
+        sign = torch.sgn(vector.dot(_times_deviation(matrix, vector)))
+        if matrix.shape[0] <= matrix.shape[1]:
+            return torch.outer(vector, matrix.T.mv(vector)) * (2.0 * strength * sign)
+        return torch.outer(matrix.mv(vector), vector) * (2.0 * strength * sign)
+
+    def vector_length(self, matrix: Tensor) -> int:
+        """Return the length of the shorter side."""
+        return min(matrix.shape)
+
+
+def _times_deviation(matrix: Tensor, vector: Tensor) -> Tensor:
+    """(G − I)v without G."""
+    if matrix.shape[0] <= matrix.shape[1]:
+        return matrix.mv(matrix.T.mv(vector)) - vector
+    return matrix.T.mv(matrix.mv(vector)) - vector

@@ -1,0 +1,68 @@
+"""Smoothly clipped absolute deviation."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_reg import prox_nonconvex
+from lightning_reg.numerics import wide
+from lightning_reg.penalties._elementwise import ElementwisePenalty
+from lightning_reg.schedules import ScheduleLike
+from lightning_reg.select import Select
+
+__all__ = ["SCAD"]
+
+
+@dataclass(frozen=True)
+class SCAD(ElementwisePenalty):
+    r"""Smoothly clipped absolute deviation: the lasso near 0, flat for large weights.
+
+    :math:`\lambda|w|` up to :math:`\lambda`; then :math:`(2a\lambda|w| - w^2 - \lambda^2)/2(a-1)`; and
+    :math:`\lambda^2(a+1)/2` from :math:`a\lambda` on. Not convex.
+
+    The prox needs :math:`a - 1 > \eta` for the step of each weight. A safe form is used where an optimizer's
+    step is longer, as Adam's become for weights whose gradient vanishes: it counts as :math:`a - 1`.
+
+    Args:
+        strength: λ ≥ 0, in units of loss per unit of weight.
+        select: what it applies to; real tensors.
+        a: where it becomes flat, in units of λ; above 2, as the authors have it.
+        name: its name in logs.
+
+    Raises:
+        ValueError: a negative, NaN or infinite strength, or ``a`` not above 2.
+
+    >>> SCAD(1.0).prox(torch.tensor([0.5, 1.5, 3.0, 9.0]), strength=1.0, step=1.0)
+    tensor([0.0000, 0.5000, 2.5882, 9.0000])
+
+    References:
+        Fan and Li, *Variable Selection via Nonconcave Penalized Likelihood and its Oracle Properties*, JASA
+        96(456), 2001.
+    """
+
+    strength: ScheduleLike
+    select: Select = "weights"
+    _: KW_ONLY
+    a: float = 3.7
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2.0 < self.a < float("inf"):
+            raise ValueError(f"SCAD(a={self.a}) is out of range; give a finite number above 2")
+
+    def value(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the sum over all weights, in float32 or wider."""
+        return prox_nonconvex.scad(wide(weight).abs(), strength, self.a).sum()
+
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\operatorname{sign}(w)\min(\lambda, (a\lambda - |w|)_+/(a-1))`, and 0 at 0."""
+        slope = ((self.a * strength - weight.abs()) / (self.a - 1.0)).clamp_(min=0.0, max=strength)
+        return torch.sgn(weight) * slope
+
+    def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
+        """Return the weight thresholded: soft, then ever less."""
+        return prox_nonconvex.scad_threshold(wide(weight), step, strength, self.a).to(weight.dtype)

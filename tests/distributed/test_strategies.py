@@ -1,0 +1,118 @@
+"""Two processes ≡ one process with the whole batch: DDP, and FSDP2 with every layer sharded."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import relative
+
+pytestmark = pytest.mark.slow
+
+APPLY = ["gradient", "loss", "decoupled", "proximal", "module"]
+BASE = {"optimizer": "sgd", "steps": 20, "penalty": "l1", "apply": "gradient"}
+JOBS: list[dict[str, Any]] = [
+    {**BASE, "apply": "none"},
+    *({**BASE, "apply": apply} for apply in APPLY),
+    *({**BASE, "apply": apply, "optimizer": "adam"} for apply in APPLY),
+    *({**BASE, "apply": apply, "penalty": "elastic_net"} for apply in APPLY),
+    *({**BASE, "apply": apply, "penalty": "l2", "accumulate": 2, "clip": 0.3} for apply in APPLY),
+]
+
+
+def names(job: dict[str, Any]) -> str:
+    return "-".join(str(value) for key, value in job.items() if BASE.get(key) != value) or "base"
+
+
+def launch(jobs: list[dict[str, Any]], strategy: str, devices: int, folder: Path) -> list[dict[str, Any]]:
+    """Run the jobs in one process group, as ``torchrun`` would start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = folder / f"{strategy}-{devices}.pt"
+    precision = "32-true" if strategy == "fsdp2" else "64-true"  # Lightning refuses the other
+    jobs = [{**job, "precision": precision, "strategy": strategy, "devices": devices} for job in jobs]
+    processes = []
+    logs = [folder / f"{strategy}-{devices}-{rank}.log" for rank in range(devices)]
+    for rank in range(devices):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(devices),
+            "LOCAL_WORLD_SIZE": str(devices),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "tests",
+        }
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.distributed.program",
+            json.dumps(jobs),
+            str(out),
+        ]
+        with logs[rank].open("w") as log:  # a pipe that nobody empties would stop the other rank
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    env=environment if devices > 1 else None,
+                    cwd=Path(__file__).parents[2],
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                )
+            )
+    for process, path in zip(processes, logs, strict=True):
+        assert process.wait(timeout=240) == 0, path.read_text()[-3000:]
+    results: list[dict[str, Any]] = torch.load(out)
+    return results
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path) -> list[dict[str, Any]]:
+    return launch(JOBS, "auto", 1, folder)
+
+
+@pytest.fixture(scope="module", params=["ddp", "ddp_find_unused_parameters_true", "fsdp2"])
+def two(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
+    return launch(JOBS, request.param, 2, folder)
+
+
+@pytest.mark.parametrize("index", range(len(JOBS)), ids=[names(job) for job in JOBS])
+def test_two_processes_equal_one(index: int, one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    assert "error" not in two[index], two[index]["error"]
+    tolerance = 1e-12 if two[index]["weights"].dtype == torch.float64 else 1e-5
+    assert relative(two[index]["weights"].double(), one[index]["weights"]) < tolerance
+    torch.testing.assert_close(two[index]["value"], one[index]["value"].to(two[index]["value"]))
+    if JOBS[index]["apply"] != "none":
+        assert relative(one[index]["weights"], one[0]["weights"]) > 1e-4, "the term must matter"
+
+
+def test_a_norm_over_shards_is_refused(folder: Path) -> None:
+    job = {**BASE, "penalty": "l2_norm"}
+    (result,) = launch([job], "fsdp2", 2, folder)
+    assert "L2Norm couples weights that are sharded over processes" in result["error"]
+
+
+@pytest.mark.parametrize("apply", ["gradient", "decoupled", "proximal"])
+def test_an_unused_parameter_under_ddp(apply: str, folder: Path) -> None:
+    job = {**BASE, "apply": apply, "unused": True}
+    (one,) = launch([job], "auto", 1, folder)
+    (two,) = launch([job], "ddp_find_unused_parameters_true", 2, folder)
+    assert relative(two["weights"], one["weights"]) < 1e-12
