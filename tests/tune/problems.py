@@ -21,7 +21,7 @@ class Linear(pl.LightningModule):
         self.linear = nn.Linear(features, 1, dtype=torch.float64)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        self.logistic, self.lr = logistic, lr
+        self.logistic, self.lr, self.momentum = logistic, lr, momentum
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         inputs, targets = batch
@@ -34,7 +34,7 @@ class Linear(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=self.momentum)
 
 
 def diabetes() -> TensorDataset:

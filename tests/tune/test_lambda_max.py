@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import lightning_reg
-from lightning_reg import L1, L2, ElasticNet
+from lightning_reg import L1, L2, ElasticNet, GroupLasso
 from lightning_reg.tune import lambda_max, lambda_max_by_layer
 from tests.support import Net, batches
 from tests.tune.problems import Linear, breast_cancer, diabetes
@@ -68,22 +67,16 @@ def test_logistic_regression_with_the_intercept_fitted() -> None:
 
 
 def test_group_lasso() -> None:
-    if not hasattr(lightning_reg, "GroupLasso"):
-        pytest.skip("no group lasso in this version")
-    skglm = pytest.importorskip("skglm")
-    from skglm.utils.data import grp_converter
-
+    utilities = pytest.importorskip("skglm.utils.data")
     data = diabetes()
     inputs, targets = data.tensors[0].numpy(), data.tensors[1].numpy().ravel()
     labels = torch.arange(10).div(2, rounding_mode="floor").view(1, 10)
-    penalty = lightning_reg.GroupLasso(1.0, groups=lambda *_: labels)
-    found = lambda_max(Linear(10), penalty, data)
-    indices, starts = grp_converter(2, 10)
-    datafit = skglm.datafits.QuadraticGroup(starts, indices)
-    reference = skglm.penalties.WeightedGroupL2(1.0, np.full(5, 2**0.5), starts, indices)
-    gradient = inputs.T @ (targets.mean() - targets) / len(targets)
-    assert found == pytest.approx(reference.alpha_max(gradient), rel=1e-6)
-    del datafit
+    penalty = GroupLasso(1.0, groups=lambda *_: labels)
+    indices, starts = utilities.grp_converter(2, 10)
+    reference = utilities._alpha_max_group_lasso(
+        inputs, targets - targets.mean(), indices, starts, np.full(5, 2**0.5)
+    )
+    assert lambda_max(Linear(10), penalty, data) == pytest.approx(reference, rel=1e-6)
 
 
 def test_it_is_the_smallest() -> None:
