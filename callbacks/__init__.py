@@ -13,11 +13,13 @@ from lightning_reg.callbacks.penalty import (
     L2PenaltyCallback,
     PenaltyCallback,
 )
+from lightning_reg.callbacks.strength_finder import DropoutFinder, StrengthFinder
 from lightning_reg.callbacks.structured import GroupLassoPenaltyCallback, SparseGroupLassoPenaltyCallback
 
 __all__ = [
     "AdaptiveDropout",
     "Box",
+    "DropoutFinder",
     "DropoutInjector",
     "DropoutScheduler",
     "ElasticNetPenaltyCallback",
@@ -29,5 +31,6 @@ __all__ = [
     "NormBudget",
     "PenaltyCallback",
     "SparseGroupLassoPenaltyCallback",
+    "StrengthFinder",
     "UnitNorm",
 ]

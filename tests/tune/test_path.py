@@ -82,7 +82,7 @@ def test_upwards_it_ends_at_the_same_solutions() -> None:
 
 def breast_cancer_path(**options: Any) -> PathFrame:
     return regularization_path(
-        Linear(30, logistic=True, lr=0.2, momentum=0.97),
+        Linear(30, logistic=True, lr=0.5, momentum=0.9),
         L1(1.0),
         breast_cancer(),
         ratio=0.1,
@@ -103,10 +103,8 @@ def test_breast_cancer_against_l1_logistic() -> None:
         model = linear_model.LogisticRegression(
             l1_ratio=1.0,
             C=1 / (strength * len(targets)),
-            solver="liblinear",
-            # liblinear penalises the intercept, scaled by this: so much that it does not matter
-            intercept_scaling=1e4,
-            tol=1e-10,
+            solver="saga",  # the one that leaves the intercept alone
+            tol=1e-9,
             max_iter=100_000,
         ).fit(inputs, targets.ravel())
         reference.append(model.coef_[0])
@@ -114,10 +112,12 @@ def test_breast_cancer_against_l1_logistic() -> None:
 
 
 @pytest.mark.slow
-def test_breast_cancer_warm_starts() -> None:
+def test_breast_cancer_warm_starts_take_half_the_steps() -> None:
+    # not the third that diabetes takes: the path curves between points, and the slowest direction needs
+    # hundreds of steps for what the line through two points is off
     warm, cold = breast_cancer_path(), breast_cancer_path(warm_start=None)
     assert all(warm["converged"]) and all(cold["converged"])
-    assert sum(warm["steps"]) <= sum(cold["steps"]) / 3, (sum(warm["steps"]), sum(cold["steps"]))
+    assert sum(warm["steps"]) <= sum(cold["steps"]) / 2, (sum(warm["steps"]), sum(cold["steps"]))
 
 
 class Stopped(Exception):
