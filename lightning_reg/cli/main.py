@@ -10,7 +10,14 @@ from pathlib import Path
 __all__ = ["main"]
 
 #: What a command may miss: the module that is imported, and the package that brings it.
-_EXTRAS = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}
+_EXTRAS = {
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+    "jsonargparse": "jsonargparse",
+}
+#: The extra that brings what a command needs.
+_EXTRA_OF = {"demo": "demo", "path": "cli,plot", "find": "cli,plot"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,14 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        return _demo(arguments)
+        return int(_COMMANDS[arguments.command](arguments))
     except ModuleNotFoundError as error:
         package = _EXTRAS.get((error.name or "").partition(".")[0])
         if package is None:
             raise
         print(
             f"lightning-reg {arguments.command} needs {package}; "
-            f"install it with: pip install 'lightning-reg[{arguments.command}]'",
+            f"install it with: pip install 'lightning-reg[{_EXTRA_OF[arguments.command]}]'",
             file=sys.stderr,
         )
         return 1
@@ -62,6 +69,18 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--seed", type=int, default=0, help="seed of the split and of every run (default: %(default)s)"
     )
+    for name, what in (
+        ("path", "train a model at many strengths, each started from its neighbour"),
+        ("find", "sweep the strength in one short run"),
+    ):
+        command = commands.add_parser(name, help=what, description=f"{what.capitalize()}, as a config says.")
+        command.add_argument("config", type=Path, help="YAML with model, data, penalty and options")
+        command.add_argument(
+            "--output",
+            type=Path,
+            default=Path(f"lightning-reg-{name}"),
+            help="folder for the CSV, the figure and finished points (default: %(default)s)",
+        )
     return parser
 
 
@@ -78,6 +97,20 @@ def _demo(arguments: argparse.Namespace) -> int:
     demo(arguments.output, epochs=arguments.epochs, seed=arguments.seed)
     return 0
 
+
+def _path(arguments: argparse.Namespace) -> int:
+    from lightning_reg.cli.tune import path
+
+    return path(arguments.config, arguments.output)
+
+
+def _find(arguments: argparse.Namespace) -> int:
+    from lightning_reg.cli.tune import find
+
+    return find(arguments.config, arguments.output)
+
+
+_COMMANDS = {"demo": _demo, "path": _path, "find": _find}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,6 +14,7 @@ _LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "light
 _ADVICE = (
     ".*does not have many workers.*",
     ".*number of training batches .* is smaller than the logging interval.*",
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",
     ".*`max_epochs` was not set.*",
     ".*GPU available but not used.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
