@@ -28,6 +28,15 @@ def test_lasso() -> None:
         assert (not model.coef_.any()) is zeros
 
 
+@pytest.mark.parametrize("logistic", [False, True])
+def test_the_intercept_matters_where_inputs_are_not_centred(logistic: bool) -> None:
+    inputs, targets = (breast_cancer() if logistic else diabetes()).tensors
+    shifted = TensorDataset(inputs + torch.linspace(0.5, 2.0, inputs.shape[1]), targets)
+    gradient = (inputs - inputs.mean(0)).T @ (targets.mean() - targets) / len(targets)
+    found = lambda_max(Linear(inputs.shape[1], logistic=logistic), L1(1.0), shifted)
+    assert found == pytest.approx(float(gradient.abs().max()), rel=1e-6)
+
+
 def test_elastic_net() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     data = diabetes()
