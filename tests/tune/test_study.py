@@ -18,7 +18,6 @@ from lightning_reg.tune import ray_map, regularization_path, strength_study
 from tests.support import QUIET, Net, data
 from tests.tune.problems import Linear, diabetes
 
-
 CPU = {"accelerator": "cpu"}
 
 
