@@ -15,11 +15,13 @@ from lightning_reg.callbacks.penalty import (
     PenaltyCallback,
 )
 from lightning_reg.callbacks.regularization_monitor import RegularizationMonitor
+from lightning_reg.callbacks.strength_finder import DropoutFinder, StrengthFinder
 from lightning_reg.callbacks.structured import GroupLassoPenaltyCallback, SparseGroupLassoPenaltyCallback
 
 __all__ = [
     "AdaptiveDropout",
     "Box",
+    "DropoutFinder",
     "DropoutInjector",
     "DropoutScheduler",
     "ElasticNetPenaltyCallback",
@@ -33,5 +35,6 @@ __all__ = [
     "PenaltyCallback",
     "RegularizationMonitor",
     "SparseGroupLassoPenaltyCallback",
+    "StrengthFinder",
     "UnitNorm",
 ]

@@ -16,13 +16,15 @@ _TRAINER = {
     "test": "evaluate a module on its test data",
     "predict": "predict with a module",
 }
-#: What a command may miss: the module that is imported, the package that brings it, and our extra.
+#: What a command may miss: the module that is imported, and the package that brings it.
 _EXTRAS = {
-    "sklearn": ("scikit-learn", "demo"),
-    "matplotlib": ("matplotlib", "demo"),
-    "rich": ("rich", "demo"),
-    "jsonargparse": ("jsonargparse", "cli"),
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+    "jsonargparse": "jsonargparse",
 }
+#: The extra that brings what a command needs.
+_EXTRA_OF = {"demo": "demo", "path": "cli,plot", "find": "cli,plot"} | dict.fromkeys(_TRAINER, "cli")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,13 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             fit(argv)
             return 0
-        return _demo(_parser().parse_args(argv))
+        arguments = _parser().parse_args(argv)
+        return int(_COMMANDS[arguments.command](arguments))
     except ModuleNotFoundError as error:
-        package, extra = _EXTRAS.get((error.name or "").partition(".")[0], (None, None))
+        package = _EXTRAS.get((error.name or "").partition(".")[0])
         if package is None:
             raise
         print(
-            f"lightning-reg {command} needs {package}; install it with: pip install 'lightning-reg[{extra}]'",
+            f"lightning-reg {command} needs {package}; "
+            f"install it with: pip install 'lightning-reg[{_EXTRA_OF[command]}]'",
             file=sys.stderr,
         )
         return 1
@@ -81,6 +85,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, description in _TRAINER.items():
         commands.add_parser(name, help=description)
+    for name, what in (
+        ("path", "train a model at many strengths, each started from its neighbour"),
+        ("find", "sweep the strength in one short run"),
+    ):
+        command = commands.add_parser(name, help=what, description=f"{what.capitalize()}, as a config says.")
+        command.add_argument("config", type=Path, help="YAML with model, data, penalty and options")
+        command.add_argument(
+            "--output",
+            type=Path,
+            default=Path(f"lightning-reg-{name}"),
+            help="folder for the CSV, the figure and finished points (default: %(default)s)",
+        )
     return parser
 
 
@@ -97,6 +113,20 @@ def _demo(arguments: argparse.Namespace) -> int:
     demo(arguments.output, epochs=arguments.epochs, seed=arguments.seed)
     return 0
 
+
+def _path(arguments: argparse.Namespace) -> int:
+    from lightning_reg.cli.tune import path
+
+    return path(arguments.config, arguments.output)
+
+
+def _find(arguments: argparse.Namespace) -> int:
+    from lightning_reg.cli.tune import find
+
+    return find(arguments.config, arguments.output)
+
+
+_COMMANDS = {"demo": _demo, "path": _path, "find": _find}
 
 if __name__ == "__main__":
     sys.exit(main())

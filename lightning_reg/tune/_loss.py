@@ -1,0 +1,187 @@
+"""The data's loss, without a Trainer: what ``training_step`` returns, and its mean over a data set."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+__all__ = ["Data", "Loss", "TensorBatches", "batches_of", "clone", "loss_of", "mean_gradient_", "mean_loss"]
+
+#: ``(module, batch) -> scalar``, a mean over the batch.
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+#: A data set, or anything that yields batches again and again.
+Data: TypeAlias = "Dataset[Any] | Iterable[Any]"
+
+
+class TensorBatches:
+    """Batches of a ``TensorDataset``, sliced and not collated one sample at a time.
+
+    Args:
+        data: tensors with a common first dimension.
+        batch_size: all at once where None; smaller batches are shuffled by torch's generator.
+    """
+
+    def __init__(self, data: TensorDataset, batch_size: int | None = None) -> None:
+        self.tensors = data.tensors
+        self.batch_size = batch_size
+        self.size = len(data)
+
+    def __len__(self) -> int:
+        return 1 if self.batch_size is None else -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        if self.batch_size is None or self.batch_size >= self.size:
+            yield list(self.tensors)
+            return
+        for chosen in torch.split(torch.randperm(self.size), self.batch_size):
+            yield [tensor[chosen] for tensor in self.tensors]
+
+
+class _Again:
+    """Wraps a sequence of batches, which a Trainer would take for several loaders."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+
+def batches_of(data: Any, batch_size: int | None = None) -> Any:
+    """Return what yields the batches of ``data``.
+
+    Raises:
+        TypeError: it is neither a data set nor an iterable that can be gone through again.
+    """
+    if isinstance(data, TensorDataset):
+        return TensorBatches(data, batch_size)
+    if isinstance(data, DataLoader | TensorBatches | _Again):
+        return data
+    if isinstance(data, Dataset) and hasattr(data, "__getitem__"):
+        sized: Any = data
+        return DataLoader(data, batch_size or len(sized), shuffle=batch_size is not None)
+    if isinstance(data, list | tuple):
+        return _Again(data)
+    if hasattr(data, "__iter__") and not isinstance(data, Iterator):
+        return data
+    raise TypeError(f"{data!r} is not data; give a Dataset, a DataLoader, or a list of batches")
+
+
+def clone(module: nn.Module) -> Any:
+    """Return a deep copy that knows of no Trainer."""
+    trainer = getattr(module, "_trainer", None)
+    copied = copy.deepcopy(module, {id(trainer): None} if trainer is not None else {})
+    if trainer is not None:
+        copied._trainer = None  # type: ignore[assignment]
+    return copied
+
+
+def loss_of(module: nn.Module, loss: Loss | None) -> Loss:
+    """Return ``loss``, or ``module.training_step`` as one.
+
+    Raises:
+        TypeError: there is neither.
+    """
+    if loss is not None:
+        return loss
+    if not callable(getattr(module, "training_step", None)):
+        raise TypeError(
+            f"{type(module).__name__} has no training_step; give loss=, a function (module, batch) -> loss"
+        )
+    return _training_step
+
+
+def _training_step(module: Any, batch: Any) -> Tensor:
+    result = module.training_step(batch, 0)
+    if isinstance(result, Mapping):
+        result = result["loss"]
+    if not isinstance(result, Tensor):
+        raise TypeError(
+            f"{type(module).__name__}.training_step returned {type(result).__name__}; give loss=, a function "
+            "(module, batch) -> loss"
+        )
+    return result
+
+
+@contextmanager
+def _at_rest(module: nn.Module) -> Iterator[None]:
+    """In eval mode, with logging silent; both are undone."""
+    modes = [(part, part.training) for part in module.modules()]
+    silenced = [name for name in ("log", "log_dict") if hasattr(module, name)]
+    own = {name: module.__dict__[name] for name in silenced if name in module.__dict__}
+    module.eval()
+    for name in silenced:
+        module.__dict__[name] = _silent
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for name in silenced:
+            del module.__dict__[name]
+        module.__dict__.update(own)
+
+
+def _silent(*_: object, **__: object) -> None:
+    """In place of ``log``."""
+
+
+def mean_loss(module: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
+    """Return the loss over all of ``batches``, weighted by their sizes, in eval mode."""
+    with torch.no_grad():
+        return float(_mean(module, batches, loss, lambda value: value))
+
+
+def mean_gradient_(module: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
+    """Replace every ``.grad`` by the gradient of :func:`mean_loss`, and return that loss."""
+    module.zero_grad()
+    total = sum(_size(batch) for batch in batches)
+
+    def backward(value: Tensor) -> Tensor:
+        (value / total).backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+
+    with torch.enable_grad():
+        return float(_mean(module, batches, loss, backward))
+
+
+def _mean(
+    module: nn.Module, batches: Iterable[Any], loss: Loss, weighted: Callable[[Tensor], Tensor]
+) -> Tensor:
+    device = next(module.parameters()).device
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    with _at_rest(module):
+        for batch in batches:
+            size = _size(batch)
+            value = loss(module, _to(batch, device))
+            total += weighted(value * size).detach().cpu().double()
+            count += size
+    if count == 0:
+        raise ValueError("the data have no batches; give at least one")
+    return total / count
+
+
+def _size(batch: Any) -> int:
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else 1
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((_size(part) for part in parts if isinstance(part, Tensor)), 1)
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: _to(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
+        return type(batch)(_to(part, device) for part in batch)
+    return batch

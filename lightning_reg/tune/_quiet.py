@@ -1,0 +1,37 @@
+"""Many short runs without a Trainer's greetings for each."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["quiet"]
+
+_LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+#: Advice about loaders and logging that would come once a point.
+_ADVICE = (
+    ".*does not have many workers.*",
+    ".*number of training batches .* is smaller than the logging interval.*",
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",
+    ".*`max_epochs` was not set.*",
+    ".*GPU available but not used.*",
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's loggers to errors and its advice to itself."""
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for advice in _ADVICE:
+                warnings.filterwarnings("ignore", advice)
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,122 @@
+r"""The strength at which a model has nothing left: where every path begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_reg.apply import Term
+from lightning_reg.penalties import Penalty
+from lightning_reg.select import named_parameters
+from lightning_reg.tune._loss import Data, Loss, batches_of, clone, loss_of, mean_gradient_
+from lightning_reg.tune.stationarity import zero_strength
+
+__all__ = ["is_linear", "lambda_max", "lambda_max_by_layer"]
+
+
+def lambda_max(
+    module: nn.Module,
+    penalty: Penalty,
+    data: Data,
+    *,
+    loss: Loss | None = None,
+    convex: bool | None = None,
+) -> float:
+    r"""Return the smallest strength that zeroes every selected weight or group.
+
+    **Convex models** (a linear or logistic regression: one ``nn.Linear`` holds all the parameters): exact.
+    The selected weights are set to zero, the others (the intercept) are fitted, and the answer is the
+    smallest λ for which :math:`0 = \operatorname{prox}_{\lambda\Omega}(-\nabla f(0))`: for L1
+    :math:`\max_j|\nabla_j f|`, for the group lasso :math:`\max_g\|\nabla_g f\|_2/\sqrt{|g|}`.
+
+    **Deep models**: the largest of :func:`lambda_max_by_layer`, a bound for each layer with the others as
+    they are now. A layer that is at zero stays there at any larger strength; whether training reaches zero
+    depends on its path, and weights trained for longer may withstand more. Data loss only, in eval mode.
+
+    Args:
+        module: it is copied, and stays as it is.
+        penalty: which function, on what; its strength is not looked at.
+        data: a data set or batches.
+        loss: ``(module, batch) -> loss``, a mean over the batch; the module's ``training_step`` where None.
+        convex: whether the loss is convex in the trainable parameters; found out where None.
+
+    Raises:
+        ValueError: the selection matches nothing, or no strength makes zeros.
+
+    >>> from torch.utils.data import TensorDataset
+    >>> from lightning_reg import L1
+    >>> x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([[1.0], [7.0]])
+    >>> half_square = lambda module, batch: 0.5 * (module(batch[0]) - batch[1]).square().mean()
+    >>> round(lambda_max(nn.Linear(1, 1), L1(1.0), TensorDataset(x, y), loss=half_square), 4)
+    3.0
+
+    References:
+        Friedman, Hastie and Tibshirani, *Regularization Paths for Generalized Linear Models via Coordinate
+        Descent*, Journal of Statistical Software 33(1), 2010, § 2.5.
+    """
+    work = clone(module)
+    if not (is_linear(work) if convex is None else convex):
+        return max(lambda_max_by_layer(module, penalty, data, loss=loss).values())
+    term, batches, loss = Term(penalty, work), batches_of(data), loss_of(work, loss)
+    chosen = [s.parameter for s in term.selected if s.parameter.requires_grad]
+    with torch.no_grad():
+        for weight in chosen:
+            weight.zero_()
+    _fit_others(work, chosen, batches, loss)
+    mean_gradient_(work, batches, loss)
+    return zero_strength(term, chosen, [_gradient(weight) for weight in chosen])
+
+
+def lambda_max_by_layer(
+    module: nn.Module, penalty: Penalty, data: Data, *, loss: Loss | None = None
+) -> dict[str, float]:
+    """Return, for each selected tensor, the strength from which zero is stationary for it.
+
+    One tensor at a time is set to zero and the others stay as they are, so the answer is about this moment of
+    training: mostly the start. Where all are zero at once a deep network has no gradient at all, and every
+    strength would do.
+
+    Args:
+        module: it is copied, and stays as it is.
+        penalty: which function, on what; its strength is not looked at.
+        data: a data set or batches; gone through once a tensor.
+        loss: ``(module, batch) -> loss``; the module's ``training_step`` where None.
+    """
+    work = clone(module)
+    term, batches, loss = Term(penalty, work), batches_of(data), loss_of(work, loss)
+    found = {}
+    for selected in term.selected:
+        weight = selected.parameter
+        if not weight.requires_grad:
+            continue
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight.zero_()
+        mean_gradient_(work, batches, loss)
+        found[selected.name] = zero_strength(term, [weight], [_gradient(weight)])
+        with torch.no_grad():
+            weight.copy_(before)
+    return found
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether one ``nn.Linear`` holds all that is trained."""
+    owners = {id(s.module): s.module for s in named_parameters(module) if s.parameter.requires_grad}
+    return len(owners) == 1 and all(isinstance(owner, nn.Linear) for owner in owners.values())
+
+
+def _gradient(weight: nn.Parameter) -> torch.Tensor:
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad.detach().clone()
+
+
+def _fit_others(module: nn.Module, chosen: list[nn.Parameter], batches: Any, loss: Loss) -> None:
+    kept = {id(weight) for weight in chosen}
+    others = [p for p in module.parameters() if p.requires_grad and id(p) not in kept]
+    if not others:
+        return
+    optimizer = torch.optim.LBFGS(
+        others, max_iter=200, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+    optimizer.step(lambda: mean_gradient_(module, batches, loss))  # type: ignore[no-untyped-call]

@@ -1,0 +1,102 @@
+"""Many strengths at once: an Optuna study on one machine, Ray on one or more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+__all__ = ["ray_map", "strength_study"]
+
+
+def strength_study(
+    fit: Callable[[dict[str, float], list[Any]], float],
+    strengths: dict[str, tuple[float, float]],
+    rates: dict[str, tuple[float, float]] | None = None,
+    *,
+    trials: int = 20,
+    monitor: str = "val_loss",
+    seed: int = 0,
+    study: Any = None,
+) -> Any:
+    """Search strengths (on a log scale) and dropout rates (on a linear one) with Optuna, and prune what lags.
+
+    Args:
+        fit: trains a model with the given values and callbacks, and returns its validation loss. Give the
+            callbacks to the Trainer: one of them, Optuna's own for Lightning, ends trials that lag.
+        strengths: name to (lowest, highest), both above 0.
+        rates: name to (lowest, highest).
+        trials: how many.
+        monitor: what the module logs in validation, for pruning.
+        seed: of the sampler.
+        study: one of your own, to go on with; a new one with a median pruner where None.
+
+    Returns:
+        The ``optuna.Study``: ``best_params``, ``best_value``, ``trials_dataframe()``.
+
+    Raises:
+        ModuleNotFoundError: Optuna, or its Lightning integration, is not installed.
+    """
+    try:
+        import optuna
+        from optuna_integration import PyTorchLightningPruningCallback
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "strength_study needs Optuna; install it with: pip install 'lightning-reg[tune]'", name=error.name
+        ) from error
+
+    def objective(trial: Any) -> float:
+        values = {name: trial.suggest_float(name, *ends, log=True) for name, ends in strengths.items()}
+        values |= {name: trial.suggest_float(name, *ends) for name, ends in (rates or {}).items()}
+        return fit(values, [PyTorchLightningPruningCallback(trial, monitor=monitor)])
+
+    if study is None:
+        sampler = optuna.samplers.TPESampler(seed=seed)
+        study = optuna.create_study(sampler=sampler, pruner=optuna.pruners.MedianPruner(n_startup_trials=4))
+    study.optimize(objective, n_trials=trials)
+    return study
+
+
+def ray_map(workers: int) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]:
+    """Return a ``map`` that runs on Ray Tune, for ``regularization_path(..., map=ray_map(workers=2))``.
+
+    A Ray that runs already is used, a cluster's too; the local one is started otherwise. The pieces are the
+    folds of a cross-validation and the whole path, or every point of a cold start. What a path with a
+    ``directory`` keeps must lie where every machine sees it.
+
+    Args:
+        workers: pieces that run at a time.
+
+    Raises:
+        ModuleNotFoundError: Ray Tune is not installed.
+    """
+    try:
+        import ray
+        from ray import tune
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "ray_map needs Ray Tune; install it with: pip install 'lightning-reg[ray]'", name=error.name
+        ) from error
+
+    def run(function: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterator[Any]:
+        if not ray.is_initialized():
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+        job, pieces_there = ray.put(function), ray.put(list(pieces))
+
+        def trial(config: dict[str, Any]) -> dict[str, Any]:
+            index = config["piece"]
+            return {"piece": index, "result": ray.get(job)(ray.get(pieces_there)[index])}
+
+        tuner = tune.Tuner(
+            tune.with_resources(trial, {"cpu": 1}),
+            param_space={"piece": tune.grid_search(list(range(len(pieces))))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=workers),
+            run_config=tune.RunConfig(verbose=0),
+        )
+        results = list(tuner.fit())
+        for result in results:
+            if result.error is not None:
+                raise result.error
+        found = {result.metrics["piece"]: result.metrics["result"] for result in results}
+        return iter([found[index] for index in range(len(pieces))])
+
+    return run
