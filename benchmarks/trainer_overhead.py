@@ -29,6 +29,13 @@ from lightning_reg.callbacks import L1PenaltyCallback, L2PenaltyCallback, Penalt
 STRENGTH = 1e-4
 
 
+class Idle(Callback):
+    """What Lightning itself asks for the hook that a penalty acts in."""
+
+    def on_before_optimizer_step(self, *args: object) -> None:
+        pass
+
+
 class Tutorial(LightningModule):
     def __init__(self, penalty: Callable[[LightningModule], Tensor] | None = None) -> None:
         super().__init__()
@@ -59,6 +66,7 @@ def variants() -> dict[str, Callable[[], tuple[LightningModule, list[Callback]]]
     everything = {"select": "all"}
     return {
         "no penalty": lambda: (Tutorial(), []),
+        "a Callback that does nothing": callback(Idle),
         "tutorial's loop, torch.norm(p, 1)": lambda: (Tutorial(norms(1)), []),
         "tutorial's loop, torch.norm(p, 2)": lambda: (Tutorial(norms(2)), []),
         "L1PenaltyCallback": callback(lambda: L1PenaltyCallback(STRENGTH, **everything)),
