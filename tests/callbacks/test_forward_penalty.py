@@ -110,6 +110,7 @@ def both_by_hand(net: nn.Sequential, x: Tensor, output: Tensor, hidden: Tensor) 
     return activity_by_hand(net, x, output, hidden) + jacobian_by_hand(net, x, output, hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*process.* is multi-threaded.*")
 def test_two_processes_are_one_with_the_whole_batch(tmp_path: Any) -> None:
     module = Sharded()

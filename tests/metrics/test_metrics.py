@@ -211,6 +211,7 @@ def _reduce(rank: int, address: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_reduced_over_two_processes() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

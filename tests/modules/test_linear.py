@@ -155,6 +155,7 @@ def test_logistic_regression_on_breast_cancer(bias: bool, with_weights: bool, fr
     logistic_parity("breast_cancer", fraction, bias, with_weights, "l1", 900 if bias else 3000, 20_000)
 
 
+@pytest.mark.slow
 def test_logistic_regression_with_l2() -> None:
     logistic_parity("breast_cancer", 0.1, True, True, "l2", 900, 5_000)
 
@@ -175,10 +176,12 @@ def test_multinomial_regression_on_digits(bias: bool, with_weights: bool, fracti
     logistic_parity("digits", fraction, bias, with_weights, "l1", 1500, 20_000)
 
 
+@pytest.mark.slow
 def test_multinomial_regression_on_digits_with_l2() -> None:
     logistic_parity("digits", 0.3, True, False, "l2", 400, 5_000)
 
 
+@pytest.mark.slow
 @CELLS
 def test_poisson_regression(bias: bool, with_weights: bool) -> None:
     x, _, weight = dataset("diabetes")

@@ -63,6 +63,7 @@ def fitted(epochs: int, strength: Any, **options: Any) -> SparseMLP:
     return module
 
 
+@pytest.mark.slow
 def test_it_selects_features_and_keeps_the_hierarchy() -> None:
     module = fitted(20, 10.0)
     features = module.selected_features()

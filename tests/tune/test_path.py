@@ -62,6 +62,7 @@ def test_diabetes_against_lasso_path() -> None:
     compare(path(), lasso())
 
 
+@pytest.mark.slow
 def test_a_warm_start_takes_a_third_of_the_steps_at_most() -> None:
     warm, cold = path(), path(None)
     compare(cold, lasso())
