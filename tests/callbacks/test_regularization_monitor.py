@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from typing import Any
 
 import numpy as np
@@ -141,26 +140,6 @@ def test_the_table_says_what_how_strongly_and_what_came_of_it(capsys: pytest.Cap
 def test_bad_selection_is_said_at_fit_start() -> None:
     with pytest.raises(ValueError, match="matches none"):
         fit(Net(), RegularizationMonitor("encoder.*"))
-
-
-@pytest.mark.slow
-def test_its_cost_on_a_step_that_does_not_log() -> None:
-    """Less than 20 µs; figures of steps that log are in benchmarks/monitor.py."""
-    monitor = RegularizationMonitor(table=False)
-    module = Net()
-    trainer = fit(module, monitor, steps=2)
-    optimizer = trainer.optimizers[0]
-
-    def once() -> float:
-        start = time.perf_counter()
-        for _ in range(1000):
-            monitor.on_before_optimizer_step(trainer, module, optimizer)
-        return (time.perf_counter() - start) / 1000
-
-    trainer.should_stop, trainer.training = False, True
-    trainer.fit_loop.epoch_loop._batches_that_stepped = 2
-    assert not trainer._logger_connector.should_update_logs
-    assert min(once() for _ in range(20)) < 20e-6
 
 
 def test_it_takes_any_logger() -> None:
