@@ -129,7 +129,7 @@ class _Work:
         if total_steps is None and callable(self.penalty.strength):
             total_steps = run_length(trainer)
         check_schedule(self.penalty.strength, total_steps)
-        self.term = Term(self.penalty, module, total_steps)
+        self.term = Term(self.penalty, module, total_steps, _state_name(callback, trainer))
         if callback._restored:
             self.term.load_state_dict(callback._restored)
             callback._restored = {}
@@ -162,7 +162,7 @@ class _Work:
         if self.apply == "gradient" and not self._in_step(optimizer):
             add_gradient_(self.term, optimizer, strength)
         elif self.apply == "decoupled" and self.scaler is None:
-            decay_(self.term, optimizer, strength)
+            decay_(self.term, optimizer, strength, self.trainer.global_step)
 
     def check_seen(self) -> None:
         """Warn, once, if an epoch went by without an optimizer step."""
@@ -205,10 +205,10 @@ class _Work:
             hooks.append(optimizer.register_step_pre_hook(self._add_gradient))
 
     def _prox(self, optimizer: Optimizer, *_: object) -> None:
-        prox_(self.term, optimizer, self._strength(), self.metric)
+        prox_(self.term, optimizer, self._strength(), self.trainer.global_step, self.metric)
 
     def _decay(self, optimizer: Optimizer, *_: object) -> None:
-        decay_(self.term, optimizer, self._strength())
+        decay_(self.term, optimizer, self._strength(), self.trainer.global_step)
 
     def _add_gradient(self, optimizer: Optimizer, *_: object) -> None:
         add_gradient_(self.term, optimizer, self._strength())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -74,7 +73,11 @@ def attach(
     if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
         raise ValueError(f"total_steps={total_steps!r} is not a number of steps; give an integer, 1 or more")
     check_schedule(penalty.strength, total_steps)
-    term = Term(penalty, model, total_steps)
+    before = sum(
+        isinstance(getattr(hook, "__self__", None), Attachment)
+        for hook in optimizer._optimizer_step_pre_hooks.values()
+    )
+    term = Term(penalty, model, total_steps, label=f"{before} {penalty.log_name}")
     check_optimizer(term, apply, optimizer, metric)
     return Attachment(term, optimizer, apply, metric)
 
@@ -147,18 +150,14 @@ class Attachment:
         return (args[0],), {**kwargs, "closure": with_penalty}
 
     def _act(self, optimizer: Optimizer) -> None:
-        act: Callable[[Term, Optimizer, float], None]
         if self._apply == "decoupled":
-            act = decay_
+            decay_(self._term, optimizer, self._term.strength(self.step), self.step)
         elif self._apply == "gradient" and not self._added:
-            act = add_gradient_
-        else:
-            return
-        act(self._term, optimizer, self._term.strength(self.step))
+            add_gradient_(self._term, optimizer, self._term.strength(self.step))
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._apply == "proximal":
-            prox_(self._term, optimizer, self._term.strength(self.step), self._metric)
+            prox_(self._term, optimizer, self._term.strength(self.step), self.step, self._metric)
         self._added = False
         if not found_inf(optimizer):  # a fused optimizer comes here even when its scaler skips the step
             self.step += 1

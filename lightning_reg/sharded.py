@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["is_sharded", "local", "sum_over_shards"]
+__all__ = ["is_sharded", "local", "shard", "sum_over_shards"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -22,6 +22,15 @@ def local(tensor: Tensor) -> Tensor:
     """Return the part of ``tensor`` that this process holds, sharing its storage; maybe an empty one."""
     sharded: Any = tensor
     return sharded.to_local() if is_sharded(tensor) else tensor
+
+
+def shard(tensor: Tensor) -> tuple[int, ...]:
+    """Return which part of ``tensor`` this process holds; replicas have the same, and ``()`` is the whole."""
+    sharded: Any = tensor
+    if not is_sharded(tensor):
+        return ()
+    coordinates = sharded.device_mesh.get_coordinate() or ()
+    return tuple(i for i, p in zip(coordinates, sharded.placements, strict=True) if not p.is_replicate())
 
 
 def sum_over_shards(value: Tensor, like: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-from lightning_reg.sharded import is_sharded, local
+from lightning_reg.numerics import wide
+from lightning_reg.sharded import local
 
 __all__ = [
     "StepSize",
@@ -85,12 +86,18 @@ class StepSize:
         eta.add_(self.eps / self.root_scale)
         return eta.reciprocal_().mul_(factor * self.numerator / self.root_scale)
 
+    def taking(self, tensors: Sequence[Tensor]) -> StepSize:
+        """Return the same with these in the place of :attr:`tensors`."""
+        second_moment, mean = (*tensors, None, None)[:2]
+        return replace(self, second_moment=second_moment, mean=mean)
+
+    def wide(self) -> StepSize:
+        """Return the same in float32 or wider."""
+        return self.taking([wide(tensor) for tensor in self.tensors])
+
     def local(self) -> StepSize:
         """Return the steps of the weights that this process holds of a sharded tensor."""
-        if self.second_moment is None or not is_sharded(self.second_moment):
-            return self
-        mean = None if self.mean is None else local(self.mean)
-        return replace(self, second_moment=local(self.second_moment), mean=mean)
+        return self.taking([local(tensor) for tensor in self.tensors])
 
     def dense(self) -> Tensor | float:
         """Return the step of every weight, shaped as the weight, or the one number."""

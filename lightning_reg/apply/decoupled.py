@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term, found_inf
-from lightning_reg.sharded import local
+from lightning_reg.penalties.bound import Bound
+from lightning_reg.rounding import act_rounded_
+from lightning_reg.step_size import StepSize
 
 __all__ = ["decay_"]
 
 
 @torch.no_grad()
-def decay_(term: Term, optimizer: Optimizer, strength: float) -> None:
+def decay_(term: Term, optimizer: Optimizer, strength: float, step: int) -> None:
     """``w ← w − lr · ∂Ω(w)`` for each tensor that ``optimizer`` is about to step.
+
+    16-bit weights are rounded stochastically, by bits that ``step``, the optimizer steps taken, decides.
 
     Before the update, as in Loshchilov and Hutter, *Decoupled Weight Decay Regularization*, ICLR 2019, and
     in ``torch.optim.AdamW``.
@@ -30,5 +37,9 @@ def decay_(term: Term, optimizer: Optimizer, strength: float) -> None:
             f"optimizer's groups have {sorted(by_rate)}; use apply='gradient' or apply='proximal'"
         )
     for rate, parameters in by_rate.items():
-        weights: list[Tensor] = [local(p) for p in parameters] if term.bound.elementwise else [*parameters]
-        term.bound.add_gradient_(weights, weights, strength, alpha=-rate)
+        sizes = [StepSize(rate)] * len(parameters)
+        act_rounded_(partial(_decay_, strength), term.bound, parameters, sizes, step, term.place)
+
+
+def _decay_(strength: float, bound: Bound, weights: Sequence[Tensor], sizes: Sequence[StepSize]) -> None:
+    bound.add_gradient_(weights, weights, strength, alpha=-sizes[0].numerator)

@@ -14,6 +14,7 @@ from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import evaluate
 from lightning_reg.select import Selected, matches, named_parameters, select_parameters
+from lightning_reg.sharded import shard
 from lightning_reg.target_sparsity import Controller, TargetSparsity
 
 __all__ = ["Apply", "Metric", "Term", "found_inf"]
@@ -32,13 +33,21 @@ class Term:
         penalty: which function, on what.
         module: the module whose parameters are named.
         total_steps: length of the run in optimizer steps, where the strength needs it.
+        label: a name that no other term at work on the module has; the penalty's where None.
 
     Raises:
         ValueError: the selection matches nothing.
     """
 
-    def __init__(self, penalty: Penalty, module: nn.Module, total_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        penalty: Penalty,
+        module: nn.Module,
+        total_steps: int | None = None,
+        label: str | None = None,
+    ) -> None:
         self.penalty = penalty
+        self.label = penalty.log_name if label is None else label
         self.module = module
         self.total_steps = total_steps
         self.selected: list[Selected] = []
@@ -96,6 +105,10 @@ class Term:
             parameters = [p for p in self._members(group) if p.grad is not None and p.requires_grad]
             if parameters:
                 yield group, parameters
+
+    def place(self, parameter: Tensor) -> str:
+        """Return a name for what this term does to ``parameter``, or to the part of it in this process."""
+        return f"{self.label} {self._chosen[id(parameter)].name} {shard(parameter)}"
 
     def _members(self, group: dict[str, Any]) -> list[nn.Parameter]:
         known = self._known

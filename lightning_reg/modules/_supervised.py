@@ -224,11 +224,11 @@ class SupervisedModule(RegularizedModule):
 
     def _prox(self, optimizer: Optimizer, *_: object) -> None:
         for term in self._terms():
-            prox_(term, optimizer, term.strength(self.global_step))
+            prox_(term, optimizer, term.strength(self.global_step), self.global_step)
 
     def _decay(self, optimizer: Optimizer, *_: object) -> None:
         for term in self._terms():
-            decay_(term, optimizer, term.strength(self.global_step))
+            decay_(term, optimizer, term.strength(self.global_step), self.global_step)
 
     def _unhook(self) -> None:
         for hook in self._hooks:

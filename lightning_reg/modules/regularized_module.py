@@ -202,7 +202,10 @@ class RegularizedModule(LightningModule):
                 for strength in scheduled:
                     check_schedule(strength, total_steps)
             states = self._penalty_states()
-            terms = [Term(penalty, self, total_steps) for penalty in self.penalties]
+            terms = [
+                Term(penalty, self, total_steps, label=f"{i} {penalty.log_name}")
+                for i, penalty in enumerate(self.penalties)
+            ]
             self._bound = (key, terms)
             self._load_penalty_states(states)
         return self._bound[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
@@ -100,6 +101,14 @@ class _BoundGroups(Bound):
         self._layouts = {id(s.parameter): layout for members in sets for s, layout in members}
         self._set_of = {id(s.parameter): i for i, members in enumerate(sets) for s, _ in members}
         self.couples = any(len(members) > 1 for members in sets)
+
+    def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
+        """Return this with the layouts of ``weights`` for ``others``."""
+        twin = copy.copy(self)
+        pairs = [(id(w), id(o)) for w, o in zip(weights, others, strict=True) if id(w) in self._set_of]
+        twin._layouts = {other: self._layouts[weight] for weight, other in pairs}
+        twin._set_of = {other: self._set_of[weight] for weight, other in pairs}
+        return twin
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Sum over the blocks, outside autocast."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
@@ -59,6 +60,12 @@ class _Iterations(Bound):
         self._selected = list(selected)
         self._names = {id(s.parameter): s.name for s in self._selected}
         self._vectors: dict[str, Tensor] = {}
+
+    def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
+        """Return this with the vectors of ``weights``, which it moves on, for ``others``."""
+        twin = copy.copy(self)
+        twin._names = {id(o): self._names[id(w)] for w, o in zip(weights, others, strict=True)}
+        return twin
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Sum over the tensors; the vectors move only where a gradient is wanted: a log changes nothing."""

@@ -47,6 +47,10 @@ class Bound(ABC):
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, with a step for each tensor, or for each weight."""
 
+    def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
+        """Return what acts on each of ``others`` as this does on the one of ``weights`` in its place."""
+        return self
+
     #: Whether tensors share groups, so that they need one call together.
     couples = False
 

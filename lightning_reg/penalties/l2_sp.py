@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
@@ -123,6 +124,14 @@ class _Distances(Bound):
                 f"L2SP(reference=...) holds none of {', '.join(s.name for s in self._selected[:4])}; its "
                 f"names are {', '.join(list(reference)[:4])}"
             )
+
+    def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
+        """Return this with the starting points of ``weights`` for ``others``."""
+        twin = copy.copy(self)
+        twin._references = {
+            id(other): self._references[id(weight)] for weight, other in zip(weights, others, strict=True)
+        }
+        return twin
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Sum over the tensors."""
