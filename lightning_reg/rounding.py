@@ -120,9 +120,8 @@ def round_(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
         x.add_(offset)
     noise = torch.empty(x.shape, dtype=torch.int32, device=x.device)
     noise.random_(0, 1 << dropped, generator=generator)
-    if not x.isfinite().all():  # a NaN has bits to carry
-        noise.mul_(x.isfinite())
-    x.view(torch.int32).add_(noise).bitwise_and_(-(1 << dropped))
+    bits = noise.add_(x.view(torch.int32)).bitwise_and_(-(1 << dropped))
+    torch.where(x.isfinite(), bits.view(torch.float32), x, out=x)  # a NaN's bits could carry
     return x if offset is None else x.sub_(offset)
 
 
