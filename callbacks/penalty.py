@@ -121,6 +121,7 @@ class _Work:
         self.trainer = trainer
         self.module = module
         self.steps_seen = 0
+        self.announced: set[int] = set()  # optimizers that Lightning is about to step
         self.hooks: dict[int, list[Any]] = {}
         self.log_key = f"penalty/{_log_name(callback, trainer)}" if callback.logs else None
         self.logged_at = -1
@@ -153,6 +154,7 @@ class _Work:
     def before_step(self, optimizer: Optimizer) -> None:
         """Act in ``on_before_optimizer_step``."""
         self.steps_seen += 1
+        self.announced.add(id(optimizer))
         if id(optimizer) not in self.hooks:  # made since the fit started
             check_optimizer(self.term, self.apply, optimizer, self.metric)
             self._hook(optimizer)
@@ -205,6 +207,9 @@ class _Work:
             hooks.append(optimizer.register_step_pre_hook(self._add_gradient))
 
     def _prox(self, optimizer: Optimizer, *_: object) -> None:
+        if id(optimizer) not in self.announced:  # stepped behind Lightning's back, where no schedule moves on
+            return
+        self.announced.remove(id(optimizer))
         prox_(self.term, optimizer, self._strength(), self.trainer.global_step, self.metric)
 
     def _decay(self, optimizer: Optimizer, *_: object) -> None:

@@ -21,6 +21,8 @@ OPTIMIZERS = {
     "sgd": tutorial_sgd,
     "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    "adam_fused": lambda p: torch.optim.Adam(p, lr=1e-2, fused=True),
+    "sgd_fused": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, fused=True),
 }
 ACCUMULATION = [1, 4]
 CLIPPING = [None, "norm", "value"]
@@ -133,6 +135,12 @@ EVERYDAY = [
     ("adam", "l1", 4, "norm", "bf16-mixed"),
     ("sgd", "l1", 4, "norm", "16-mixed"),
     ("adamw", "l2", 1, "value", "16-mixed"),
+    # fused optimizers unscale in their step, so Lightning lets none clip in mixed precision; torch 2.13's
+    # fused SGD with momentum diverges under a scaler on the CPU, penalty or not
+    ("adam_fused", "l1", 4, None, "16-mixed"),
+    ("adam_fused", "l2", 1, None, "bf16-mixed"),
+    ("adam_fused", "l1", 4, "value", "64-true"),
+    ("sgd_fused", "elastic_net", 1, "norm", "32-true"),
 ]
 
 
@@ -147,7 +155,7 @@ def test_equals_the_loop_by_hand(
 @pytest.mark.parametrize("precision", PRECISION)
 @pytest.mark.parametrize("clip", CLIPPING)
 @pytest.mark.parametrize("accumulate", ACCUMULATION)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("penalty", ["l1", "l2_norm"])
 def test_equals_the_loop_by_hand_everywhere(
     optimizer: str, penalty: str, accumulate: int, clip: str | None, precision: str

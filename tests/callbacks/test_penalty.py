@@ -718,20 +718,36 @@ def test_different_kinds_on_one_parameter_are_not_warned_of() -> None:
     )
 
 
-def test_an_optimizer_that_lightning_never_steps_is_warned_of() -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["behind Lightning", "unknown to Lightning"])
+@pytest.mark.parametrize("apply", ["gradient", "decoupled", "proximal"])
+def test_an_optimizer_that_lightning_never_steps_is_warned_of_once(apply: Any, own: bool) -> None:
     class Apart(Net):
         def __init__(self) -> None:
             super().__init__()
             self.automatic_optimization = False
+            self.other = tutorial_sgd(self.parameters())
+
+        def configure_optimizers(self) -> Any:
+            return None if own else super().configure_optimizers()
 
         def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
-            optimizer = self.optimizers(use_pl_optimizer=False)
+            optimizer = self.other if own else self.optimizers(use_pl_optimizer=False)
             optimizer.zero_grad()
             super().training_step(batch, batch_idx).backward()
             optimizer.step()
 
-    with pytest.warns(UserWarning, match="was not applied: Lightning saw no optimizer step"):
-        fit(Apart(), L1PenaltyCallback(0.1), max_epochs=2, steps=-1)
+    plain, penalised = Apart(), Apart()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(plain, max_epochs=3, steps=-1)
+        fit(Apart(), L1PenaltyCallback(0.1, apply=apply), max_epochs=1, steps=-1)
+        after_one_epoch = len(caught)
+        fit(penalised, L1PenaltyCallback(0.1, apply=apply), max_epochs=3, steps=-1)
+    assert torch.equal(weights(penalised), weights(plain)), "as the warning says"
+    found = [str(w.message) for w in caught if "was not applied" in str(w.message)]
+    assert len(found) == 2, "one in each run, though the second has three epochs"
+    assert any("was not applied" in str(w.message) for w in caught[:after_one_epoch])
+    assert all("Lightning saw no optimizer step" in message for message in found)
 
 
 # --- beside what else a Trainer does -----------------------------------------------------------------
