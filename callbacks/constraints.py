@@ -18,7 +18,8 @@ from lightning_reg.groups import Groups, check_groups, layout_of
 from lightning_reg.layout import Layout
 from lightning_reg.numerics import sum_of_squares
 from lightning_reg.select import Select, Selected, check_select, matches, named_parameters, select_parameters
-from lightning_reg.sharded import is_sharded
+from lightning_reg.sharded import over_shards
+from lightning_reg.sharded_layout import local_layout
 
 __all__ = ["Box", "MaxNorm", "NonNegative", "NormBudget", "UnitNorm"]
 
@@ -51,10 +52,6 @@ class _Constraint(BothCallback):
         self._module = pl_module
         select_parameters(pl_module, self.select)  # raises where nothing matches
         self._look()
-        if any(s is not None and is_sharded(s.parameter) for s in self._known.values()):
-            raise ValueError(
-                f"{type(self).__name__} looks at whole tensors, and this strategy shards them; use ddp"
-            )
         for optimizer in trainer.optimizers:
             self._hook(optimizer)
 
@@ -114,7 +111,9 @@ class _GroupConstraint(_Constraint):
         self._layouts: dict[int, Layout] = {}
 
     def _bind(self, selected: list[Selected]) -> None:
-        self._layouts = {id(s.parameter): layout_of(s, self.groups) for s in selected}
+        self._layouts = {
+            id(s.parameter): local_layout(s.parameter, layout_of(s, self.groups)) for s in selected
+        }
 
 
 @final
@@ -294,7 +293,7 @@ class NormBudget(_Constraint):
     @torch.no_grad()
     def _set_budget(self, selected: Selected) -> None:
         if selected.name not in self._budgets:
-            energy = sum_of_squares(selected.parameter) * 0.5
+            energy = over_shards(sum_of_squares, selected.parameter) * 0.5
             self._budgets[selected.name] = self.factor * energy
             self._multipliers[selected.name] = torch.zeros_like(energy)
 

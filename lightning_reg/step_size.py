@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-from lightning_reg.sharded import is_sharded, local
+from lightning_reg.sharded import is_sharded, local, whole
 
 __all__ = [
     "StepSize",
@@ -91,6 +91,13 @@ class StepSize:
             return self
         mean = None if self.mean is None else local(self.mean)
         return replace(self, second_moment=local(self.second_moment), mean=mean)
+
+    def whole(self) -> StepSize:
+        """Return the steps of all weights of a sharded tensor, gathered."""
+        if self.second_moment is None:
+            return self
+        mean = None if self.mean is None else whole(self.mean)
+        return replace(self, second_moment=whole(self.second_moment), mean=mean)
 
     def dense(self) -> Tensor | float:
         """Return the step of every weight, shaped as the weight, or the one number."""

@@ -8,7 +8,6 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_reg.apply.term import Apply, Metric, Term
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.sharded import is_sharded
 from lightning_reg.step_size import has_metric, has_one_step, metric_names
 from lightning_reg.target_sparsity import TargetSparsity
 
@@ -71,11 +70,6 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
         raise ValueError(
             f"{name}(maximize=True) climbs, so apply={apply!r} would reward what {penalty} is to punish; "
             "use apply='proximal', or minimize the negative objective"
-        )
-    if not term.bound.elementwise and any(is_sharded(s.parameter) for s in term.selected):
-        raise ValueError(
-            f"{penalty} couples weights that are sharded over processes, which is not supported yet; use "
-            "a penalty of single weights such as L1, L2 or ElasticNet, or ddp"
         )
     if apply != "proximal" or metric != "optimizer":
         return
