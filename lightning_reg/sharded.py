@@ -130,8 +130,13 @@ def _reduced(value: Tensor, like: Tensor, how: str) -> Tensor:
 
     sharded: Any = like
     placements = [Replicate() if p.is_replicate() else Partial(how) for p in sharded.placements]
-    total: Tensor = DTensor.from_local(value, sharded.device_mesh, placements).full_tensor()
-    return total
+    total: Any = DTensor.from_local(value, sharded.device_mesh, placements)
+    for dim, placement in enumerate(placements):  # torch warns of a mesh reduced in more than one dimension
+        if placement.is_partial():
+            placements[dim] = Replicate()
+            total = total.redistribute(placements=placements)
+    reduced: Tensor = total.to_local()
+    return reduced
 
 
 @torch.no_grad()
