@@ -18,7 +18,7 @@ from lightning_reg.groups import Groups, check_groups, layout_of
 from lightning_reg.layout import Layout
 from lightning_reg.numerics import sum_of_squares
 from lightning_reg.select import Select, Selected, check_select, matches, named_parameters, select_parameters
-from lightning_reg.sharded import over_shards
+from lightning_reg.sharded import check_whole, over_shards
 from lightning_reg.sharded_layout import local_layout
 
 __all__ = ["Box", "MaxNorm", "NonNegative", "NormBudget", "UnitNorm"]
@@ -26,6 +26,9 @@ __all__ = ["Box", "MaxNorm", "NonNegative", "NormBudget", "UnitNorm"]
 
 class _Constraint(BothCallback):
     """The wiring of a constraint: which tensors, and when."""
+
+    #: Whether it looks at more than single weights.
+    _whole = True
 
     def __init__(self, select: Select) -> None:
         super().__init__()
@@ -50,7 +53,14 @@ class _Constraint(BothCallback):
         """Find the tensors, or say that there are none."""
         self._detach()
         self._module = pl_module
-        select_parameters(pl_module, self.select)  # raises where nothing matches
+        if "DeepSpeed" in type(trainer.strategy).__name__:
+            raise ValueError(
+                f"DeepSpeed steps an optimizer of its own, out of reach of {type(self).__name__}; use ddp "
+                "or ModelParallelStrategy (FSDP2)"
+            )
+        chosen = select_parameters(pl_module, self.select)  # raises where nothing matches
+        if self._whole:
+            check_whole((s.parameter for s in chosen), type(self).__name__)
         self._look()
         for optimizer in trainer.optimizers:
             self._hook(optimizer)
@@ -180,6 +190,8 @@ class Box(_Constraint):
     1.0
     """
 
+    _whole = False
+
     def __init__(self, low: float, high: float, select: Select = "weights") -> None:
         super().__init__(select)
         if not low <= high:
@@ -203,6 +215,8 @@ class NonNegative(_Constraint):
     >>> NonNegative().select
     'weights'
     """
+
+    _whole = False
 
     def __init__(self, select: Select = "weights") -> None:
         super().__init__(select)

@@ -7,7 +7,7 @@ order, also where its part is empty. On any other tensor each function here is t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor
 
 __all__ = [
     "box",
+    "check_whole",
     "entries",
+    "is_flattened",
     "is_sharded",
     "local",
     "max_over_shards",
@@ -32,6 +34,31 @@ __all__ = [
 def is_sharded(tensor: Tensor) -> bool:
     """Whether ``tensor`` is a ``DTensor``; asked by its interface, since importing the class is slow."""
     return hasattr(tensor, "to_local")
+
+
+def is_flattened(tensor: Tensor) -> bool:
+    """Whether FSDP1 has flattened ``tensor``: what a process holds of it is a vector without its shape."""
+    return hasattr(tensor, "_fsdp_flattened")
+
+
+def check_whole(tensors: Iterable[Tensor], what: str) -> None:
+    """Refuse tensors whose shape, or all of whose weights, another framework keeps to itself.
+
+    Raises:
+        ValueError: one of them is FSDP1's or of DeepSpeed's stage 3; the sentence names ``what`` is refused.
+    """
+    for tensor in tensors:
+        if is_flattened(tensor):
+            raise ValueError(
+                f"FullyShardedDataParallel (FSDP1) flattens parameters, and {what} needs them whole; use "
+                "FSDP2 (ModelParallelStrategy in Lightning), or a penalty of single weights, such as L1, "
+                "with apply='gradient', 'decoupled' or 'proximal'"
+            )
+        if hasattr(tensor, "ds_tensor"):
+            raise ValueError(
+                f"DeepSpeed's stage 3 leaves empty parameters, and {what} needs them whole; use stage 1 or "
+                "2, or FSDP2 (ModelParallelStrategy in Lightning)"
+            )
 
 
 def local(tensor: Tensor) -> Tensor:

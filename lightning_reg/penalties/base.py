@@ -13,7 +13,7 @@ from lightning_reg.numerics import real_dtype
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import ScheduleLike, evaluate
 from lightning_reg.select import Select, Selected, check_select, select_parameters
-from lightning_reg.sharded import local, over_shards, part, whole
+from lightning_reg.sharded import check_whole, local, over_shards, part, whole
 from lightning_reg.step_size import StepSize
 from lightning_reg.target_sparsity import TargetSparsity
 
@@ -137,7 +137,8 @@ class Penalty(Bound):
             total_steps: length of the run, where the schedule needs it.
 
         Raises:
-            ValueError: the selection matches nothing, or the strength is a schedule and ``step`` is None.
+            ValueError: the selection matches nothing, the strength is a schedule and ``step`` is None, or the
+                parameters are FSDP1's or of DeepSpeed's stage 3.
         """
         if isinstance(self.strength, TargetSparsity):
             raise ValueError(
@@ -151,6 +152,7 @@ class Penalty(Bound):
             )
         strength = evaluate(self.strength, step or 0, total_steps)
         selected = select_parameters(module, self.select)
+        check_whole((s.parameter for s in selected), "a term of the loss")
         weights = [s.parameter for s in selected if s.parameter.requires_grad]
         return self.bind(selected).total(weights, strength, like=next(module.parameters()))
 

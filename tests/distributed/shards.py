@@ -7,6 +7,7 @@ nothing. All is float64, and each result is how far the sharded one is from the 
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -267,6 +268,45 @@ def partial_gradients(pair: tuple[nn.Module, nn.Module]) -> float:
     return apart(model, plain)
 
 
+def fsdp1(_: Any, apply: Any) -> float:
+    """Torch's first FSDP, whose parameters are vectors: penalties of single weights, in a loop by hand."""
+    torch.manual_seed(6)
+    plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+    cpu = torch.device("cpu")
+    model = FullyShardedDataParallel(copy.deepcopy(plain), use_orig_params=True, device_id=cpu)
+    inputs = torch.randn(RANKS, 3, 6).double()
+    for one, batch in ((plain, inputs.flatten(0, 1)), (model, inputs[dist.get_rank()])):
+        optimizer = torch.optim.Adam(one.parameters(), lr=0.05)
+        attach(one, optimizer, L1(0.1, "*.weight"), apply)
+        for _ in range(3):
+            optimizer.zero_grad()
+            one(batch).square().mean().backward()
+            optimizer.step()
+    with FullyShardedDataParallel.summon_full_params(model):
+        return apart(model, plain)
+
+
+def fsdp1_refusals(_: Any) -> float:
+    """What FSDP1's vectors cannot tell is refused; the number of sentences that did not come."""
+    model: Any = FullyShardedDataParallel(
+        nn.Linear(6, 5), use_orig_params=True, device_id=torch.device("cpu")
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tries: list[tuple[str, Callable[[], Any]]] = [
+        ("and GroupLasso.*needs them whole", lambda: attach(model, optimizer, GroupLasso(0.1, "*weight"))),
+        ("select='weights' goes by dimensions", lambda: attach(model, optimizer, L1(0.1))),
+        ("a term of the loss needs them whole", lambda: L1(0.1, "*weight")(model)),
+    ]
+    missing = 0
+    for sentence, attempt in tries:
+        try:
+            attempt()
+            missing += 1
+        except ValueError as error:
+            missing += not re.search(sentence, str(error))
+    return float(missing)
+
+
 def stays_local(pair: tuple[nn.Module, nn.Module], apply: Any) -> float:
     """Groups that lie whole on a process need no collective: how many there were."""
     plain, model = copy.deepcopy(pair[0]), pair[1]
@@ -293,6 +333,9 @@ def checks() -> Iterator[tuple[Any, ...]]:
             yield f"{way}-constraints-{groups}", way, constrain, groups
         yield f"{way}-metrics", way, measure
     yield "whole-partial_gradients", "whole", partial_gradients
+    for apply in ("gradient", "decoupled", "proximal"):
+        yield f"fsdp1-{apply}", "rows", fsdp1, apply
+    yield "fsdp1-refusals", "rows", fsdp1_refusals
     yield "rows-gradient-stays_local", "rows", stays_local, "gradient"
     yield "rows-proximal-stays_local", "rows", stays_local, "proximal"
 

@@ -55,8 +55,9 @@ def launch(jobs: list[dict[str, Any]], strategy: str, devices: int, folder: Path
     precision = "32-true" if strategy in ("fsdp2", "tensor_parallel") else "64-true"
     jobs = [{**job, "precision": precision, "strategy": strategy, "devices": devices} for job in jobs]
     processes = []
-    logs = [folder / f"{strategy}-{devices}-{rank}.log" for rank in range(devices)]
-    for rank in range(devices):
+    started = 1 if strategy == "ddp_spawn" else devices  # which starts the others itself
+    logs = [folder / f"{strategy}-{devices}-{rank}.log" for rank in range(started)]
+    for rank in range(started):
         environment = {
             **os.environ,
             "RANK": str(rank),
@@ -81,7 +82,7 @@ def launch(jobs: list[dict[str, Any]], strategy: str, devices: int, folder: Path
             processes.append(
                 subprocess.Popen(
                     command,
-                    env=environment if devices > 1 else None,
+                    env=environment if started > 1 else None,
                     cwd=Path(__file__).parents[2],
                     stdout=subprocess.DEVNULL,
                     stderr=log,
@@ -129,3 +130,11 @@ def test_an_unused_parameter_under_ddp(apply: str, folder: Path) -> None:
     (one,) = launch([job], "auto", 1, folder)
     (two,) = launch([job], "ddp_find_unused_parameters_true", 2, folder)
     assert relative(two["weights"], one["weights"]) < 1e-12
+
+
+def test_ddp_spawn(folder: Path) -> None:
+    job = {**BASE, "penalty": "rows", "apply": "proximal"}
+    (one,) = launch([job], "auto", 1, folder)
+    (two,) = launch([job], "ddp_spawn", 2, folder)
+    assert relative(two["weights"], one["weights"]) < 1e-12
+    torch.testing.assert_close(two["value"], one["value"])
