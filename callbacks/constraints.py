@@ -18,13 +18,17 @@ from lightning_reg.groups import Groups, check_groups, layout_of
 from lightning_reg.layout import Layout
 from lightning_reg.numerics import sum_of_squares
 from lightning_reg.select import Select, Selected, check_select, matches, named_parameters, select_parameters
-from lightning_reg.sharded import is_sharded
+from lightning_reg.sharded import check_whole, over_shards
+from lightning_reg.sharded_layout import local_layout
 
 __all__ = ["Box", "MaxNorm", "NonNegative", "NormBudget", "UnitNorm"]
 
 
 class _Constraint(BothCallback):
     """The wiring of a constraint: which tensors, and when."""
+
+    #: Whether it looks at more than single weights.
+    _whole = True
 
     def __init__(self, select: Select) -> None:
         super().__init__()
@@ -49,12 +53,15 @@ class _Constraint(BothCallback):
         """Find the tensors, or say that there are none."""
         self._detach()
         self._module = pl_module
-        select_parameters(pl_module, self.select)  # raises where nothing matches
-        self._look()
-        if any(s is not None and is_sharded(s.parameter) for s in self._known.values()):
+        if "DeepSpeed" in type(trainer.strategy).__name__:
             raise ValueError(
-                f"{type(self).__name__} looks at whole tensors, and this strategy shards them; use ddp"
+                f"DeepSpeed steps an optimizer of its own, out of reach of {type(self).__name__}; use ddp "
+                "or ModelParallelStrategy (FSDP2)"
             )
+        chosen = select_parameters(pl_module, self.select)  # raises where nothing matches
+        if self._whole:
+            check_whole((s.parameter for s in chosen), type(self).__name__)
+        self._look()
         for optimizer in trainer.optimizers:
             self._hook(optimizer)
 
@@ -114,7 +121,9 @@ class _GroupConstraint(_Constraint):
         self._layouts: dict[int, Layout] = {}
 
     def _bind(self, selected: list[Selected]) -> None:
-        self._layouts = {id(s.parameter): layout_of(s, self.groups) for s in selected}
+        self._layouts = {
+            id(s.parameter): local_layout(s.parameter, layout_of(s, self.groups)) for s in selected
+        }
 
 
 @final
@@ -181,6 +190,8 @@ class Box(_Constraint):
     1.0
     """
 
+    _whole = False
+
     def __init__(self, low: float, high: float, select: Select = "weights") -> None:
         super().__init__(select)
         if not low <= high:
@@ -204,6 +215,8 @@ class NonNegative(_Constraint):
     >>> NonNegative().select
     'weights'
     """
+
+    _whole = False
 
     def __init__(self, select: Select = "weights") -> None:
         super().__init__(select)
@@ -294,7 +307,7 @@ class NormBudget(_Constraint):
     @torch.no_grad()
     def _set_budget(self, selected: Selected) -> None:
         if selected.name not in self._budgets:
-            energy = sum_of_squares(selected.parameter) * 0.5
+            energy = over_shards(sum_of_squares, selected.parameter) * 0.5
             self._budgets[selected.name] = self.factor * energy
             self._multipliers[selected.name] = torch.zeros_like(energy)
 

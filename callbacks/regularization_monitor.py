@@ -13,6 +13,7 @@ from lightning_reg.host import logs_this_step, run_length, scaler_of
 from lightning_reg.penalties import Penalty
 from lightning_reg.report import Acting, LayerState, dropout_rates, gradient_ratios, layer_states
 from lightning_reg.select import Select
+from lightning_reg.sharded import is_sharded
 from lightning_reg.table import regularization_table, require_rich
 
 __all__ = ["RegularizationMonitor"]
@@ -60,7 +61,7 @@ class RegularizationMonitor(BothCallback):
     ) -> None:
         """Log, on the steps that the Trainer logs."""
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if not logs_this_step(trainer) or not trainer.is_global_zero:
+        if not logs_this_step(trainer) or not _takes_part(trainer, pl_module):
             return
         scaled = scaler_of(trainer) is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
         if not scaled:  # a fused optimizer unscales in its step
@@ -79,19 +80,24 @@ class RegularizationMonitor(BothCallback):
         metrics |= {f"dropout/{name}": rate for name, rate in dropout_rates(pl_module).items()}
         metrics |= {f"gradient_ratio/{name}": ratio for name, ratio in self._ratios.items()}
         self.history.append({"step": float(step), **metrics})
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.log_metrics(metrics, step=step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table."""
-        if not self.table or not trainer.is_global_zero:
+        if not self.table or not _takes_part(trainer, pl_module):
             return
         from rich.console import Console
 
-        Console().print(self.as_table(trainer, pl_module))
+        table = self.as_table(trainer, pl_module)
+        if trainer.is_global_zero:
+            Console().print(table)
 
     def as_table(self, trainer: Trainer, pl_module: LightningModule) -> Any:
-        """Return the ``rich`` table of what was regularized, how strongly, and what came of it."""
+        """Return the ``rich`` table of what was regularized, how strongly, and what came of it.
+
+        Where the strategy shards the model, every process must ask for it.
+        """
         return regularization_table(
             self.before,
             layer_states(pl_module, self.select),
@@ -122,3 +128,8 @@ class RegularizationMonitor(BothCallback):
             )
             for penalty, apply, in_gradients in found
         ]
+
+
+def _takes_part(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether this process looks at the weights: the first, and all where they are sharded among them."""
+    return trainer.is_global_zero or any(is_sharded(parameter) for parameter in module.parameters())

@@ -1,6 +1,8 @@
 r"""Projections of weights onto a set, in place: what holds exactly after every step.
 
 Each gives the nearest point of the set in the plain Euclidean metric; :func:`spend_budget_` draws near it.
+Weights may be sharded; their layout is then that of the part at hand, see
+:func:`~lightning_reg.sharded_layout.local_layout`.
 
 References: Srivastava et al., *Dropout*, JMLR 15, 2014, for max-norm; Franke, Hefenbrock, Koehler and Hutter,
 *Improving Deep Learning Optimization through Constrained Parameter Regularization*, NeurIPS 2024, for the
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from lightning_reg.layout import Layout
 from lightning_reg.numerics import sum_of_squares
+from lightning_reg.sharded import local, over_shards
 
 __all__ = ["box_", "max_norm_", "spend_budget_", "unit_norm_"]
 
@@ -29,7 +32,7 @@ def max_norm_(weight: Tensor, layout: Layout, limit: float) -> None:
     tensor([[0.6000, 0.8000],
             [0.3000, 0.4000]])
     """
-    view = layout.view(weight)
+    view = layout.view(local(weight))
     norms = layout.norm(view)
     factor = torch.where(norms > limit, limit / norms, 1.0)
     view.mul_(layout.spread(factor, view))
@@ -46,7 +49,7 @@ def unit_norm_(weight: Tensor, layout: Layout) -> None:
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
-    view = layout.view(weight)
+    view = layout.view(local(weight))
     norms = layout.norm(view)
     view.mul_(layout.spread(torch.where(norms > 0, 1.0 / norms, 1.0), view))
 
@@ -60,7 +63,7 @@ def box_(weight: Tensor, low: float, high: float) -> None:
     >>> weight
     tensor([0.0000, 0.5000])
     """
-    weight.clamp_(low, high)
+    local(weight).clamp_(low, high)
 
 
 @torch.no_grad()
@@ -81,7 +84,8 @@ def spend_budget_(weight: Tensor, multiplier: Tensor, budget: Tensor, rate: floa
     >>> weight, multiplier
     (tensor([2.9250, 3.9000]), tensor(0.0250))
     """
-    excess = sum_of_squares(weight) * 0.5 / budget.clamp(min=torch.finfo(budget.dtype).tiny) - 1.0
+    energy = over_shards(sum_of_squares, weight) * 0.5
+    excess = energy / budget.clamp(min=torch.finfo(budget.dtype).tiny) - 1.0
     # a jump of the weights must not turn their signs
     multiplier.add_(excess * rate).clamp_(min=0.0, max=1.0)
-    weight.mul_((1.0 - multiplier).to(weight.dtype))
+    local(weight).mul_((1.0 - multiplier).to(weight.dtype))

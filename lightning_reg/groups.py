@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lightning_reg.layout import Labels, Layout, Slices
 from lightning_reg.select import Selected
+from lightning_reg.sharded import whole
 
 if TYPE_CHECKING:
     from lightning_reg.coupled import Coupled
@@ -139,7 +140,7 @@ def _from_rule(selected: Selected, answer: object) -> Layout:
             )
         return answer
     if isinstance(answer, Tensor):
-        answer = Labels(answer.to(selected.parameter.device))
+        answer = Labels(whole(answer).to(selected.parameter.device))
     if isinstance(answer, Labels):
         if tuple(answer.labels.shape) != shape:
             raise ValueError(

@@ -65,6 +65,10 @@ class Layout(ABC):
     def unmatrix(self, matrix: Tensor, view: Tensor) -> Tensor:
         """Undo :meth:`matrix`: the entries of the rows, shaped as ``view``."""
 
+    def is_empty(self, view: Tensor) -> bool:
+        """Whether there are no weights at all."""
+        return not view.numel()
+
     def pieces(self, *views: Tensor, size: int) -> Sequence[tuple[Tensor, ...]]:
         """Cut views of one shape, between groups, into pieces of about ``size`` weights."""
         return [views]

@@ -144,7 +144,7 @@ def _newton_(
     soft: float,
 ) -> None:
     """All groups at once; ``views`` are changed, ``etas`` spent."""
-    if not any(view.numel() for view in views):
+    if all(layout.is_empty(view) for layout, view in zip(layouts, views, strict=True)):
         return
     device = views[0].device
     dtype = accumulator(views[0].dtype) or views[0].dtype
@@ -168,7 +168,8 @@ def _newton_(
         return total
 
     def largest(tensors: Sequence[Tensor]) -> Tensor:
-        found = [layout.amax(t).to(device) for layout, t in zip(layouts, tensors, strict=True) if t.numel()]
+        pairs = zip(layouts, tensors, strict=True)
+        found = [layout.amax(t).to(device) for layout, t in pairs if not layout.is_empty(t)]
         return found[0] if len(found) == 1 else torch.stack(found).amax(0)
 
     both = list(zip(values, taus, strict=True))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
@@ -14,6 +14,7 @@ from lightning_reg.dropout import find_sites
 from lightning_reg.metrics.functional import named_tensors
 from lightning_reg.numerics import norm
 from lightning_reg.select import Select
+from lightning_reg.sharded import whole
 
 __all__ = ["Acting", "LayerState", "dropout_rates", "gradient_ratios", "layer_states"]
 
@@ -42,12 +43,14 @@ def layer_states(module: nn.Module, select: Select = "weights") -> list[LayerSta
     >>> layer_states(nn.Linear(2, 3, bias=False))[0].entries
     6
     """
-    tensors = named_tensors(module, select)
-    zeros = [(tensor == 0).sum().double().cpu() for _, tensor in tensors]
-    norms = [norm(tensor).double().cpu() for _, tensor in tensors]
+    counts: list[tuple[str, int]] = []
+    numbers: list[Tensor] = []
+    for name, tensor in named_tensors(module, select):
+        counts.append((name, tensor.numel()))
+        numbers.append(torch.stack([(tensor == 0).sum().double(), norm(tensor).double()]).cpu())
     return [
-        LayerState(name, tensor.numel(), float(zero) / max(tensor.numel(), 1), float(length))
-        for (name, tensor), zero, length in zip(tensors, zeros, norms, strict=True)
+        LayerState(name, entries, float(zeros) / max(entries, 1), float(length))
+        for (name, entries), (zeros, length) in zip(counts, numbers, strict=True)
     ]
 
 
@@ -95,9 +98,10 @@ def gradient_ratios(optimizer: Optimizer, acting: Sequence[Acting], step: int) -
             mine = [index for index, ids in enumerate(members) if id(parameter) in ids]
             if not mine:
                 continue
-            loss = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            loss = whole(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
+            weight = whole(parameter)
             for index in mine:
-                gradient = acting[index].term.penalty.gradient(parameter, strengths[index])
+                gradient = acting[index].term.penalty.gradient(weight, strengths[index])
                 above[index] += float(norm(gradient)) ** 2
                 if acting[index].in_gradients:
                     loss = loss - gradient

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from lightning_reg.sharded import is_flattened
+
 __all__ = ["Select", "Selected", "check_select", "matches", "named_parameters", "select_parameters"]
 
 Predicate: TypeAlias = Callable[[str, nn.Parameter, nn.Module], bool]
@@ -175,6 +177,11 @@ def _matches_one(selected: Selected, form: str | type[nn.Module] | Predicate) ->
 def _is_weight(parameter: Tensor, module: nn.Module) -> bool:
     if isinstance(module, _NORMS):
         return False
+    if is_flattened(parameter):
+        raise ValueError(
+            "select='weights' goes by dimensions, which FullyShardedDataParallel (FSDP1) flattens; name "
+            "parameters, as in select='*.weight', or use FSDP2 (ModelParallelStrategy in Lightning)"
+        )
     if is_lazy(parameter):  # no shape yet; torch's lazy layers call theirs "weight"
         return id(parameter) == id(getattr(module, "weight", None))
     return parameter.dim() >= 2

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from lightning_reg.numerics import wide
-from lightning_reg.sharded import local
+from lightning_reg.sharded import local, whole
 
 __all__ = [
     "StepSize",
@@ -98,6 +98,10 @@ class StepSize:
     def local(self) -> StepSize:
         """Return the steps of the weights that this process holds of a sharded tensor."""
         return self.taking([local(tensor) for tensor in self.tensors])
+
+    def whole(self) -> StepSize:
+        """Return the steps of all weights of a sharded tensor, gathered."""
+        return self.taking([whole(tensor) for tensor in self.tensors])
 
     def dense(self) -> Tensor | float:
         """Return the step of every weight, shaped as the weight, or the one number."""

@@ -8,7 +8,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_reg.apply.term import Apply, Metric, Term
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.sharded import is_sharded
+from lightning_reg.sharded import check_whole
 from lightning_reg.step_size import has_metric, has_one_step, metric_names
 from lightning_reg.target_sparsity import TargetSparsity
 
@@ -72,11 +72,10 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
             f"{name}(maximize=True) climbs, so apply={apply!r} would reward what {penalty} is to punish; "
             "use apply='proximal', or minimize the negative objective"
         )
-    if not term.bound.elementwise and any(is_sharded(s.parameter) for s in term.selected):
-        raise ValueError(
-            f"{penalty} couples weights that are sharded over processes, which is not supported yet; use "
-            "a penalty of single weights such as L1, L2 or ElasticNet, or ddp"
-        )
+    steered = isinstance(term.penalty.strength, TargetSparsity)
+    if apply == "loss" or steered or not term.bound.elementwise:
+        what = repr(term.penalty) if apply != "loss" else "apply='loss'"
+        check_whole((s.parameter for s in term.selected), what)
     if apply != "proximal" or metric != "optimizer":
         return
     if not has_metric(optimizer):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
-from lightning_reg.sharded import local
+from lightning_reg.sharded import is_sharded, local, placed_as
 
 __all__ = ["add_gradient_"]
 
@@ -29,6 +29,10 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float) -> None:
         for parameter in parameters:
             gradient = parameter.grad
             assert gradient is not None
+            if is_sharded(gradient):
+                # it may hold partial sums, to which a part of the penalty's would be added more than once
+                gradient = placed_as(gradient, parameter)
+                parameter.grad = gradient
             if gradient.is_sparse:  # the sum is dense, as autograd's would be
                 parameter.grad = alpha * term.bound.gradient(parameter, strength) + gradient
             else:

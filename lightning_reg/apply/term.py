@@ -14,7 +14,7 @@ from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import evaluate
 from lightning_reg.select import Selected, matches, named_parameters, select_parameters
-from lightning_reg.sharded import shard
+from lightning_reg.sharded import check_whole, shard
 from lightning_reg.target_sparsity import Controller, TargetSparsity
 
 __all__ = ["Apply", "Metric", "Term", "found_inf"]
@@ -90,6 +90,7 @@ class Term:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             tensors = list(dict.fromkeys(p for group in groups for p in self._members(group)))
         trainable = [tensor for tensor in tensors if tensor.requires_grad]
+        check_whole(trainable, "a term of the loss")
         return self.bound.total(trainable, strength, like=next(self.module.parameters()))
 
     def is_stale(self) -> bool:

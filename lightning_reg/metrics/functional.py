@@ -6,13 +6,14 @@ sequence of tensors, which are taken whole. Sharded tensors are made whole first
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lightning_reg.select import Select, select_parameters
+from lightning_reg.sharded import whole
 
 __all__ = [
     "GroupRule",
@@ -117,7 +118,7 @@ def effective_rank(matrix: Tensor) -> Tensor:
         raise ValueError(
             f"effective_rank needs a matrix with entries, and the tensor is of shape {tuple(matrix.shape)}"
         )
-    values = torch.linalg.svdvals(_wide(_whole(matrix).flatten(1)))
+    values = torch.linalg.svdvals(_wide(whole(matrix.detach()).flatten(1)))
     total = values.sum()
     shares = values / torch.where(total > 0, total, 1.0)
     rank = torch.exp(torch.special.entr(shares).sum())
@@ -141,19 +142,22 @@ def generalization_gap(
     return -gap if higher_is_better else gap
 
 
-def named_tensors(target: Target, select: Select = "weights") -> list[tuple[str, Tensor]]:
-    """List what a target stands for, whole and without graph, under the names of its parameters.
+def named_tensors(target: Target, select: Select = "weights") -> Iterator[tuple[str, Tensor]]:
+    """Yield what a target stands for, whole and without graph, under the names of its parameters.
+
+    A sharded tensor is gathered when its turn comes, so that one at a time is whole; all processes must ask.
 
     Raises:
         TypeError: neither a module nor tensors.
         ValueError: the selection matches nothing.
     """
     if isinstance(target, nn.Module):
-        return [(s.name, _whole(s.parameter)) for s in select_parameters(target, select)]
+        yield from ((s.name, whole(s.parameter.detach())) for s in select_parameters(target, select))
+        return
     tensors = [target] if isinstance(target, Tensor) else list(target)
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise TypeError("the target is neither a module nor a tensor nor a sequence of tensors")
-    return [(str(index), _whole(tensor)) for index, tensor in enumerate(tensors)]
+    yield from ((str(index), whole(tensor.detach())) for index, tensor in enumerate(tensors))
 
 
 @torch.no_grad()
@@ -185,12 +189,14 @@ def power_sum(target: Target, select: Select = "weights", order: float = 2.0) ->
     r"""Return :math:`\sum_i|w_i|^p`, or the largest modulus for ``order=inf``."""
     if not order >= 1.0:
         raise ValueError(f"order={order} is not a norm's; give a number of 1 or more, or inf")
-    moduli = [_wide(tensor).abs() for _, tensor in named_tensors(target, select) if tensor.numel()]
-    if not moduli:
+    found = []
+    for _, tensor in named_tensors(target, select):
+        if tensor.numel():
+            modulus = _wide(tensor).abs()
+            found.append(modulus.max() if order == float("inf") else (modulus**order).sum())
+    if not found:
         raise ValueError("the target has no entries to measure")
-    if order == float("inf"):
-        return torch.stack([modulus.max() for modulus in moduli]).max()
-    return torch.stack([(modulus**order).sum() for modulus in moduli]).sum()
+    return torch.stack(found).max() if order == float("inf") else torch.stack(found).sum()
 
 
 def _group_maxima(target: Target, groups: GroupRule, select: Select) -> list[Tensor]:
@@ -218,17 +224,11 @@ def _group_maxima(target: Target, groups: GroupRule, select: Select) -> list[Ten
                 f"groups gave labels of shape {tuple(labels.shape)} for {selected.name}, which is of shape "
                 f"{tuple(selected.parameter.shape)}; give one label for each entry"
             )
-        moduli = _whole(selected.parameter).abs().flatten()
-        _, index = torch.unique(labels.flatten(), return_inverse=True)
+        moduli = whole(selected.parameter.detach()).abs().flatten()
+        _, index = torch.unique(whole(labels).flatten(), return_inverse=True)
         largest = moduli.new_zeros(int(index.max()) + 1)
         maxima.append(largest.scatter_reduce(0, index.to(moduli.device), moduli, "amax"))
     return maxima
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    full = getattr(tensor, "full_tensor", None)  # a DTensor of FSDP2 or tensor parallelism
-    whole: Tensor = full() if full is not None else tensor
-    return whole.detach()
 
 
 def _wide(tensor: Tensor) -> Tensor:

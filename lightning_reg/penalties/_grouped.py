@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.prox_group import group_norms, group_weights
 from lightning_reg.select import Selected
+from lightning_reg.sharded import local, part, split_dims, sum_over_shards, whole
+from lightning_reg.sharded_layout import Spanning, local_layout, spanning_layout
 from lightning_reg.step_size import StepSize
 
 __all__ = ["GroupedPenalty"]
@@ -30,6 +34,8 @@ class GroupedPenalty(Penalty):
     """
 
     groups: Groups
+    #: Whether the formula needs whole groups, so that a tensor whose groups span processes is gathered.
+    gathers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +104,11 @@ class _BoundGroups(Bound):
             sets = penalty.groups.resolve(self._selected)
         else:
             sets = [[(s, layout_of(s, penalty.groups))] for s in self._selected]
-        self._layouts = {id(s.parameter): layout for members in sets for s, layout in members}
+        self._members = {
+            id(s.parameter): _Member.of(s.parameter, layout, len(members) > 1)
+            for members in sets
+            for s, layout in members
+        }
         self._set_of = {id(s.parameter): i for i, members in enumerate(sets) for s, _ in members}
         self.couples = any(len(members) > 1 for members in sets)
 
@@ -106,7 +116,7 @@ class _BoundGroups(Bound):
         """Return this with the layouts of ``weights`` for ``others``."""
         twin = copy.copy(self)
         pairs = [(id(w), id(o)) for w, o in zip(weights, others, strict=True) if id(w) in self._set_of]
-        twin._layouts = {other: self._layouts[weight] for weight, other in pairs}
+        twin._members = {other: self._members[weight] for weight, other in pairs}
         twin._set_of = {other: self._set_of[weight] for weight, other in pairs}
         return twin
 
@@ -115,12 +125,12 @@ class _BoundGroups(Bound):
         if not weights or strength == 0.0:
             return torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
         with torch.autocast(like.device.type, enabled=False):
-            values = [
-                self.penalty.joint_value([weights[i] for i in block], layouts, strength)
-                for block, layouts in self._blocks(weights)
-            ]
             total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
-            for value in values:
+            for block, members in self._blocks(weights):
+                tensors, layouts, _ = self._open([weights[i] for i in block], members)
+                value = self.penalty.joint_value(tensors, layouts, strength)
+                if members[0].apart:
+                    value = sum_over_shards(value, weights[block[0]])
                 total = total + value.to(total.device)
         return total
 
@@ -131,41 +141,80 @@ class _BoundGroups(Bound):
                 f"{type(self.penalty).__name__} on coupled groups needs dense gradients; use sparse=False "
                 "in the embedding"
             )
-        return self.penalty.joint_gradient([weight], [self._layouts[id(weight)]], strength)[0]
+        tensors, layouts, _ = self._open([weight], [self._members[id(weight)]])
+        return self.penalty.joint_gradient(tensors, layouts, strength)[0]
 
     @torch.no_grad()
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
     ) -> None:
         """``targets += alpha · gradient(weights)``, a block at a time."""
-        for block, layouts in self._blocks(weights):
-            gradients = self.penalty.joint_gradient([weights[i] for i in block], layouts, strength)
+        for block, members in self._blocks(weights):
+            tensors, layouts, gathered = self._open([weights[i] for i in block], members)
+            gradients = self.penalty.joint_gradient(tensors, layouts, strength)
             for i, gradient in zip(block, gradients, strict=True):
-                targets[i].add_(gradient, alpha=alpha)
+                mine = part(gradient, weights[i]) if gathered else gradient
+                local(targets[i]).add_(mine, alpha=alpha)
 
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, a block at a time."""
-        for block, layouts in self._blocks(weights):
-            self.penalty.joint_prox_(
-                [weights[i] for i in block], layouts, strength, [steps[i] for i in block]
-            )
+        for block, members in self._blocks(weights):
+            tensors, layouts, gathered = self._open([weights[i] for i in block], members)
+            sizes = [steps[i].whole() if gathered else steps[i].local() for i in block]
+            self.penalty.joint_prox_(tensors, layouts, strength, sizes)
+            if gathered:
+                for i, tensor in zip(block, tensors, strict=True):
+                    local(weights[i]).copy_(part(tensor, weights[i]))
 
     @torch.no_grad()
     def sizes(self, weights: Sequence[Tensor]) -> Tensor:
         """Return the norm of every group, by the root of its size; weights in no group do not count."""
         found = []
-        for block, layouts in self._blocks(weights):
-            norms = group_norms([weights[i] for i in block], layouts)
+        for block, members in self._blocks(weights):
+            layouts = [member.spanning for member in members]
+            norms = group_norms([local(weights[i]) for i in block], layouts)
             roots = torch.as_tensor(group_weights(layouts, norms)).to(norms).expand_as(norms)
             found.append((norms[roots > 0] / roots[roots > 0]).cpu())
         return torch.cat(found) if found else torch.zeros(0)
 
-    def _blocks(self, weights: Sequence[Tensor]) -> Iterator[tuple[list[int], list[Layout]]]:
+    def _blocks(self, weights: Sequence[Tensor]) -> Iterator[tuple[list[int], list[_Member]]]:
         """Positions in ``weights`` of tensors that share their groups, with their layouts."""
         blocks: dict[int, list[int]] = {}
         for i, weight in enumerate(weights):
             if id(weight) in self._set_of:  # else a tensor that a coupled set has exchanged for another
                 blocks.setdefault(self._set_of[id(weight)], []).append(i)
         for block in blocks.values():
-            yield block, [self._layouts[id(weights[i])] for i in block]
+            yield block, [self._members[id(weights[i])] for i in block]
+
+    def _open(
+        self, weights: Sequence[Tensor], members: Sequence[_Member]
+    ) -> tuple[list[Tensor], list[Layout], bool]:
+        """The tensors that the formula works on, their layouts, and whether they were gathered."""
+        if self.penalty.gathers and any(isinstance(member.here, Spanning) for member in members):
+            return [whole(weight) for weight in weights], [member.all for member in members], True
+        return [local(weight) for weight in weights], [member.here for member in members], False
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A tensor's groups.
+
+    Attributes:
+        all: of the whole tensor.
+        here: of the part that this process holds; its own groups only, where none spans processes.
+        spanning: of that part, and with the numbers of all groups.
+        apart: whether each process holds groups of its own, so that values add up.
+    """
+
+    all: Layout
+    here: Layout
+    spanning: Layout
+    apart: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor, layout: Layout, coupled: bool) -> _Member:
+        """Look at one tensor; coupled ones share the numbers of all groups."""
+        spanning = spanning_layout(tensor, layout)
+        here = spanning if coupled else local_layout(tensor, layout)
+        return cls(layout, here, spanning, bool(split_dims(tensor)) and not isinstance(here, Spanning))

@@ -14,6 +14,7 @@ from lightning_reg.numerics import real_dtype
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.select import Selected
+from lightning_reg.sharded import local, part, whole
 from lightning_reg.step_size import StepSize
 
 __all__ = ["IteratedPenalty"]
@@ -74,14 +75,14 @@ class _Iterations(Bound):
             return total
         with torch.autocast(like.device.type, enabled=False):
             for weight in weights:
-                matrix = as_matrix(weight)
+                matrix = as_matrix(whole(weight))
                 vector = self._next(weight, matrix.detach(), keep=torch.is_grad_enabled())
                 total = total + self.penalty.value_at(matrix, vector, strength).to(total.device)
         return total
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
-        """Return the gradient of one tensor, and move its vector on."""
-        matrix = as_matrix(weight.detach())
+        """Return the gradient of one tensor, whole, and move its vector on."""
+        matrix = as_matrix(whole(weight.detach()))
         gradient = self.penalty.gradient_at(matrix, self._next(weight, matrix, keep=True), strength)
         return gradient.to(weight.dtype).view(weight.shape)
 
@@ -91,7 +92,7 @@ class _Iterations(Bound):
     ) -> None:
         """``targets += alpha · gradient(weights)``."""
         for target, weight in zip(targets, weights, strict=True):
-            target.add_(self.gradient(weight, strength), alpha=alpha)
+            local(target).add_(part(self.gradient(weight, strength), weight), alpha=alpha)
 
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``; exact, and without the vectors."""

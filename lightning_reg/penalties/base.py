@@ -13,7 +13,7 @@ from lightning_reg.numerics import real_dtype
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import ScheduleLike, evaluate
 from lightning_reg.select import Select, Selected, check_select, select_parameters
-from lightning_reg.sharded import is_sharded, local, sum_over_shards
+from lightning_reg.sharded import check_whole, local, over_shards, part, whole
 from lightning_reg.step_size import StepSize
 from lightning_reg.target_sparsity import TargetSparsity
 
@@ -110,13 +110,14 @@ class Penalty(Bound):
     ) -> None:
         """``targets += alpha · gradient(weights)``; a target may be the weight itself."""
         for target, weight in zip(targets, weights, strict=True):
-            target.add_(self.gradient(weight, strength), alpha=alpha)
+            local(target).add_(part(self.gradient(whole(weight), strength), weight), alpha=alpha)
 
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)`` for each tensor, with its own step."""
         for weight, step in zip(weights, steps, strict=True):
-            weight.copy_(self.prox(weight, strength, step.dense()))
+            result = self.prox(whole(weight), strength, step.whole().dense())
+            local(weight).copy_(part(result, weight))
 
     # --- what users call -----------------------------------------------------------------------------
 
@@ -136,7 +137,8 @@ class Penalty(Bound):
             total_steps: length of the run, where the schedule needs it.
 
         Raises:
-            ValueError: the selection matches nothing, or the strength is a schedule and ``step`` is None.
+            ValueError: the selection matches nothing, the strength is a schedule and ``step`` is None, or the
+                parameters are FSDP1's or of DeepSpeed's stage 3.
         """
         if isinstance(self.strength, TargetSparsity):
             raise ValueError(
@@ -150,6 +152,7 @@ class Penalty(Bound):
             )
         strength = evaluate(self.strength, step or 0, total_steps)
         selected = select_parameters(module, self.select)
+        check_whole((s.parameter for s in selected), "a term of the loss")
         weights = [s.parameter for s in selected if s.parameter.requires_grad]
         return self.bind(selected).total(weights, strength, like=next(module.parameters()))
 
@@ -168,6 +171,6 @@ class Penalty(Bound):
 
     def _value(self, weight: Tensor, strength: float) -> Tensor:
         """The value of one tensor, of all its shards where it is sharded."""
-        if self.elementwise and is_sharded(weight):
-            return sum_over_shards(self.value(local(weight), strength), weight)
-        return self.value(weight, strength)
+        if self.elementwise:
+            return over_shards(lambda mine: self.value(mine, strength), weight)
+        return self.value(whole(weight), strength)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lightning_reg.sharded import entries, whole
 from lightning_reg.step_size import StepSize
 
 __all__ = ["Bound"]
@@ -59,12 +60,13 @@ class Bound(ABC):
         total = sum(weight.numel() for weight in weights)
         found = []
         for weight in weights:
-            flat = weight.detach().flatten()
             if total > SAMPLE:
                 generator = torch.Generator().manual_seed(weight.numel())
                 count = -(-weight.numel() * SAMPLE // total)
                 chosen = torch.randint(max(weight.numel(), 1), (count,), generator=generator)
-                flat = flat[chosen.to(weight.device)]
+                flat = entries(weight.detach(), chosen.to(weight.device))
+            else:
+                flat = whole(weight.detach()).flatten()
             found.append(flat.abs().float().cpu())
         return torch.cat(found) if found else torch.zeros(0)
 

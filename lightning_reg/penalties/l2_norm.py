@@ -14,6 +14,8 @@ from lightning_reg.penalties.base import Penalty
 from lightning_reg.prox_group import shrink_groups_in_metric_
 from lightning_reg.schedules import ScheduleLike
 from lightning_reg.select import Select
+from lightning_reg.sharded import local
+from lightning_reg.sharded_layout import local_layout
 from lightning_reg.step_size import StepSize
 
 __all__ = ["L2Norm"]
@@ -68,4 +70,5 @@ class L2Norm(Penalty):
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """Shorten each tensor, or set it to zero, in its metric."""
         for weight, step in zip(weights, steps, strict=True):
-            shrink_groups_in_metric_([weight], [Slices(tuple(weight.shape), ())], [step], strength)
+            layout = local_layout(weight, Slices(tuple(weight.shape), ()))
+            shrink_groups_in_metric_([local(weight)], [layout], [step.local()], strength)

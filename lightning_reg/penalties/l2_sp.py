@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.l2 import L2
 from lightning_reg.schedules import ScheduleLike
 from lightning_reg.select import Select, Selected, check_select, matches
+from lightning_reg.sharded import local, over_shards, part, placed_like, whole
 from lightning_reg.step_size import StepSize
 
 __all__ = ["L2SP"]
@@ -112,12 +114,12 @@ class _Distances(Bound):
             if penalty.new is not None and matches(s, penalty.new):
                 pass
             elif reference is None:
-                start = s.parameter.detach().clone()
+                start = local(s.parameter.detach()).clone()
                 self._taken.append(s)
             else:
                 found = next((reference[n] for n in s.aliases if n in reference), None)
                 if found is not None and found.shape == s.parameter.shape:
-                    start = found.detach().to(s.parameter)
+                    start = _start(found, s.parameter)
             self._references[id(s.parameter)] = start
         if reference is not None and all(start is None for start in self._references.values()):
             raise ValueError(
@@ -141,13 +143,14 @@ class _Distances(Bound):
         with torch.autocast(like.device.type, enabled=False):
             for weight, start, some in self._parts(weights, strength):
                 if some != 0.0:
-                    difference = weight if start is None else weight - start
-                    total = total + (sum_of_squares(difference) * (0.5 * some)).to(total.device)
+                    squares = over_shards(partial(_squared_distance, start=start), weight)
+                    total = total + (squares * (0.5 * some)).to(total.device)
         return total
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
-        """Return λ times the difference."""
+        """Return λ times the difference, of this process's part where the tensor is sharded."""
         ((weight, start, some),) = self._parts([weight], strength)
+        weight = local(weight)
         return (weight if start is None else weight - start) * some
 
     @torch.no_grad()
@@ -156,34 +159,50 @@ class _Distances(Bound):
     ) -> None:
         """``targets += alpha · λ · (weights − start)``."""
         for target, (weight, start, some) in zip(targets, self._parts(weights, strength), strict=True):
+            weight = local(weight)
             difference = weight if start is None else weight - start
-            target.add_(difference, alpha=alpha * some)
+            local(target).add_(difference, alpha=alpha * some)
 
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← w₀ + (w − w₀)/(1 + ηλ)``."""
         for (weight, start, some), step in zip(self._parts(weights, strength), steps, strict=True):
+            weight = local(weight)
             if start is not None:
                 weight.sub_(start)
-            L2(0.0).prox_([weight], some, [step])
+            L2(0.0).prox_([weight], some, [step.local()])
             if start is not None:
                 weight.add_(start)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the starting point, where it was not given."""
-        found = {s.name: self._references[id(s.parameter)] for s in self._taken}
-        return {name: start for name, start in found.items() if start is not None}
+        """Return the starting point, where it was not given; whole, so that any strategy can take it up."""
+        found = {s.name: (s.parameter, self._references[id(s.parameter)]) for s in self._taken}
+        return {
+            name: whole(placed_like(start, parameter))
+            for name, (parameter, start) in found.items()
+            if start is not None
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up the starting point of the run that goes on."""
         for s in self._taken:
             if s.name in state:
-                self._references[id(s.parameter)] = state[s.name].detach().to(s.parameter).clone()
+                self._references[id(s.parameter)] = _start(state[s.name], s.parameter).clone()
 
     def _parts(
         self, weights: Sequence[Tensor], strength: float
     ) -> Iterator[tuple[Tensor, Tensor | None, float]]:
-        """Each tensor, its start, and its strength."""
+        """Each tensor, this process's part of its start, and its strength."""
         for weight in weights:
             start = self._references[id(weight)]
             yield weight, start, strength if start is not None else strength * self.penalty.new_ratio
+
+
+def _start(reference: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of a starting point."""
+    mine = local(parameter.detach())
+    return part(whole(reference.detach()), parameter).to(mine)
+
+
+def _squared_distance(weight: Tensor, start: Tensor | None) -> Tensor:
+    return sum_of_squares(weight if start is None else weight - start)

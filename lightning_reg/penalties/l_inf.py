@@ -52,6 +52,7 @@ class LInf(GroupedPenalty):
     _: KW_ONLY
     groups: Groups = "tensor"
     name: str | None = None
+    gathers = True
 
     def joint_value(self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float) -> Tensor:
         r"""Return :math:`\lambda\sum_g\max_{i \in g}|w_i|`."""

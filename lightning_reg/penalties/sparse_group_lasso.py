@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_reg.groups import Groups
 from lightning_reg.layout import Layout
-from lightning_reg.numerics import norm
+from lightning_reg.numerics import wide
 from lightning_reg.penalties._grouped import GroupedPenalty
 from lightning_reg.penalties.group_lasso import scaled_groups
 from lightning_reg.prox_group import group_norms, group_weights, shrink_groups_in_metric_
@@ -67,8 +67,9 @@ class SparseGroupLasso(GroupedPenalty):
         norms = group_norms(weights, layouts)
         grouped = (norms * group_weights(layouts, norms, self.size_weighted)).sum()
         total = grouped * (strength * (1.0 - self.l1_ratio))
-        for weight in weights:
-            total = total + norm(weight, 1).to(total.device) * (strength * self.l1_ratio)
+        for weight, layout in zip(weights, layouts, strict=True):
+            absolute = layout.sum(wide(layout.view(weight)).abs()).sum()
+            total = total + absolute.to(total.device) * (strength * self.l1_ratio)
         return total
 
     def joint_gradient(

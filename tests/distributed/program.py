@@ -11,10 +11,24 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_reg import L1, L2, ElasticNet, L2Norm, RegularizedModule
-from lightning_reg.callbacks import PenaltyCallback
+from lightning_reg import (
+    L1,
+    L2,
+    L2SP,
+    ElasticNet,
+    GroupLasso,
+    L2Norm,
+    LInf,
+    NuclearNorm,
+    RegularizedModule,
+    SpectralNorm,
+    TargetSparsity,
+)
+from lightning_reg.callbacks import MaxNorm, NormBudget, PenaltyCallback, RegularizationMonitor
 from tests.support import QUIET, data, network, tutorial_sgd
 
 PENALTIES = {
@@ -22,6 +36,18 @@ PENALTIES = {
     "l2": L2(1e-2, "all"),
     "elastic_net": ElasticNet(1e-2, "all"),
     "l2_norm": L2Norm(1e-2, "all"),
+    "l2_sp": L2SP(0.1, "all"),
+    "rows": GroupLasso(1e-2, groups="rows"),
+    "columns": GroupLasso(1e-2, groups="columns"),
+    "l_inf": LInf(3e-2, groups="columns"),
+    "nuclear": NuclearNorm(3e-2),
+    "spectral": SpectralNorm(3e-2),
+    "target": L1(TargetSparsity(0.5, initial=1e-2, until=15)),
+}
+CONSTRAINTS: dict[str, Any] = {
+    "max_norm": lambda: MaxNorm(0.4),
+    "max_norm_columns": lambda: MaxNorm(0.2, groups="columns"),
+    "norm_budget": lambda: NormBudget(0.7, rate=0.1),
 }
 OPTIMIZERS: dict[str, Any] = {
     "sgd": tutorial_sgd,
@@ -30,32 +56,41 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 class Program(RegularizedModule):
-    """Two layers, sharded one by one where the strategy shards; a third that the forward never uses."""
+    """Two layers, sharded where the strategy shards; a third that the forward never uses.
 
-    def __init__(self, optimizer: str, unused: bool, penalties: Any = ()) -> None:
+    The first ``layers`` are sharded by themselves, and what is left with the whole: after the forward the
+    first are sharded again, and the rest are not.
+    """
+
+    def __init__(self, optimizer: str, unused: bool, penalties: Any = (), layers: int = 2) -> None:
         super().__init__(penalties)
         self.net = network()
         if unused:
             self.unused = nn.Linear(3, 3)
         self.optimizer = optimizer
+        self.layers = layers
 
     def configure_model(self) -> None:
-        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not hasattr(self, "sharded"):
-            from torch.distributed.fsdp import fully_shard
-
-            mesh = self.device_mesh["data_parallel"]
-            for layer in (self.net[0], self.net[2]):
-                fully_shard(layer, mesh=mesh)
-            fully_shard(self.net, mesh=mesh)
-            self.sharded = True
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or hasattr(self, "sharded"):
+            return
+        self.sharded = True
+        mesh = self.device_mesh["data_parallel"]
+        if mesh.size() == 1:
+            split = {"0": ColwiseParallel(use_local_output=False), "2": RowwiseParallel()}
+            parallelize_module(self.net, self.device_mesh["tensor_parallel"], split)
+            return
+        for layer in (self.net[0], self.net[2])[: self.layers]:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self.net, mesh=mesh)
 
     def task_loss(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         return nn.functional.mse_loss(self.net(batch[0]), batch[1])
 
     def train_dataloader(self) -> DataLoader:
-        ranks = self.trainer.world_size
+        sampling = self.trainer.strategy.distributed_sampler_kwargs if self.trainer.world_size > 1 else {}
+        ranks, rank = sampling.get("num_replicas", 1), sampling.get("rank", 0)
         examples = TensorDataset(*(t.to(self.dtype) for t in data(dtype=torch.float64).tensors))
-        shares = DistributedSampler(examples, ranks, self.trainer.global_rank, shuffle=False)
+        shares = DistributedSampler(examples, ranks, rank, shuffle=False)
         return DataLoader(examples, batch_size=8 // ranks, sampler=shares)
 
     def configure_optimizers(self) -> Any:
@@ -63,13 +98,23 @@ class Program(RegularizedModule):
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
-    penalty = PENALTIES[job["penalty"]]
     in_module = job["apply"] == "module"
-    callbacks = [] if in_module or job["apply"] == "none" else [PenaltyCallback(penalty, job["apply"])]
+    callbacks: list[Any] = []
+    if job["apply"] == "constraint":
+        callbacks, name = [CONSTRAINTS[job["penalty"]]()], ""
+    else:
+        penalty = PENALTIES[job["penalty"]]
+        callbacks = [] if in_module or job["apply"] == "none" else [PenaltyCallback(penalty, job["apply"])]
+        name = penalty.log_name
+    monitor = RegularizationMonitor("all", table=job.get("monitor", False))
+    callbacks += [monitor] if job.get("monitor") else []
     strategy: Any = job["strategy"]
     if strategy == "fsdp2":
         strategy = ModelParallelStrategy(data_parallel_size=job["devices"], tensor_parallel_size=1)
-    module = Program(job["optimizer"], job.get("unused", False), penalty if in_module else ())
+    elif strategy == "tensor_parallel":
+        strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=job["devices"])
+    penalties = penalty if in_module else ()
+    module = Program(job["optimizer"], job.get("unused", False), penalties, job.get("layers", 2))
     trainer = pl.Trainer(
         **QUIET,
         max_steps=job["steps"],
@@ -85,8 +130,9 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     )
     trainer.fit(module)
     full = [getattr(p, "full_tensor", p.detach)() for p in module.parameters()]
-    value = trainer.callback_metrics.get(f"penalty/{penalty.log_name}", torch.zeros(()))
-    return {"weights": nn.utils.parameters_to_vector(full).detach(), "value": value}
+    value = trainer.callback_metrics.get(f"penalty/{name}", torch.zeros(()))
+    weights = nn.utils.parameters_to_vector(full).detach()
+    return {"weights": weights, "value": value, "history": monitor.history}
 
 
 def main(jobs: list[dict[str, Any]], out: str) -> None:

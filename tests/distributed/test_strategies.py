@@ -25,7 +25,20 @@ JOBS: list[dict[str, Any]] = [
     *({**BASE, "apply": apply, "optimizer": "adam"} for apply in APPLY),
     *({**BASE, "apply": apply, "penalty": "elastic_net"} for apply in APPLY),
     *({**BASE, "apply": apply, "penalty": "l2", "accumulate": 2, "clip": 0.3} for apply in APPLY),
+    *({**BASE, "apply": apply, "penalty": "rows"} for apply in APPLY),
+    *({**BASE, "apply": apply, "penalty": "columns", "layers": 1} for apply in APPLY),
+    *({**BASE, "apply": apply, "penalty": "nuclear", "layers": 1} for apply in APPLY),
+    *({**BASE, "apply": "proximal", "penalty": p, "optimizer": "adam"} for p in ("rows", "columns", "l_inf")),
+    *({**BASE, "apply": "module", "penalty": p, "layers": 1} for p in ("l2_sp", "spectral")),
+    {**BASE, "apply": "proximal", "penalty": "target", "monitor": True},
+    {**BASE, "apply": "gradient", "penalty": "rows", "monitor": True},
+    *({**BASE, "apply": "constraint", "penalty": p} for p in ("max_norm", "max_norm_columns", "norm_budget")),
+    {**BASE, "apply": "constraint", "penalty": "max_norm", "optimizer": "adam"},
 ]
+
+
+#: ddp_spawn starts its own processes: see ``test_ddp_spawn``.
+STRATEGIES = ["ddp", "ddp_find_unused_parameters_true", "fsdp2", "tensor_parallel"]
 
 
 def names(job: dict[str, Any]) -> str:
@@ -38,11 +51,13 @@ def launch(jobs: list[dict[str, Any]], strategy: str, devices: int, folder: Path
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     out = folder / f"{strategy}-{devices}.pt"
-    precision = "32-true" if strategy == "fsdp2" else "64-true"  # Lightning refuses the other
+    # ModelParallelStrategy refuses the other
+    precision = "32-true" if strategy in ("fsdp2", "tensor_parallel") else "64-true"
     jobs = [{**job, "precision": precision, "strategy": strategy, "devices": devices} for job in jobs]
     processes = []
-    logs = [folder / f"{strategy}-{devices}-{rank}.log" for rank in range(devices)]
-    for rank in range(devices):
+    started = 1 if strategy == "ddp_spawn" else devices  # which starts the others itself
+    logs = [folder / f"{strategy}-{devices}-{rank}.log" for rank in range(started)]
+    for rank in range(started):
         environment = {
             **os.environ,
             "RANK": str(rank),
@@ -67,7 +82,7 @@ def launch(jobs: list[dict[str, Any]], strategy: str, devices: int, folder: Path
             processes.append(
                 subprocess.Popen(
                     command,
-                    env=environment if devices > 1 else None,
+                    env=environment if started > 1 else None,
                     cwd=Path(__file__).parents[2],
                     stdout=subprocess.DEVNULL,
                     stderr=log,
@@ -89,7 +104,9 @@ def one(folder: Path) -> list[dict[str, Any]]:
     return launch(JOBS, "auto", 1, folder)
 
 
-@pytest.fixture(scope="module", params=["ddp", "ddp_find_unused_parameters_true", "fsdp2"])
+@pytest.fixture(
+    scope="module", params=["ddp", "ddp_spawn", "ddp_find_unused_parameters_true", "fsdp2", "tensor_parallel"]
+)
 def two(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
     return launch(JOBS, request.param, 2, folder)
 
@@ -102,12 +119,9 @@ def test_two_processes_equal_one(index: int, one: list[dict[str, Any]], two: lis
     torch.testing.assert_close(two[index]["value"], one[index]["value"].to(two[index]["value"]))
     if JOBS[index]["apply"] != "none":
         assert relative(one[index]["weights"], one[0]["weights"]) > 1e-4, "the term must matter"
-
-
-def test_a_norm_over_shards_is_refused(folder: Path) -> None:
-    job = {**BASE, "penalty": "l2_norm"}
-    (result,) = launch([job], "fsdp2", 2, folder)
-    assert "L2Norm couples weights that are sharded over processes" in result["error"]
+    assert len(two[index]["history"]) == len(one[index]["history"])
+    for mine, reference in zip(two[index]["history"], one[index]["history"], strict=True):
+        assert mine == pytest.approx(reference, rel=100 * tolerance)
 
 
 @pytest.mark.parametrize("apply", ["gradient", "decoupled", "proximal"])
@@ -116,3 +130,11 @@ def test_an_unused_parameter_under_ddp(apply: str, folder: Path) -> None:
     (one,) = launch([job], "auto", 1, folder)
     (two,) = launch([job], "ddp_find_unused_parameters_true", 2, folder)
     assert relative(two["weights"], one["weights"]) < 1e-12
+
+
+def test_ddp_spawn(folder: Path) -> None:
+    job = {**BASE, "penalty": "rows", "apply": "proximal"}
+    (one,) = launch([job], "auto", 1, folder)
+    (two,) = launch([job], "ddp_spawn", 2, folder)
+    assert relative(two["weights"], one["weights"]) < 1e-12
+    torch.testing.assert_close(two["value"], one["value"])
