@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from lightning_reg.numerics import wide
-from lightning_reg.sharded import local, whole
+from lightning_reg.sharded import is_sharded, local, whole
 
 __all__ = [
     "StepSize",
@@ -88,7 +88,9 @@ class StepSize:
 
     def taking(self, tensors: Sequence[Tensor]) -> StepSize:
         """Return the same with these in the place of :attr:`tensors`."""
-        second_moment, mean = (*tensors, None, None)[:2]
+        if not tensors:
+            return self
+        second_moment, mean = (*tensors, None)[:2]
         return replace(self, second_moment=second_moment, mean=mean)
 
     def wide(self) -> StepSize:
@@ -97,6 +99,8 @@ class StepSize:
 
     def local(self) -> StepSize:
         """Return the steps of the weights that this process holds of a sharded tensor."""
+        if self.second_moment is None or not is_sharded(self.second_moment):
+            return self
         return self.taking([local(tensor) for tensor in self.tensors])
 
     def whole(self) -> StepSize:
