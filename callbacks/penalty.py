@@ -312,6 +312,11 @@ def _other_penalties(
 class PenaltyCallback(_PenaltyCallback):
     """Penalise the parameters of whatever module the Trainer fits.
 
+    It works on one device, under DDP, and under ``ModelParallelStrategy`` (FSDP2 and tensor parallelism).
+    Written after their source and untested here, since they need a GPU: ``DeepSpeedStrategy``, stages 1 and 2
+    with ``apply="loss"``; and ``FSDPStrategy``, penalties of single weights with names as ``select`` and
+    ``log=False``. What else they could not do right is refused.
+
     Args:
         penalty: which function, on what, how strong.
         apply: how it acts. ``"gradient"`` does exactly what adding the term to the loss does, by adding its

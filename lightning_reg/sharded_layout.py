@@ -44,9 +44,11 @@ def local_layout(tensor: Tensor, layout: Layout) -> Layout:
 
 def spanning_layout(tensor: Tensor, layout: Layout) -> Layout:
     """Return the groups of a part of ``tensor``, as a layout that holds the numbers of all groups."""
-    if not is_sharded(tensor):
-        return layout
-    where = box(tensor)
+    return _of_box(layout, tensor, box(tensor)) if is_sharded(tensor) else layout
+
+
+def _of_box(layout: Layout, tensor: Tensor, where: list[tuple[int, int]]) -> Spanning:
+    """The groups of a box of ``tensor``: where it begins in each dimension, and how long it is."""
     if isinstance(layout, Slices):
         cut = _cut(tuple(tensor.shape), layout, where)
         if cut is not None:

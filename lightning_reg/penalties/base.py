@@ -28,6 +28,10 @@ class Penalty(Bound):
     a penalty acts on training is not its business: see ``apply`` of :class:`~lightning_reg.callbacks.
     PenaltyCallback` and :func:`~lightning_reg.attach`.
 
+    A tensor that FSDP2 or tensor parallelism shards is gathered for these formulas, and every process
+    computes them for the whole tensor: one all-gather, the memory of one whole tensor, and no work shared.
+    Penalties of single weights and of groups do without, except L∞ on groups that span processes.
+
     Attributes:
         strength: λ, a number, a schedule, or a callable ``(step, total_steps) -> float``.
         select: what it applies to, see :mod:`lightning_reg.select`.
