@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.launch import Launch
 from tests.support import relative
 
 pytestmark = pytest.mark.slow
@@ -54,49 +51,13 @@ def names(job: dict[str, Any]) -> str:
 
 def launch(jobs: list[dict[str, Any]], strategy: str, devices: int, folder: Path) -> list[dict[str, Any]]:
     """Run the jobs in one process group, as ``torchrun`` would start it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     out = folder / f"{strategy}-{devices}.pt"
     # ModelParallelStrategy refuses the other
     precision = "32-true" if strategy in ("fsdp2", "tensor_parallel") else "64-true"
     jobs = [{**job, "precision": precision, "strategy": strategy, "devices": devices} for job in jobs]
-    processes = []
     started = 1 if strategy == "ddp_spawn" else devices  # which starts the others itself
-    logs = [folder / f"{strategy}-{devices}-{rank}.log" for rank in range(started)]
-    for rank in range(started):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(devices),
-            "LOCAL_WORLD_SIZE": str(devices),
-            "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_RUN_ID": "tests",
-        }
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "tests.distributed.program",
-            json.dumps(jobs),
-            str(out),
-        ]
-        with logs[rank].open("w") as log:  # a pipe that nobody empties would stop the other rank
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=environment if started > 1 else None,
-                    cwd=Path(__file__).parents[2],
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                )
-            )
-    for process, path in zip(processes, logs, strict=True):
-        assert process.wait(timeout=600) == 0, path.read_text()[-3000:]
+    arguments = [json.dumps(jobs), str(out)]
+    Launch("tests.distributed.program", arguments, started, folder, out.stem).wait(600)
     results: list[dict[str, Any]] = torch.load(out)
     return results
 

@@ -1,0 +1,204 @@
+"""The cells of the conformance table, and the loop in float64 that each is held against.
+
+The loop is plain PyTorch in one process: no Trainer, no callback, and of this library the formulas alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg import (
+    L0,
+    L1,
+    L2,
+    L2SP,
+    MCP,
+    SCAD,
+    ElasticNet,
+    GroupLasso,
+    Hoyer,
+    HoyerSquare,
+    L2Norm,
+    LHalf,
+    LInf,
+    NuclearNorm,
+    Orthogonality,
+    Penalty,
+    SparseGroupLasso,
+    SpectralNorm,
+)
+from lightning_reg.apply import check_apply
+from tests.support import data, network
+
+STEPS = 6
+BATCH = 8
+APPLY = ("gradient", "loss", "decoupled", "proximal")
+
+#: Strong enough that six steps show each of them far above the tolerances.
+FAMILIES: dict[str, Penalty] = {
+    "L1": L1(0.3),
+    "L2": L2(1.0),
+    "ElasticNet": ElasticNet(0.5, l1_ratio=0.4),
+    "L2Norm": L2Norm(0.8),
+    "L2SP": L2SP(1.0, reference={k: 0.5 * v.detach() for k, v in network().double().state_dict().items()}),
+    "MCP": MCP(0.4),
+    "SCAD": SCAD(0.3),
+    "LHalf": LHalf(0.1),
+    "L0": L0(0.1),
+    "Hoyer": Hoyer(0.5),
+    "HoyerSquare": HoyerSquare(0.1),
+    "GroupLasso, rows": GroupLasso(0.3, groups="rows"),
+    "GroupLasso, columns": GroupLasso(0.3, groups="columns"),
+    "SparseGroupLasso": SparseGroupLasso(0.3, l1_ratio=0.4),
+    "LInf": LInf(0.5, groups="rows"),
+    "NuclearNorm": NuclearNorm(0.5),
+    "SpectralNorm": SpectralNorm(0.45, iterations=500),  # far enough to be compared with the exact one
+    "Orthogonality": Orthogonality(0.3),
+}
+#: Adam's ε is large, else a gradient near 0 would be scaled up with all its rounding.
+OPTIMIZERS: dict[str, Any] = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.5),
+    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=0.03, eps=0.1),
+}
+CLIPPING: dict[str, dict[str, Any]] = {
+    "none": {},
+    "norm": {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "norm"},
+    "value": {"gradient_clip_val": 0.2, "gradient_clip_algorithm": "value"},
+}
+#: Relative distance from the loop, with the reason that the page gives.
+TOLERANCES = {
+    "64-true": (1e-10, "sums in another order, and singular value decompositions"),
+    "32-true": (1e-4, "float32 rounding, 6e-8, over six steps and a decomposition in each"),
+    "bf16-mixed": (5e-2, "a forward pass in 8 bits, 4e-3 an operation; near 0 a sign turns, a ReLU switches"),
+    "16-mixed": (2e-2, "a forward pass in 11 bits, 5e-4 an operation; a ReLU near 0 switches"),
+    "bf16-true": (6e-2, "as bf16-mixed, and weights and updates in 8 bits"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of the table."""
+
+    family: str
+    apply: Any
+    strategy: str
+    precision: str
+    optimizer: str = "SGD"
+    accumulate: int = 1
+    clip: str = "none"
+
+
+def whole(strategy: str, optimizer: str = "SGD") -> list[Cell]:
+    """Every family with every ``apply``."""
+    precision = "32-true" if sharded(strategy) else "64-true"
+    return [Cell(f, a, strategy, precision, optimizer) for f, a in itertools.product(FAMILIES, APPLY)]
+
+
+def crossed(strategy: str) -> list[Cell]:
+    """Every precision, accumulation, clipping and ``apply``; families and optimizers take turns."""
+    cells: list[Cell] = []
+    for i, (precision, accumulate, clip) in enumerate(itertools.product(TOLERANCES, (1, 2), CLIPPING)):
+        for j, apply in enumerate(APPLY):
+            optimizer = ("SGD", "Adam")[(i + i // 3 + j) % 2]
+            able = [family for family in FAMILIES if takes(family, apply, optimizer)]
+            family = able[(i + 5 * j) % len(able)]
+            cells.append(Cell(family, apply, strategy, precision, optimizer, accumulate, clip))
+    return cells
+
+
+def sharded(strategy: str) -> bool:
+    """Whether it is one of ``ModelParallelStrategy``."""
+    return strategy.startswith("FSDP2")
+
+
+def takes(family: str, apply: Any, optimizer: str) -> bool:
+    """Whether the family goes with them on one device."""
+    penalty = FAMILIES[family]
+    try:
+        check_apply(penalty, apply)
+    except ValueError:
+        return False
+    return apply != "proximal" or optimizer == "SGD" or penalty.prox_in_metric
+
+
+def reference(cell: Cell) -> Tensor:
+    """The weights that the cell should end with."""
+    # the two are one thing
+    apply = "loss" if cell.apply == "gradient" else cell.apply
+    return _loop(cell.family, apply, cell.optimizer, cell.accumulate, cell.clip)
+
+
+def without(cell: Cell) -> Tensor:
+    """The weights that it would end with if nothing were applied."""
+    return _loop(cell.family, "none", cell.optimizer, cell.accumulate, cell.clip)
+
+
+@functools.cache
+def _loop(family: str, apply: str, optimizer_name: str, accumulate: int, clip: str) -> Tensor:
+    net = network().double()
+    optimizer = OPTIMIZERS[optimizer_name](net.parameters())
+    value, gradient, prox = _formulas(FAMILIES[family])
+    penalised = {name: p for name, p in net.named_parameters() if p.dim() > 1}
+    x, y = data(dtype=torch.float64).tensors
+    batches: Iterator[Any] = itertools.cycle(zip(x.split(BATCH), y.split(BATCH), strict=True))
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        for _ in range(accumulate):
+            inputs, targets = next(batches)
+            loss = nn.functional.mse_loss(net(inputs), targets)
+            if apply == "loss":
+                loss = loss + sum(value(name, p) for name, p in penalised.items())
+            (loss / accumulate).backward()
+        if clip == "norm":
+            nn.utils.clip_grad_norm_(net.parameters(), CLIPPING[clip]["gradient_clip_val"])
+        elif clip == "value":
+            nn.utils.clip_grad_value_(net.parameters(), CLIPPING[clip]["gradient_clip_val"])
+        with torch.no_grad():
+            if apply == "decoupled":
+                for name, p in penalised.items():
+                    p.sub_(gradient(name, p), alpha=optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if apply == "proximal":
+                for name, p in penalised.items():
+                    p.copy_(prox(name, p, _step_size(optimizer, p)))
+    return nn.utils.parameters_to_vector(net.parameters()).detach()
+
+
+def _formulas(penalty: Penalty) -> tuple[Any, Any, Any]:
+    """Value, gradient and prox of a named tensor."""
+    strength: Any = penalty.strength
+    if isinstance(penalty, L2SP):
+        start: Any = penalty.reference
+        return (
+            lambda name, w: strength / 2 * (w - start[name]).square().sum(),
+            lambda name, w: strength * (w - start[name]),
+            lambda name, w, eta: start[name] + (w - start[name]) / (1 + eta * strength),
+        )
+    return (
+        lambda name, w: penalty.value(w, strength),
+        lambda name, w: penalty.gradient(w, strength),
+        lambda name, w, eta: penalty.prox(w, strength, eta),
+    )
+
+
+def _step_size(optimizer: torch.optim.Optimizer, p: Tensor) -> float | Tensor:
+    group, state = optimizer.param_groups[0], optimizer.state[p]
+    if isinstance(optimizer, torch.optim.SGD):
+        return group["lr"] / (1 - group["momentum"])
+    debiased = state["exp_avg_sq"] / (1 - group["betas"][1] ** float(state["step"]))
+    return group["lr"] / (debiased.sqrt() + group["eps"])
+
+
+def renamed(penalty: Penalty, prefix: str) -> Penalty:
+    """The penalty on the weights of one network of a module."""
+    if isinstance(penalty, L2SP):
+        reference = {f"{prefix}.{name}": start for name, start in (penalty.reference or {}).items()}
+        penalty = replace(penalty, reference=reference)
+    return replace(penalty, select=f"{prefix}.*.weight")

@@ -1,0 +1,217 @@
+"""Run the conformance table and write it: ``python -m tests.distributed.page`` makes docs/conformance.md."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.distributed.cells import (
+    APPLY,
+    CLIPPING,
+    FAMILIES,
+    STEPS,
+    TOLERANCES,
+    Cell,
+    crossed,
+    reference,
+    whole,
+    without,
+)
+from tests.distributed.conformance import COLUMNS, SPAWNED, cells_of
+from tests.distributed.launch import ROOT, Launch
+from tests.support import relative
+
+PAGE = ROOT / "docs" / "conformance.md"
+PASSED, DIFFERS = "✓", "✗"
+
+TEXT = """# What works where
+
+Every sign below is a training run of {steps} optimizer steps, made by the tests. The weights that it ends
+with are held against those of a loop of plain PyTorch, in one process and in float64, without a Trainer
+or a callback; of this library it uses the penalties' formulas. ✓ says that they agree; a number, that the
+combination is refused with the sentence of that number. There is no third case: a run that differs fails
+the tests.
+
+## Every penalty, `apply` and strategy
+
+The four signs of an entry are {apply}. A strategy's
+number is that of its processes; of two, each sees half of every batch. DDP is `ddp`, where unused
+parameters are looked for `ddp_find_unused_parameters_true`, and spawned `ddp_spawn`. FSDP2 is
+`ModelParallelStrategy`, each layer sharded by itself and the whole once more. The optimizer is SGD with
+momentum, in 64-bit, under FSDP2 in 32-bit; in the last column it is Adam.
+
+{families}
+
+## Precision, accumulation and clipping
+
+The same signs. From run to run the penalties take turns, and so do SGD and Adam, among those that go with
+the `apply`. A line with several settings stands for all their combinations, each of them run.
+
+{settings}
+
+`16-mixed` is float16 with a `GradScaler`; on the CPU Lightning needs
+`plugins=[MixedPrecision("16-mixed", "cpu", scaler)]` for it. In `bf16-true`, `"decoupled"` and
+`"proximal"` round the weights stochastically, or small steps would be lost.
+
+`ddp_spawn` is slow to start, so one run has every penalty and `apply` at once, each on a network of its
+own: {spawned}. {came_of_it}.
+
+## What "agree" means
+
+The relative distance of all weights from the loop's. Leaving the penalty out moves them by twice as much
+at least in every run, else the run would show nothing. Two processes under DDP end with the same bits.
+
+{allowed}
+
+## Refusals
+
+{notes}
+
+FSDP1 and DeepSpeed are not run here: they need a GPU. `python -m tests.distributed.page` writes this
+page, and a slow test fails where it is out of date.
+"""
+
+#: For each cell PASSED, the sentence that refuses it, or DIFFERS and how.
+Results = dict[Cell, str]
+
+
+def run(folder: Path) -> Results:
+    """Run every cell and judge it."""
+    results: Results = {}
+    for name in COLUMNS:
+        began = time.perf_counter()
+        processes = 2 if name == "two" else 1
+        Launch("tests.distributed.conformance", [name, str(folder / name)], processes, folder, name).wait(600)
+        ranks = [torch.load(folder / f"{name}.{rank}") for rank in range(processes)]
+        for cell, *found in zip(cells_of(name), *ranks, strict=True):
+            results[cell] = judge(cell, found)
+        print(f"{name}: {len(ranks[0])} cells in {time.perf_counter() - began:.0f} s")
+    return results
+
+
+def judge(cell: Cell, found: list[Tensor | str]) -> str:
+    """What came of a cell on each of the processes."""
+    first = found[0]
+    if isinstance(first, str):
+        same = all(isinstance(other, str) and other == first for other in found)
+        return first if same else f"{DIFFERS} one process refuses and another does not"
+    if not all(isinstance(other, Tensor) and torch.equal(first, other) for other in found):
+        return f"{DIFFERS} the processes end apart"
+    tolerance, _ = TOLERANCES[cell.precision]
+    expected = reference(cell)
+    if relative(without(cell), expected) < 2 * tolerance:
+        return f"{DIFFERS} the term is too weak to be seen"
+    distance = relative(first, expected)
+    return PASSED if distance <= tolerance else f"{DIFFERS} by {distance:.1e}, and {tolerance:.0e} is allowed"
+
+
+class Notes:
+    """Refusals, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.sentences: dict[str, int] = {}
+
+    def mark(self, results: Iterable[str]) -> str:
+        """One sign for each result."""
+        return " ".join(self._sign(result) for result in results)
+
+    def _sign(self, result: str) -> str:
+        if result == PASSED or result.startswith(DIFFERS):
+            return result[:1]
+        number = self.sentences.setdefault(result, len(self.sentences) + 1)
+        return f"<sup>{number}</sup>"
+
+    def lines(self) -> list[str]:
+        """The sentences."""
+        return [f"{number}. {sentence}" for sentence, number in self.sentences.items()]
+
+
+def table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """A Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def render(results: Results) -> str:
+    """The page."""
+    notes = Notes()
+    families = table(["", *_columns(), "single device, Adam"], _families(results, notes))
+    settings = table(
+        ["precision", "accumulated", "clipping", *_columns(spawn=False)], _settings(results, notes)
+    )
+    allowed = table(
+        ["precision", "distance", "because of"],
+        [[f"`{name}`", f"{distance:.0e}", reason] for name, (distance, reason) in TOLERANCES.items()],
+    )
+    return TEXT.format(
+        steps=STEPS,
+        apply=", ".join(f'`"{apply}"`' for apply in APPLY),
+        families="\n".join(families),
+        settings="\n".join(settings),
+        spawned="; ".join(f"in `{p}`, {a} accumulated, clipping {c}" for p, a, c in SPAWNED),
+        came_of_it=_spawned(results),
+        allowed="\n".join(allowed),
+        notes="\n".join(notes.lines()),
+    )
+
+
+def _columns(spawn: bool = True) -> list[str]:
+    return [s for name, names in COLUMNS.items() if spawn or name != "spawn" for s in names]
+
+
+def _families(results: Results, notes: Notes) -> Iterable[list[str]]:
+    columns = [whole(strategy) for strategy in _columns()] + [whole("single device", "Adam")]
+    for family in FAMILIES:
+        signs = [notes.mark(results[c] for c in cells if c.family == family) for cells in columns]
+        yield [f"`{family}`" if "," not in family else "`{}`, {}".format(*family.split(", ")), *signs]
+
+
+def _settings(results: Results, notes: Notes) -> Iterable[list[str]]:
+    columns = [crossed(strategy) for strategy in _columns(spawn=False)]
+    for precision in TOLERANCES:
+        rows: dict[tuple[str, ...], list[tuple[int, str]]] = {}
+        for setting in itertools.product((1, 2), CLIPPING):
+            signs = tuple(
+                notes.mark(
+                    results[c] for c in cells if (c.precision, c.accumulate, c.clip) == (precision, *setting)
+                )
+                for cells in columns
+            )
+            rows.setdefault(signs, []).append(setting)
+        for signs, settings in rows.items():
+            accumulated = ", ".join(dict.fromkeys(str(a) for a, _ in settings))
+            clipping = ", ".join(dict.fromkeys(c for _, c in settings))
+            product = len(settings) == len({a for a, _ in settings}) * len({c for _, c in settings})
+            assert product, f"{settings} is not a product; print them one by one"
+            yield [f"`{precision}`", accumulated, clipping, *signs]
+
+
+def _setting(cell: Cell) -> tuple[str, int, str]:
+    return cell.precision, cell.accumulate, cell.clip
+
+
+def _spawned(results: Results) -> str:
+    found = [result for cell, result in results.items() if cell.strategy in COLUMNS["spawn"]]
+    wrong = sum(result.startswith(DIFFERS) for result in found)
+    if wrong:
+        return f"{wrong} runs differ"
+    refused = len(found) - found.count(PASSED)
+    return f"{found.count(PASSED)} agree, and {refused} are refused with the sentences of the first table"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        results = run(Path(folder))
+    for cell, result in results.items():
+        if result.startswith(DIFFERS):
+            print(cell, result)
+    PAGE.write_text(render(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The conformance table: every run agrees with the loop or is refused, and docs/conformance.md says so."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+import lightning_reg.penalties
+from lightning_reg import Penalty
+from tests.distributed.cells import APPLY, CLIPPING, FAMILIES, TOLERANCES, Cell, crossed, reference, without
+from tests.distributed.page import DIFFERS, PAGE, PASSED, Results, judge, render, run
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run(tmp_path_factory.mktemp("conformance"))
+
+
+@pytest.mark.slow
+def test_no_run_is_silently_different(results: Results) -> None:
+    assert not {cell: result for cell, result in results.items() if result.startswith(DIFFERS)}
+
+
+@pytest.mark.slow
+def test_the_page_says_what_came_of_the_runs(results: Results) -> None:
+    assert PAGE.read_text() == render(results), "run python -m tests.distributed.page, and look what changed"
+
+
+def test_every_public_penalty_is_in_the_table() -> None:
+    public = (getattr(lightning_reg.penalties, name) for name in lightning_reg.penalties.__all__)
+    penalties = {cls for cls in public if issubclass(cls, Penalty) and cls is not Penalty}
+    assert {type(penalty) for penalty in FAMILIES.values()} == penalties
+
+
+def test_the_settings_meet_in_pairs() -> None:
+    cells = crossed("single device")
+    rows = itertools.product(TOLERANCES, (1, 2), CLIPPING, APPLY)
+    assert {(c.precision, c.accumulate, c.clip, c.apply) for c in cells} == set(rows)
+    with_gradient = [family for family in FAMILIES if family not in ("L0", "LHalf")]
+    for family in with_gradient:
+        mine = [cell for cell in cells if cell.family == family]
+        assert {cell.precision for cell in mine} == set(TOLERANCES)
+        assert {cell.accumulate for cell in mine} == {1, 2}
+        assert {cell.clip for cell in mine} == set(CLIPPING)
+        assert {cell.optimizer for cell in mine} == {"SGD", "Adam"}
+    for optimizer, apply in itertools.product(("SGD", "Adam"), APPLY):
+        mine = [cell for cell in cells if (cell.optimizer, cell.apply) == (optimizer, apply)]
+        assert {cell.precision for cell in mine} == set(TOLERANCES)
+
+
+def test_the_judge_can_say_no() -> None:
+    cell = Cell("L1", "gradient", "DDP, 2", "64-true")
+    right = reference(cell)
+    assert judge(cell, [right, right]) == PASSED
+    assert judge(cell, ["a sentence", "a sentence"]) == "a sentence"
+    wrong = [
+        [without(cell)] * 2,
+        [right * (1 + 1e-9)] * 2,
+        [right * float("nan")] * 2,
+        [right, right * (1 + 1e-15)],
+        ["a sentence", right],
+        [right, "a sentence"],
+        ["a sentence", "another"],
+    ]
+    assert all(judge(cell, found).startswith(DIFFERS) for found in wrong)
+
+
+def test_the_page_has_a_note_for_each_refusal() -> None:
+    text = PAGE.read_text()
+    assert DIFFERS not in text
+    for line in text[text.index("## Refusals") :].splitlines():
+        if line[:1].isdigit():
+            number, sentence = line.split(". ", 1)
+            assert f"<sup>{number}</sup>" in text
+            assert len(sentence) > 40
