@@ -29,6 +29,8 @@ from tests.support import relative
 
 PAGE = ROOT / "docs" / "conformance.md"
 PASSED, DIFFERS = "✓", "✗"
+#: Between signs of an entry, so that a browser keeps them on one line.
+UNBROKEN = "\N{NO-BREAK SPACE}"
 
 TEXT = """# What works where
 
@@ -44,7 +46,7 @@ The four signs of an entry are {apply}. A strategy's
 number is that of its processes; of two, each sees half of every batch. DDP is `ddp`, where unused
 parameters are looked for `ddp_find_unused_parameters_true`, and spawned `ddp_spawn`. FSDP2 is
 `ModelParallelStrategy`, each layer sharded by itself and the whole once more. The optimizer is SGD with
-momentum, in 64-bit, under FSDP2 in 32-bit; in the last column it is Adam.
+momentum, in 64-bit, under FSDP2 in 32-bit; in the last column it is Adam, with ε = 0.1.
 
 {families}
 
@@ -119,7 +121,7 @@ class Notes:
 
     def mark(self, results: Iterable[str]) -> str:
         """One sign for each result."""
-        return " ".join(self._sign(result) for result in results)
+        return UNBROKEN.join(self._sign(result) for result in results)
 
     def _sign(self, result: str) -> str:
         if result == PASSED or result.startswith(DIFFERS):
