@@ -115,6 +115,8 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
         strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=job["devices"])
     penalties = penalty if in_module else ()
     module = Program(job["optimizer"], job.get("unused", False), penalties, job.get("layers", 2))
+    if job["precision"] == "64-true":
+        module = module.double()  # ddp_spawn copies the result back into this process's module
     trainer = pl.Trainer(
         **QUIET,
         max_steps=job["steps"],
