@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from typing_extensions import override
 
+from lightning_reg.checkpoint import allow_in_checkpoints
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -45,6 +47,10 @@ class Schedule(ABC):
 
     Subclasses are frozen dataclasses and hold no state.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        allow_in_checkpoints(cls)
 
     @abstractmethod
     def __call__(self, step: int, total_steps: int | None = None) -> float:
