@@ -51,6 +51,28 @@ def test_nothing_is_left_behind():
     assert (net.drop.p, net.frozen.p) == (0.1, 0.2) and type(net.drop.p) is float
 
 
+@pytest.mark.parametrize(
+    ("make", "draw"),
+    [
+        (lambda: torch.Generator().manual_seed(1), lambda g: float(torch.rand([], generator=g))),
+        (lambda: random.Random(1), lambda g: g.random()),
+        (lambda: np.random.default_rng(1), lambda g: g.random()),
+        (lambda: np.random.RandomState(1), lambda g: g.rand()),
+    ],
+)
+def test_generators_of_a_modules_own_are_put_back(make, draw):
+    class Drawing(nn.Dropout):
+        generator = None
+
+        def forward(self, x):
+            return super().forward(x) * draw(self.generator)
+
+    net = Drawing(0.1)
+    net.generator = make()
+    audit(net, lambda: net(torch.ones(2)))
+    assert draw(net.generator) == draw(make())
+
+
 def test_nothing_is_left_behind_by_a_forward_that_raises():
     net = Stateful()
     with pytest.raises(ZeroDivisionError):
