@@ -4,15 +4,19 @@ Each program in ``programs/`` is written as its package's documentation teaches,
 library.
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_reg import L1, L2, GroupLasso, Linear
-from lightning_reg.callbacks import DropoutScheduler, PenaltyCallback
+from lightning_reg.callbacks import DropoutScheduler, L1PenaltyCallback, PenaltyCallback
 
-from .recording import differences, run
+from .recording import PROGRAMS, checkpoint_structure, differences, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -49,7 +53,9 @@ IDLE = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES]
+)
 def plain(request, tmp_path_factory):
     pytest.importorskip(CASES[request.param].package)
     torch.set_num_threads(1)
@@ -89,3 +95,31 @@ def test_dropout_is_scheduled_and_put_back(plain, tmp_path):
     assert dropped.logged - without.logged == {"dropout/all"}
     assert without.logged <= dropped.logged
     assert differences(dropped.interface, without.interface) == []
+
+
+def test_the_command_does_what_the_callbacks_do(plain, tmp_path):
+    program, without = plain
+    strength, drops = CASES[program].strength, CASES[program].drops
+    callbacks = [L1PenaltyCallback(strength), *([DropoutScheduler(0.3)] if drops else [])]
+    expected = run(program, tmp_path / "callbacks", callbacks)
+    options = ["--l1", str(strength), *(["--dropout", "0.3"] if drops else [])]
+    folder = tmp_path / "command"
+    folder.mkdir()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lightning-reg"), "run", *options, PROGRAMS / f"{program}.py"],
+        cwd=folder,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(PROGRAMS.with_name("torchvision_operators")),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "l1 (gradient)" in done.stderr
+    checkpoint = torch.load(folder / "final.ckpt", weights_only=False)
+    assert checkpoint["state_dict"].keys() == expected.weights.keys()
+    assert all(torch.equal(checkpoint["state_dict"][key], weight) for key, weight in expected.weights.items())
+    assert differences(checkpoint_structure(checkpoint), without.interface["checkpoint"]) == []
