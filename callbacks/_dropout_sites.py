@@ -194,8 +194,8 @@ class SiteCallback(DropoutCallback):
             others = [c for c in trainer.callbacks if isinstance(c, SiteCallback) and c._hold is not None]
             if others and others[0] is not self:
                 return  # said once a run
-            literal = [text for text in self.unsteered if "in the code" in text]
-            rest = [text for text in self.unsteered if "in the code" not in text]
+            literal = [text for text in self.unsteered if " with a rate of " in text]
+            rest = [text for text in self.unsteered if " with a rate of " not in text]
             if literal:
                 rank_zero_warn(
                     f"dropout that no rate steers: {'; '.join(literal)}; make the rate an attribute to "

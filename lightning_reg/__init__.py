@@ -1,69 +1,32 @@
 """Regularization for PyTorch Lightning: penalties, exact sparsity and dropout schedules for any module.
 
-The core (penalties, selections, schedules, :func:`attach`) needs torch alone. What needs Lightning is
-loaded when it is first asked for: :class:`RegularizedModule` here, the callbacks in
-:mod:`lightning_reg.callbacks`.
+Every name is loaded when it is first asked for, so that importing the package costs nothing: Lightning does
+so for every Trainer, through the entry points that :mod:`lightning_reg.external` serves. The core (penalties,
+selections, schedules, :func:`attach`) needs torch alone; :class:`RegularizedModule` and the callbacks of
+:mod:`lightning_reg.callbacks` need Lightning.
 """
 
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as _version
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from lightning_reg.apply import Apply
-from lightning_reg.attach import Attachment, attach
-from lightning_reg.compact import compact
-from lightning_reg.coupled import Coupled
-from lightning_reg.dropout import (
-    AnnealedDropout,
-    ByDepth,
-    CurriculumDropout,
-    DropHead,
-    DropoutSite,
-    EarlyDropout,
-    LateDropout,
-    find_sites,
-    register_site,
-)
-from lightning_reg.penalties import (
-    L0,
-    L1,
-    L2,
-    L2SP,
-    MCP,
-    SCAD,
-    ActivityPenalty,
-    ConfidencePenalty,
-    ElasticNet,
-    ForwardPenalty,
-    GroupLasso,
-    Hoyer,
-    HoyerSquare,
-    JacobianPenalty,
-    L2Norm,
-    LHalf,
-    LInf,
-    NuclearNorm,
-    Orthogonality,
-    Penalty,
-    RDrop,
-    SparseGroupLasso,
-    SpectralNorm,
-)
-from lightning_reg.schedules import (
-    Constant,
-    Cosine,
-    Exponential,
-    Linear,
-    MultiStep,
-    Piecewise,
-    Polynomial,
-    Schedule,
-)
-from lightning_reg.target_sparsity import TargetSparsity
-
 if TYPE_CHECKING:
+    from lightning_reg.apply import Apply
+    from lightning_reg.attach import Attachment, attach
+    from lightning_reg.compact import compact
+    from lightning_reg.coupled import Coupled
+    from lightning_reg.dropout import (
+        AnnealedDropout,
+        ByDepth,
+        CurriculumDropout,
+        DropHead,
+        DropoutSite,
+        EarlyDropout,
+        LateDropout,
+        find_sites,
+        register_site,
+    )
     from lightning_reg.modules import (
         LinearRegression,
         LogisticRegression,
@@ -73,6 +36,44 @@ if TYPE_CHECKING:
         RegularizedRegressor,
         SparseMLP,
     )
+    from lightning_reg.penalties import (
+        L0,
+        L1,
+        L2,
+        L2SP,
+        MCP,
+        SCAD,
+        ActivityPenalty,
+        ConfidencePenalty,
+        ElasticNet,
+        ForwardPenalty,
+        GroupLasso,
+        Hoyer,
+        HoyerSquare,
+        JacobianPenalty,
+        L2Norm,
+        LHalf,
+        LInf,
+        NuclearNorm,
+        Orthogonality,
+        Penalty,
+        RDrop,
+        SparseGroupLasso,
+        SpectralNorm,
+    )
+    from lightning_reg.schedules import (
+        Constant,
+        Cosine,
+        Exponential,
+        Linear,
+        MultiStep,
+        Piecewise,
+        Polynomial,
+        Schedule,
+    )
+    from lightning_reg.target_sparsity import TargetSparsity
+
+    __version__: str
 
 __all__ = [
     "L0",
@@ -130,8 +131,27 @@ __all__ = [
     "register_site",
 ]
 
-_MODULES = frozenset(
-    {
+#: Where each name comes from.
+_HOMES = {
+    "apply": ("Apply",),
+    "attach": (
+        "Attachment",
+        "attach",
+    ),
+    "compact": ("compact",),
+    "coupled": ("Coupled",),
+    "dropout": (
+        "AnnealedDropout",
+        "ByDepth",
+        "CurriculumDropout",
+        "DropHead",
+        "DropoutSite",
+        "EarlyDropout",
+        "LateDropout",
+        "find_sites",
+        "register_site",
+    ),
+    "modules": (
         "LinearRegression",
         "LogisticRegression",
         "PoissonRegression",
@@ -139,28 +159,78 @@ _MODULES = frozenset(
         "RegularizedModule",
         "RegularizedRegressor",
         "SparseMLP",
-    }
-)
-
-try:
-    __version__ = _version("lightning-reg")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0+unknown"
-
-# hyper-parameters saved in a checkpoint load with weights_only=True
-if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.4
-    torch.serialization.add_safe_globals(
-        [
-            public
-            for public in list(vars().values())
-            if isinstance(public, type) and issubclass(public, (Penalty, ForwardPenalty, Schedule))
-        ]
-    )
+    ),
+    "penalties": (
+        "L0",
+        "L1",
+        "L2",
+        "L2SP",
+        "MCP",
+        "SCAD",
+        "ActivityPenalty",
+        "ConfidencePenalty",
+        "ElasticNet",
+        "ForwardPenalty",
+        "GroupLasso",
+        "Hoyer",
+        "HoyerSquare",
+        "JacobianPenalty",
+        "L2Norm",
+        "LHalf",
+        "LInf",
+        "NuclearNorm",
+        "Orthogonality",
+        "Penalty",
+        "RDrop",
+        "SparseGroupLasso",
+        "SpectralNorm",
+    ),
+    "schedules": (
+        "Constant",
+        "Cosine",
+        "Exponential",
+        "Linear",
+        "MultiStep",
+        "Piecewise",
+        "Polynomial",
+        "Schedule",
+    ),
+    "target_sparsity": ("TargetSparsity",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        from lightning_reg import modules
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOME_OF:
+        value = getattr(import_module(f"lightning_reg.{_HOME_OF[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-        return getattr(modules, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lightning-reg")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "0+unknown"
+
+
+class _Package(ModuleType):
+    """Keeps a function in place, as ``attach``, when the module of its name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOME_OF and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

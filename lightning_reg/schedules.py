@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from typing_extensions import override
 
+from lightning_reg.checkpoint import allow_in_checkpoints
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -45,6 +47,10 @@ class Schedule(ABC):
 
     Subclasses are frozen dataclasses and hold no state.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        allow_in_checkpoints(cls)
 
     @abstractmethod
     def __call__(self, step: int, total_steps: int | None = None) -> float:
@@ -354,9 +360,9 @@ def check_schedule(
         return
     if needs_total_steps(schedule) and total_steps is None:
         raise ValueError(
-            f"{schedule!r} names a fraction of the run, and this run has no known length; set max_steps "
-            "or max_epochs on the Trainer, give `total_steps=` where there is one, or name positions in "
-            "steps (integers)"
+            f"{schedule!r} names a fraction of the run, and this run has no known length; set max_steps on "
+            "the Trainer, or max_epochs where the DataLoader has a length, give `total_steps=` where there "
+            "is one, or name positions in steps (integers)"
         )
     last = total_steps - 1 if total_steps else 0
     stride = max(1, math.ceil(last / samples))

@@ -28,7 +28,15 @@ from torch.nn.parameter import is_lazy
 
 from lightning_reg.sharded import is_flattened
 
-__all__ = ["Select", "Selected", "check_select", "matches", "named_parameters", "select_parameters"]
+__all__ = [
+    "Select",
+    "Selected",
+    "check_select",
+    "is_norm",
+    "matches",
+    "named_parameters",
+    "select_parameters",
+]
 
 Predicate: TypeAlias = Callable[[str, nn.Parameter, nn.Module], bool]
 Select: TypeAlias = "str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]"
@@ -128,6 +136,15 @@ def matches(selected: Selected, select: Select) -> bool:
     )
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a normalization layer, whose parameters ``"weights"`` leaves out.
+
+    >>> is_norm(nn.LayerNorm(3)), is_norm(nn.Linear(3, 3))
+    (True, False)
+    """
+    return isinstance(module, _NORMS)
+
+
 def check_select(select: Select) -> None:
     """Refuse what is not one of the five forms.
 
@@ -175,7 +192,7 @@ def _matches_one(selected: Selected, form: str | type[nn.Module] | Predicate) ->
 
 
 def _is_weight(parameter: Tensor, module: nn.Module) -> bool:
-    if isinstance(module, _NORMS):
+    if is_norm(module):
         return False
     if is_flattened(parameter):
         raise ValueError(

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_reg.cli.errors import UsageError
+
 __all__ = ["main"]
 
 #: Commands of LightningCLI, which reads their arguments itself.
@@ -24,7 +26,9 @@ _EXTRAS = {
     "jsonargparse": "jsonargparse",
 }
 #: The extra that brings what a command needs.
-_EXTRA_OF = {"demo": "demo", "path": "cli,plot", "find": "cli,plot"} | dict.fromkeys(_TRAINER, "cli")
+_EXTRA_OF = {"demo": "demo", "path": "cli,plot", "find": "cli,plot", "run": "cli"} | dict.fromkeys(
+    _TRAINER, "cli"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,8 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             fit(argv)
             return 0
+        if command == "run":
+            from lightning_reg.cli.run import main as run
+
+            return run(argv[1:])
         arguments = _parser().parse_args(argv)
         return int(_COMMANDS[arguments.command](arguments))
+    except UsageError as error:
+        print(f"lightning-reg {command}: {error}", file=sys.stderr)
+        return 2
     except ModuleNotFoundError as error:
         package = _EXTRAS.get((error.name or "").partition(".")[0])
         if package is None:
@@ -82,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--seed", type=int, default=0, help="seed of the split and of every run (default: %(default)s)"
+    )
+    commands.add_parser(
+        "run", help="run a Lightning script as it is, with regularization attached to its Trainers"
     )
     for name, description in _TRAINER.items():
         commands.add_parser(name, help=description)

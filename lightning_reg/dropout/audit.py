@@ -68,10 +68,11 @@ def audit(module: nn.Module, call: Callable[[], object]) -> Audit:
         stack.enter_context(watch)
         call()
         watch.look_at_other_generators()
+    watch.report_plain()
     live = [
         replace(site, kind=watch.kind_of(i), verified=True, called=i not in watch.read_outside)
         for i, site in enumerate(sites)
-        if i in watch.live
+        if i in watch.live and i not in watch.plain
     ]
     dead = [site.name for i, site in enumerate(sites) if i not in watch.live]
     return Audit(live, dead, list(dict.fromkeys(watch.unsteered.values())), watch.outputs)
@@ -159,6 +160,8 @@ class _Watch(TorchFunctionMode):
         self.root = module
         self.sites = sites
         self.live: dict[int, Kind] = {}
+        #: sites whose owner takes no float but plain ones: they can be watched, and not steered
+        self.plain: set[int] = set()
         self.read_outside: set[int] = set()
         self.unsteered: dict[int, str] = {}
         self.outputs: dict[int, list[tuple[Any, Any]]] = {}
@@ -213,6 +216,15 @@ class _Watch(TorchFunctionMode):
                 self._report(f"{name} is drawn from")
         self.generators = now
         self.compared_since = False
+
+    def report_plain(self) -> None:
+        """Report the rates in use whose owner takes no number that remembers the built one."""
+        for i in sorted(self.plain & self.live.keys()):
+            site = self.sites[i]
+            self.unsteered[next(self.reports)] = (
+                f"{site.name} ({type(site.owner).__name__}): dropout with a rate of {site.built:g} where "
+                "only plain numbers are taken"
+            )
 
     @override
     def __torch_function__(
@@ -296,16 +308,29 @@ class _Watch(TorchFunctionMode):
 class _Sentinels:
     def __init__(self, watch: _Watch) -> None:
         self.watch = watch
-        self.built: list[Any] = []
+        self.built: list[tuple[DropoutSite, Any]] = []
 
     def __enter__(self) -> None:
-        for i, site in enumerate(self.watch.sites):
-            self.built.append(site._read())
-            site._write(_Sentinel.of(self.watch.values[i], i, self.watch))
+        for i, (site, value) in enumerate(zip(self.watch.sites, self.watch.values, strict=True)):
+            built = site._read()
+            if not _written(site, _Sentinel.of(value, i, self.watch)):
+                self.watch.plain.add(i)  # an OmegaConf container, or read-only: a frozen dataclass
+                if not _written(site, value):
+                    continue
+            self.built.append((site, built))
 
     def __exit__(self, *error: object) -> None:
-        for site, value in zip(self.watch.sites, self.built, strict=False):
+        for site, value in self.built:
             site._write(value)
+
+
+def _written(site: DropoutSite, value: float) -> bool:
+    """Write a rate, if its owner takes it."""
+    try:
+        site._write(value)
+    except Exception:  # each library of configurations has errors of its own
+        return False
+    return True
 
 
 def _training(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -108,15 +108,38 @@ class _Attributes:
 def _is_mutable(value: object) -> bool:
     if isinstance(value, Tensor):
         return not isinstance(value, nn.Parameter)
-    return type(value) in (list, dict, set)
+    return type(value) in (list, dict, set) or _is_generator(value)
+
+
+def _is_generator(value: object) -> bool:
+    """Whether a module draws from a generator of its own."""
+    numpy = sys.modules.get("numpy")
+    kinds = () if numpy is None else (numpy.random.Generator, numpy.random.RandomState)
+    return isinstance(value, (torch.Generator, random.Random, *kinds))
 
 
 def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value.copy()
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if hasattr(value, "bit_generator"):
+        return value.bit_generator.state
+    return value.get_state() if _is_generator(value) else value.copy()
 
 
 def _put_back(value: Any, content: Any) -> None:
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Generator):
+        value.set_state(content)
+    elif isinstance(value, random.Random):
+        value.setstate(content)
+    elif hasattr(value, "bit_generator"):
+        value.bit_generator.state = content
+    elif _is_generator(value):
+        value.set_state(content)
+    elif isinstance(value, Tensor):
         with torch.no_grad():
             if value.shape != content.shape:
                 value.resize_(content.shape)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_reg.checkpoint import allow_in_checkpoints
 from lightning_reg.numerics import real_dtype
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules import ScheduleLike, evaluate
@@ -41,6 +42,10 @@ class Penalty(Bound):
     strength: ScheduleLike
     select: Select
     name: str | None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        allow_in_checkpoints(cls)
 
     def __post_init__(self) -> None:
         """Check the arguments every penalty has."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_reg.checkpoint import allow_in_checkpoints
 from lightning_reg.schedules import ScheduleLike, check_schedule, evaluate
 
 __all__ = ["Call", "ForwardPenalty", "ModuleSelect", "Recorder", "select_modules"]
@@ -62,6 +63,10 @@ class ForwardPenalty(ABC):
 
     modules: ModuleSelect
     needs_input_gradient: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        allow_in_checkpoints(cls)
 
     @property
     @abstractmethod

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lightning_reg.external import nothing_attached
+
 __all__ = ["quiet"]
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
@@ -23,12 +25,12 @@ _ADVICE = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning's loggers to errors and its advice to itself."""
+    """Keep Lightning's loggers to errors, its advice to itself, and Trainers to their own callbacks."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), nothing_attached():
             for advice in _ADVICE:
                 warnings.filterwarnings("ignore", advice)
             yield

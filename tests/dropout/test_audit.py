@@ -1,4 +1,6 @@
 import random
+from collections import UserDict
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -47,6 +49,28 @@ def test_nothing_is_left_behind():
     assert net.total is total and not total.any()
     assert (net.training, net.frozen.training) == (True, False)
     assert (net.drop.p, net.frozen.p) == (0.1, 0.2) and type(net.drop.p) is float
+
+
+@pytest.mark.parametrize(
+    ("make", "draw"),
+    [
+        (lambda: torch.Generator().manual_seed(1), lambda g: float(torch.rand([], generator=g))),
+        (lambda: random.Random(1), lambda g: g.random()),
+        (lambda: np.random.default_rng(1), lambda g: g.random()),
+        (lambda: np.random.RandomState(1), lambda g: g.rand()),
+    ],
+)
+def test_generators_of_a_modules_own_are_put_back(make, draw):
+    class Drawing(nn.Dropout):
+        generator = None
+
+        def forward(self, x):
+            return super().forward(x) * draw(self.generator)
+
+    net = Drawing(0.1)
+    net.generator = make()
+    audit(net, lambda: net(torch.ones(2)))
+    assert draw(net.generator) == draw(make())
 
 
 def test_nothing_is_left_behind_by_a_forward_that_raises():
@@ -124,6 +148,43 @@ def test_hand_written_dropout_is_seen(drop):
     assert [site.name for site in result.sites] == ["drop_prob"]
     assert result.dead == ["drop_other"]
     assert result.unsteered == []
+
+
+class PlainNumbers(UserDict):
+    """A configuration that takes no subclass of float, as OmegaConf's do."""
+
+    def __setitem__(self, key, value):
+        if type(value) is not float:
+            raise ValueError(f"{type(value).__name__} is not a supported primitive type")
+        super().__setitem__(key, value)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    drop_rate: float = 0.3
+
+
+def test_rates_in_containers_that_refuse_others_are_named_and_left_alone():
+    class Configured(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._hparams = PlainNumbers(dropout=0.1, embedding_dropout=0.2)
+            self.config = Frozen()
+            self.inner = nn.Dropout(0.4)
+
+        def forward(self, x):
+            x = nn.functional.dropout(x, self._hparams["dropout"], self.training)
+            return self.inner(nn.functional.dropout(x, self.config.drop_rate, self.training))
+
+    net = Configured()
+    result = audit(net, lambda: net(torch.ones(2, 2)))
+    assert [site.name for site in result.sites] == ["inner.p"]
+    assert result.dead == ["hparams.embedding_dropout", "config.drop_rate"]
+    assert result.unsteered == [
+        "the root (Configured): dropout with a rate of 0.3 in the code",
+        "hparams.dropout (PlainNumbers): dropout with a rate of 0.1 where only plain numbers are taken",
+    ]
+    assert net._hparams == {"dropout": 0.1, "embedding_dropout": 0.2} and net.inner.p == 0.4
 
 
 def test_compiled_modules_run_without_their_compiled_form():
