@@ -16,7 +16,7 @@ from lightning_reg.cli.errors import OneLineParser, UsageError
 from lightning_reg.cli.launch import launch, launched_already, process_count
 from lightning_reg.cli.plan import Plan
 from lightning_reg.cli.schedule_text import dropout_rate, strength
-from lightning_reg.cli.script import run_script
+from lightning_reg.cli.script import as_program, run_script
 from lightning_reg.external import VARIABLE
 
 __all__ = ["main"]
@@ -39,10 +39,11 @@ def main(argv: Sequence[str]) -> int:
         options={name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None},
         dry_run=arguments.dry_run,
     )
-    make_callbacks(plan.callbacks)
+    with as_program(arguments.script, arguments.arguments, arguments.module):
+        make_callbacks(plan.callbacks)
     if not arguments.module and not Path(arguments.script).is_file():
         raise UsageError(
-            "SCRIPT", f"there is no file {arguments.script!r}; give a script's path, or -m and a module"
+            f"SCRIPT: there is no file {arguments.script!r}; give a script's path, or -m and a module"
         )
     with tempfile.TemporaryDirectory() as notes:
         plan = replace(plan, notes=notes)
@@ -94,15 +95,13 @@ def _callbacks(arguments: argparse.Namespace) -> list[Mapping[str, Any]]:
         if value is not None
     ]
     if how and not penalties:
-        raise UsageError(f"--{next(iter(how))}", "applies to --l1 and --l2; give one of them")
+        raise UsageError(f"--{next(iter(how))} applies to --l1 and --l2; give one of them")
     found += penalties
     if arguments.dropout is not None:
         init_args = {"rate": arguments.dropout}
         found.append({"class_path": "lightning_reg.callbacks.DropoutScheduler", "init_args": init_args})
     if not found:
-        raise UsageError(
-            "run", "there is nothing to attach; give --callbacks FILE.yaml, --l1, --l2 or --dropout"
-        )
+        raise UsageError("there is nothing to attach; give --callbacks FILE.yaml, --l1, --l2 or --dropout")
     return found
 
 
