@@ -31,10 +31,8 @@ class OneLineParser(argparse.ArgumentParser):
         """Name the argument and what is accepted."""
         message = message.removeprefix("argument ")
         if message.startswith(("unrecognized", "the following")):
-            options = [
-                (action.option_strings or [action.metavar or action.dest])[0] for action in self._actions
-            ]
-            message += f"; accepted are {', '.join(map(str, options))}"
+            names = [str((a.option_strings or [a.metavar or a.dest])[0]) for a in self._actions]
+            message += f"; accepted are {', '.join(names)}"
         raise UsageError(" ".join(message.split()))
 
 
@@ -80,7 +78,9 @@ def _accepted(text: str, keys: Iterable[str]) -> str:
         cls = getattr(import_module(module_name), name)
         names = [name for name in inspect.signature(cls).parameters if name not in ("args", "kwargs")]
     elif option:
-        group = next(filter(None, option.groups())).partition("=")[0].rpartition(".")[0]
+        within = re.search(r"Group '([^']+)'", text)
+        name = next(filter(None, option.groups())).partition("=")[0]
+        group = within[1] if within else name.rpartition(".")[0]
         names = [key for key in keys if key.rpartition(".")[0] == group]
     elif module:
         names = getattr(import_module(module[1]), "__all__", ())

@@ -113,8 +113,9 @@ def _read(config: Path, function: Callable[..., Any]) -> tuple[Any, dict[str, An
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parser.add_subclass_arguments(Penalty, "penalty", required=True)
-    skipped = {"module", "penalty", "data", "validation", "directory", "on_point", "map", "metric"}
-    parser.add_function_arguments(function, "options", skip=skipped & set(signature(function).parameters))
+    not_options = {"module", "penalty", "data", "validation", "directory", "map", "on_point"}
+    skip: set[str | int] = {name for name in signature(function).parameters if name in not_options}
+    parser.add_function_arguments(function, "options", skip=skip)
     # its name since jsonargparse 4.49, and the one before
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     try:
