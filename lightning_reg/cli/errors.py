@@ -31,7 +31,9 @@ class OneLineParser(argparse.ArgumentParser):
         """Name the argument and what is accepted."""
         message = message.removeprefix("argument ")
         if message.startswith(("unrecognized", "the following")):
-            names = [str((a.option_strings or [a.metavar or a.dest])[0]) for a in self._actions]
+            names = [
+                a.option_strings[0] if a.option_strings else str(a.metavar or a.dest) for a in self._actions
+            ]
             message += f"; accepted are {', '.join(names)}"
         raise UsageError(" ".join(message.split()))
 
