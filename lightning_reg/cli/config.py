@@ -27,8 +27,12 @@ def read_callbacks(file: Path) -> list[Mapping[str, Any]]:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
         raise UsageError(f"--callbacks: cannot read {file} ({error.strerror}); give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--callbacks: {file} is not YAML: {' '.join(str(error).split())}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, or a date such as 1-13-1
+        raise UsageError(f"--callbacks: {file} is not YAML: {one_line(error)}") from None
     if isinstance(content, Mapping) and set(content) == {"callbacks"}:
         content = content["callbacks"]
     if not isinstance(content, list) or not content:

@@ -31,10 +31,10 @@ class OneLineParser(argparse.ArgumentParser):
         """Name the argument and what is accepted."""
         message = message.removeprefix("argument ")
         if message.startswith(("unrecognized", "the following")):
-            names = [
-                a.option_strings[0] if a.option_strings else str(a.metavar or a.dest) for a in self._actions
-            ]
-            message += f"; accepted are {', '.join(names)}"
+            first = (
+                action.option_strings or [str(action.metavar or action.dest)] for action in self._actions
+            )
+            message += f"; accepted are {', '.join(names[0] for names in first)}"
         raise UsageError(" ".join(message.split()))
 
 

@@ -51,7 +51,10 @@ def run_script(plan: Plan, target: str, arguments: Sequence[str], is_module: boo
     except SystemExit as end:
         return _status(end)
     except Exception as error:
-        return 0 if plan.noted("end") else _failed(error)
+        if plan.noted("end"):
+            return 0
+        plan.note("failed")
+        return _failed(error)
     return 0
 
 
