@@ -24,6 +24,11 @@ def tool(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-W", "ignore", "-m", module, *arguments]
 
 
+def fabric(*arguments: str) -> list[str]:
+    """``fabric run`` with these arguments."""
+    return tool("lightning.fabric.cli", "--accelerator", "cpu", "--main-port", free_port(), *arguments)
+
+
 def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with (folder / "stderr.txt").open("a") as err:
@@ -42,22 +47,26 @@ def run(command: list[str], folder: Path) -> str:
     return printed(start(command, folder), folder)
 
 
+@pytest.fixture(scope="module")
+def torchrun(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What two processes of ``torchrun`` print."""
+    two = tool("torch.distributed.run", "--standalone", "--nproc-per-node=2", *EXAMPLE)
+    return run(two, tmp_path_factory.mktemp("torchrun"))
+
+
 def test_one_process(tmp_path: Path) -> None:
     plain = run([sys.executable, *EXAMPLE], tmp_path)
     assert re.fullmatch(r"validation accuracy 9\d\.\d%, zeros [1-9]\d\.\d%", plain)
     outside = tool("lightning_reg.cli.main", "run", *ATTACHED, *EXAMPLE, *WITHOUT)
     assert run(outside, tmp_path) == plain
-    assert run(tool("lightning.fabric.cli", "run", "--accelerator", "cpu", *EXAMPLE), tmp_path) == plain
+    assert run(fabric(*EXAMPLE), tmp_path) == plain
 
 
-def test_two_processes(tmp_path: Path) -> None:
+def test_two_processes(torchrun: str, tmp_path: Path) -> None:
     two = ["--devices", "2", "--strategy", "ddp"]
     launched = [
         [sys.executable, *EXAMPLE, *two],  # Lightning starts the second
-        tool("torch.distributed.run", "--standalone", "--nproc-per-node=2", *EXAMPLE),
-        tool(
-            "lightning.fabric.cli", "run", "--accelerator", "cpu", "--main-port", free_port(), *two, *EXAMPLE
-        ),
+        fabric(*two, *EXAMPLE),
         tool("lightning_reg.cli.main", "run", *two, *ATTACHED, *EXAMPLE, *WITHOUT),
         # what is attached reaches a process that the script's own Trainer starts
         tool("lightning_reg.cli.main", "run", *ATTACHED, *EXAMPLE, *WITHOUT, *two),
@@ -69,8 +78,8 @@ def test_two_processes(tmp_path: Path) -> None:
         ),
     ]
     said = [run(command, tmp_path) for command in launched]
-    assert re.fullmatch(r"validation accuracy [89]\d\.\d%, zeros [1-9]\d\.\d%", said[0])
-    assert said == [said[0]] * len(launched)
+    assert re.fullmatch(r"validation accuracy [89]\d\.\d%, zeros [1-9]\d\.\d%", torchrun)
+    assert said == [torchrun] * len(launched)
     report = (tmp_path / "stderr.txt").read_text()
     assert (
         report.count("lightning-reg run: Classifier, 2 processes, DDPStrategy") == 3
@@ -81,25 +90,22 @@ def test_two_processes(tmp_path: Path) -> None:
     assert report.count("Trainer(strategy='ddp') in place of the script's 'auto'") == 1
 
 
-def test_two_nodes(tmp_path: Path) -> None:
+def test_two_nodes(torchrun: str, tmp_path: Path) -> None:
     """Two agents on this machine, of one process each, are two processes."""
-    one_node = tool("torch.distributed.run", "--standalone", "--nproc-per-node=2", *EXAMPLE)
-    expected = run(one_node, tmp_path)
-    assert expected
     port = free_port()
     address = ("--master-addr", "127.0.0.1", "--master-port", port)
     agents = [
         tool("torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", *address, *EXAMPLE)
         for rank in range(2)
     ]
-    assert together(agents, tmp_path) == expected
+    assert together(agents, tmp_path) == torchrun
     port = free_port()
     nodes = ["--num-nodes", "2", "--devices", "1", "--strategy", "ddp", "--main-port", port]
     ours = [
         tool("lightning_reg.cli.main", "run", *nodes, "--node-rank", str(rank), *ATTACHED, *EXAMPLE, *WITHOUT)
         for rank in range(2)
     ]
-    assert together(ours, tmp_path) == expected
+    assert together(ours, tmp_path) == torchrun
 
 
 def test_the_exit_status_is_the_scripts(tmp_path: Path) -> None:
