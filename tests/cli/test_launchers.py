@@ -116,9 +116,12 @@ def test_the_exit_status_is_the_scripts(tmp_path: Path) -> None:
     ended = subprocess.run([*two, str(script)], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 7
     assert f"{script} made no Trainer, so nothing was attached" in ended.stderr
-    dry = subprocess.run([*two, "--dry-run", *EXAMPLE], capture_output=True, text=True, timeout=300)
-    assert dry.returncode == 0, dry.stderr[-3000:]
-    assert "net.0.weight" in dry.stderr and "validation accuracy" not in dry.stdout
+    for strategy in ("ddp", "ddp_spawn"):
+        dry = subprocess.run(
+            [*two, "--strategy", strategy, "--dry-run", *EXAMPLE], capture_output=True, text=True, timeout=300
+        )
+        assert dry.returncode == 0, dry.stderr[-3000:]
+        assert "net.0.weight" in dry.stderr and "validation accuracy" not in dry.stdout
 
 
 def together(agents: list[list[str]], folder: Path) -> str:

@@ -88,7 +88,7 @@ def callback_lists(draw: st.DrawFn) -> Malformed:
                 config([{"class_path": "lightning_reg.L1", "init_args": {"strength": 1}}], "Callback"),
                 config([{"class_path": path, word: 1}], word, *KEYS),
                 config([{word: path}], word, *KEYS),
-                config([draw(junk)], *KEYS) if not isinstance(draw(junk), str) else config([3], *KEYS),
+                config([draw(junk.filter(lambda value: not isinstance(value, str)))], *KEYS),
                 config(
                     draw(
                         st.one_of(st.integers(), st.none(), st.dictionaries(words, junk, max_size=2), words)
@@ -211,6 +211,7 @@ def fit_configs(draw: st.DrawFn) -> Malformed:
         "data": {"class_path": f"{BORING}.BoringDataModule"},
     }
     wrong = {"class_path": "L1PenaltyCallback", "init_args": {word: 1}}
+    negative = {"class_path": "L1PenaltyCallback", "init_args": {"strength": -1}}
     return draw(
         st.sampled_from(
             [
@@ -220,6 +221,7 @@ def fit_configs(draw: st.DrawFn) -> Malformed:
                     {**valid, "trainer": {"max_epochs": word}}, "trainer.max_epochs", "int", command="fit"
                 ),
                 config({**valid, "trainer": {"callbacks": [wrong]}}, word, "strength, select", command="fit"),
+                config({**valid, "trainer": {"callbacks": [negative]}}, "strength=-1", command="fit"),
                 config({**valid, "model": {"class_path": word}}, word, command="fit"),
                 config({**valid, "model": 3}, "model", command="fit"),
                 config(draw(st.sampled_from([b"[", b"{a: ", b"3", b"\xff"])), "config", command="fit"),

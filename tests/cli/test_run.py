@@ -31,7 +31,7 @@ sys.exit(3)
 #: Trains the network of tests.support, and saves its weights.
 TRAIN = """
 import sys, torch
-from NAMESPACE import LightningModule, Trainer
+from NAMESPACE import Callback, LightningModule, Trainer
 from torch.nn.functional import mse_loss
 from tests.support import QUIET, batches, network, tutorial_sgd
 
@@ -47,7 +47,7 @@ class Net(LightningModule):
         return tutorial_sgd(self.parameters())
 
 if __name__ == "__main__":
-    given = []
+    given = [Callback()]
     for number in range(2):
         net = Net()
         trainer = Trainer(max_steps=20, devices=1, callbacks=given, **QUIET)
