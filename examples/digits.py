@@ -44,8 +44,9 @@ class Classifier(LightningModule):
     def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
         images, digits = batch
         scores = self.net(images)
-        self.log("validation/loss", functional.cross_entropy(scores, digits))
-        self.log("validation/accuracy", (scores.argmax(1) == digits).float().mean(), prog_bar=True)
+        self.log("validation/loss", functional.cross_entropy(scores, digits), sync_dist=True)
+        accuracy = (scores.argmax(1) == digits).float().mean()
+        self.log("validation/accuracy", accuracy, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.lr)

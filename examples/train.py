@@ -2,10 +2,12 @@
 
     python examples/train.py --strength 1e-3 --apply proximal
 
-Under ``fabric run``, accelerator, devices, nodes, strategy and precision come from the LT_* variables that it
-sets:
+It runs under every launcher as it is; ``fabric run`` says in LT_* variables what the Trainer should use, and
+torchrun how many processes there are. See docs/launchers.md.
 
+    torchrun --nproc-per-node=2 examples/train.py
     fabric run --accelerator cpu --devices 2 --strategy ddp examples/train.py
+    lightning-reg run --devices 2 --l2 1e-4 examples/train.py
 """
 
 import argparse
@@ -19,18 +21,20 @@ from lightning_reg.callbacks import L1PenaltyCallback
 
 
 def main() -> None:
+    devices = os.environ.get("LT_DEVICES") or os.environ.get("LOCAL_WORLD_SIZE", "1")
+    nodes = os.environ.get("LT_NUM_NODES") or os.environ.get("GROUP_WORLD_SIZE", "1")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--strength", type=float, default=5e-4)
     parser.add_argument("--apply", default="proximal", help="gradient, loss, decoupled or proximal")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--accelerator", default=os.environ.get("LT_ACCELERATOR", "cpu"))
-    parser.add_argument("--devices", default=os.environ.get("LT_DEVICES", "1"))
-    parser.add_argument("--num-nodes", type=int, default=int(os.environ.get("LT_NUM_NODES", "1")))
+    parser.add_argument("--devices", default=devices)
+    parser.add_argument("--num-nodes", type=int, default=int(nodes))
     parser.add_argument("--strategy", default=os.environ.get("LT_STRATEGY", "auto"))
     parser.add_argument("--precision", default=os.environ.get("LT_PRECISION", "32-true"))
     arguments = parser.parse_args()
 
-    seed_everything(0, verbose=False)
+    seed_everything(0)
     module = Classifier()
     trainer = Trainer(
         max_epochs=arguments.epochs,

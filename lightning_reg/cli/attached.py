@@ -31,6 +31,10 @@ def attached(plan: Plan) -> list[Callback]:
     return [*made, RunReport(mark, plan)]
 
 
+class DryRunEnd(Exception):
+    """Ends a dry run in a spawned process, whose parent would wait for ever after a ``SystemExit``."""
+
+
 @final
 class RunReport(BothCallback):
     """Reports what one Trainer was given, when its fit starts, and ends a dry run there."""
@@ -61,7 +65,9 @@ class RunReport(BothCallback):
             whole = self.plan.dry_run
             report(trainer, pl_module, mine, replaced(trainer), whole=whole, file=sys.stderr)
         if self.plan.dry_run:
-            raise SystemExit(0)
+            self.plan.note("end")
+            spawned = hasattr(trainer.strategy.launcher, "_start_method")
+            raise DryRunEnd if spawned else SystemExit(0)
 
     def _mine(self, trainer: Trainer) -> Sequence[Any]:
         return [

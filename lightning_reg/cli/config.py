@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 
-import lightning_reg.callbacks  # noqa: F401 - makes their names known to the parser
+import lightning_reg.callbacks  # makes their names known to the parser
 from lightning_reg.cli.errors import UsageError, one_line
 
 __all__ = ["make_callbacks", "read_callbacks"]
@@ -26,29 +26,31 @@ def read_callbacks(file: Path) -> list[Mapping[str, Any]]:
     try:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise UsageError("--callbacks", f"cannot read {file} ({error.strerror}); give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError("--callbacks", f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"--callbacks: cannot read {file} ({error.strerror}); give a YAML file") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, or a date such as 1-13-1
+        raise UsageError(f"--callbacks: {file} is not YAML: {one_line(error)}") from None
     if isinstance(content, Mapping) and set(content) == {"callbacks"}:
         content = content["callbacks"]
     if not isinstance(content, list) or not content:
         raise UsageError(
-            "--callbacks",
-            f"{file} holds {_kind(content)}; give a list of callbacks, each with class_path and init_args",
+            f"--callbacks: {file} holds {_kind(content)}; give a list of callbacks, each with class_path and "
+            "init_args"
         )
     entries = [{"class_path": entry} if isinstance(entry, str) else entry for entry in content]
     for entry in entries:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("class_path"), str):
-            raise UsageError("callbacks", f"{entry!r} is not a callback; give class_path and init_args")
+            raise UsageError(f"callbacks: {entry!r} is not a callback; give class_path and init_args")
         if unknown := sorted(set(map(str, entry)) - {"class_path", "init_args"}):
-            raise UsageError(
-                "callbacks", f"{unknown[0]!r} is not known; accepted are class_path and init_args"
-            )
+            raise UsageError(f"callbacks: {unknown[0]!r} is not known; accepted are class_path and init_args")
     try:
         json.dumps(entries)
     except (TypeError, ValueError):
         raise UsageError(
-            "callbacks", "a value is neither a number, text, true, false, null, a list nor a mapping"
+            "callbacks: a value is neither a number, text, true, false, null, a list nor a mapping"
         ) from None
     return entries
 
@@ -68,7 +70,7 @@ def make_callbacks(entries: Sequence[Mapping[str, Any]]) -> list[Callback]:
         try:
             made += instantiate(parser.parse_object({"callbacks": [entry]})).callbacks
         except Exception as error:
-            raise UsageError("callbacks", one_line(error)) from error
+            raise UsageError(one_line(error, lightning_reg.callbacks.__all__)) from error
     return made
 
 

@@ -17,18 +17,19 @@ def main(args: Sequence[str]) -> None:
         args: a subcommand and its options, ``["fit", "--config", "fit.yaml"]``.
 
     Raises:
+        UsageError: an argument or the config cannot be used; nothing was started.
         ModuleNotFoundError: jsonargparse is not installed.
     """
     import jsonargparse  # noqa: F401 - for the error, which from Lightning's import is another
     from lightning.pytorch import LightningDataModule, LightningModule
-    from lightning.pytorch.cli import LightningCLI
 
     # importing them makes their names known to the parser
     import lightning_reg.callbacks
     import lightning_reg.data
     import lightning_reg.modules  # noqa: F401
+    from lightning_reg.cli.lightning_cli import OneLineCLI
 
-    LightningCLI(
+    OneLineCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,

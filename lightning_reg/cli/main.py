@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_reg.cli.errors import UsageError
+from lightning_reg.cli.errors import OneLineParser, UsageError, one_line, refusal
 
 __all__ = ["main"]
 
@@ -54,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"lightning-reg {command}: {error}", file=sys.stderr)
         return 2
+    except (ValueError, TypeError) as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        print(f"lightning-reg {command}: {one_line(refused)}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         package = _EXTRAS.get((error.name or "").partition(".")[0])
         if package is None:
@@ -69,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from lightning_reg import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="lightning-reg", description="Regularization for PyTorch Lightning.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"lightning-reg {__version__}")

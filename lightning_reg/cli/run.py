@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from lightning_reg.cli.errors import OneLineParser, UsageError
 from lightning_reg.cli.launch import launch, launched_already, process_count
 from lightning_reg.cli.plan import Plan
 from lightning_reg.cli.schedule_text import dropout_rate, strength
-from lightning_reg.cli.script import run_script
+from lightning_reg.cli.script import as_program, run_script
 from lightning_reg.external import VARIABLE
 
 __all__ = ["main"]
@@ -39,16 +40,29 @@ def main(argv: Sequence[str]) -> int:
         options={name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None},
         dry_run=arguments.dry_run,
     )
-    make_callbacks(plan.callbacks)
-    if not arguments.module and not Path(arguments.script).is_file():
-        raise UsageError(
-            "SCRIPT", f"there is no file {arguments.script!r}; give a script's path, or -m and a module"
-        )
+    with as_program(arguments.script, arguments.arguments, arguments.module):
+        make_callbacks(plan.callbacks)
+        _check_target(arguments.script, arguments.module)
     with tempfile.TemporaryDirectory() as notes:
         plan = replace(plan, notes=notes)
         status = _run(plan, arguments)
         _say_what_did_not_happen(plan, arguments.script)
     return status
+
+
+def _check_target(script: str, is_module: bool) -> None:
+    if is_module:
+        try:
+            found = find_spec(script) is not None
+        except (ImportError, ValueError):  # of a package around it
+            found = False
+    else:
+        found = Path(script).is_file()
+    if not found:
+        what = "module" if is_module else "file"
+        raise UsageError(
+            f"SCRIPT: there is no {what} {script!r}; give a script's path, or -m and a module's name"
+        )
 
 
 def _run(plan: Plan, arguments: argparse.Namespace) -> int:
@@ -75,6 +89,8 @@ def _run(plan: Plan, arguments: argparse.Namespace) -> int:
 
 
 def _say_what_did_not_happen(plan: Plan, script: str) -> None:
+    if plan.noted("failed"):
+        return
     if not plan.noted("trainer"):
         print(f"lightning-reg run: {script} made no Trainer, so nothing was attached", file=sys.stderr)
     elif not plan.noted("fit"):
@@ -94,15 +110,13 @@ def _callbacks(arguments: argparse.Namespace) -> list[Mapping[str, Any]]:
         if value is not None
     ]
     if how and not penalties:
-        raise UsageError(f"--{next(iter(how))}", "applies to --l1 and --l2; give one of them")
+        raise UsageError(f"--{next(iter(how))} applies to --l1 and --l2; give one of them")
     found += penalties
     if arguments.dropout is not None:
         init_args = {"rate": arguments.dropout}
         found.append({"class_path": "lightning_reg.callbacks.DropoutScheduler", "init_args": init_args})
     if not found:
-        raise UsageError(
-            "run", "there is nothing to attach; give --callbacks FILE.yaml, --l1, --l2 or --dropout"
-        )
+        raise UsageError("there is nothing to attach; give --callbacks FILE.yaml, --l1, --l2 or --dropout")
     return found
 
 
@@ -179,8 +193,8 @@ def _precision(text: str) -> str:
 
 
 def _devices(text: str) -> int | str:
-    if text == "auto" or all(part.strip().isdigit() for part in text.split(",")):
-        number = int(text) if text.isdigit() else text
+    if text == "auto" or all(part.strip().isdecimal() for part in text.split(",")):
+        number = int(text) if text.isdecimal() else text
         if number != 0:
             return number
     raise argparse.ArgumentTypeError(
@@ -189,12 +203,12 @@ def _devices(text: str) -> int | str:
 
 
 def _positive(text: str) -> int:
-    if text.isdigit() and int(text) > 0:
+    if text.isdecimal() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
 
 
 def _count(text: str) -> int:
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")

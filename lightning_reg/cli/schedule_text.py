@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import warnings
 from dataclasses import fields
 from typing import Any
 
@@ -57,7 +58,9 @@ def _schedule(text: str, what: str, upper: float, names: tuple[str, ...]) -> dic
     known = {name.lower(): name for name in names}
     hint = f"give a number or a schedule such as 'cosine(0.3, 0)', of {', '.join(known)}"
     try:
-        call = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes such as "\\d"
+            call = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         call = None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):

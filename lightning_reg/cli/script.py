@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from types import ModuleType, TracebackType
 
-from lightning_reg.cli.errors import UsageError, one_line
+from lightning_reg.cli.errors import UsageError, one_line, refusal
 from lightning_reg.cli.plan import Plan
 from lightning_reg.cli.trainer_options import trainer_options
 from lightning_reg.external import VARIABLE
 
-__all__ = ["main", "run_script"]
+__all__ = ["as_program", "main", "run_script"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def run_script(plan: Plan, target: str, arguments: Sequence[str], is_module: boo
         is_module: whether ``target`` is a module's name, as after ``python -m``.
     """
     try:
-        with trainer_options(plan.options), _as_program(target, arguments, is_module):
+        with trainer_options(plan.options), as_program(target, arguments, is_module):
             if is_module:
                 runpy.run_module(target, run_name="__main__", alter_sys=True)
             else:
@@ -51,12 +51,15 @@ def run_script(plan: Plan, target: str, arguments: Sequence[str], is_module: boo
     except SystemExit as end:
         return _status(end)
     except Exception as error:
+        if plan.noted("end"):
+            return 0
+        plan.note("failed")
         return _failed(error)
     return 0
 
 
 @contextmanager
-def _as_program(target: str, arguments: Sequence[str], is_module: bool) -> Iterator[None]:
+def as_program(target: str, arguments: Sequence[str], is_module: bool) -> Iterator[None]:
     """``sys.argv`` and ``sys.path`` as the interpreter would set them."""
     argv, path, main = sys.argv, list(sys.path), sys.modules["__main__"]
     sys.argv = [target, *arguments]
@@ -98,12 +101,9 @@ def _failed(error: Exception) -> int:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether an attached callback refused: in a sentence, hence no other kind of exception."""
-    if not isinstance(error, (ValueError, TypeError)):
-        return False
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    in_callback = any(frame.f_code.co_name == "_call_callback_hooks" for frame in frames)
-    return in_callback and str(frames[-1].f_globals.get("__name__")).startswith("lightning_reg.")
+    """Whether a callback refused; what the script itself calls wrongly is its own."""
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "_call_callback_hooks" in names and refusal(error) is error
 
 
 def _without_ours(trace: TracebackType | None) -> TracebackType | None:

@@ -65,7 +65,6 @@ def _check_processes(trainer: Any, options: Mapping[str, Any]) -> None:
     if starts and launcher.num_processes > 1:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
         raise UsageError(
-            "--devices",
             f"the script's Trainer starts {launcher.num_processes} processes by itself, which {names} would "
             f"not reach; give --devices {launcher.num_processes} as well",
         )

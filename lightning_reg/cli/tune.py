@@ -11,6 +11,8 @@ The config names what is trained, and takes the options of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lightning_reg.cli.errors import UsageError, one_line
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune.finder import find_strength
 from lightning_reg.tune.frame import PathFrame, Row
@@ -34,14 +37,14 @@ def path(config: Path, output: Path) -> int:
         The exit status: 130 where it was interrupted; the same command then goes on from there.
     """
     console = Console()
-    made, options = _read(config)
+    made, options = _read(config, regularization_path)
     train, validation = _batches(made.data)
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     interrupted = False
     with _progress(console) as progress:
-        strengths = options.get("strengths")
-        total = len(strengths) if strengths is not None else options.get("points", 30)
+        strengths = options["strengths"]
+        total = len(strengths) if strengths is not None else options["points"]
         task = progress.add_task("path", total=total)
 
         def on_point(row: Row) -> None:
@@ -87,7 +90,7 @@ def find(config: Path, output: Path) -> int:
         ValueError: the data have no validation part.
     """
     console = Console()
-    made, options = _read(config)
+    made, options = _read(config, find_strength)
     train, validation = _batches(made.data)
     if validation is None:
         raise ValueError(
@@ -105,16 +108,23 @@ def find(config: Path, output: Path) -> int:
     return 0
 
 
-def _read(config: Path) -> tuple[Any, dict[str, Any]]:
+def _read(config: Path, function: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parser.add_subclass_arguments(Penalty, "penalty", required=True)
-    parser.add_argument("--options", type=dict[str, Any], default={})
-    # its name since jsonargparse 4.50, and the one before
+    not_options = {"module", "penalty", "data", "validation", "directory", "map", "on_point"}
+    skip: set[str | int] = {name for name in signature(function).parameters if name in not_options}
+    parser.add_function_arguments(function, "options", skip=skip)
+    # its name since jsonargparse 4.49, and the one before
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    made = instantiate(parser.parse_path(config))
-    return made, dict(made.options)
+    try:
+        parsed = parser.parse_path(config)
+    except Exception as error:
+        keys = [action.dest for action in parser._actions]
+        raise UsageError(f"{config}: {one_line(error, keys)}") from error
+    made = instantiate(parsed)
+    return made, vars(made.options)
 
 
 def _batches(data: LightningDataModule) -> tuple[Any, Any]:
