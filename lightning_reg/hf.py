@@ -38,9 +38,9 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
     is added in the backward pass, before the Trainer clips: training is as if the term were in the loss.
     Several callbacks add up.
 
-    The term's value is logged as ``penalty/<name>`` with the training loss, in ``state.log_history`` and in
-    the logs of callbacks that come after this one. Those of ``report_to`` come before it; to have it there,
-    ``trainer.pop_callback(TensorBoardCallback)`` and add it again.
+    The term's value at the coming step is logged as ``penalty/<name>`` with the training loss, in
+    ``state.log_history`` and in the logs of callbacks that come after this one. Those of ``report_to`` come
+    before it; to have it there, ``trainer.pop_callback(TensorBoardCallback)`` and add it again.
 
     Args:
         penalty: which function, on what, how strong.
@@ -123,6 +123,7 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
         """Log the term's value with the training loss."""
         if not self.log or self._handle is None or "loss" not in (logs or {}):
             return
+        self._handle.step = state.global_step
         values = {f"penalty/{self._name}": float(self._handle.value())}
         if callable(self.penalty.strength):
             values[f"penalty/{self._name}/strength"] = self._handle.strength
