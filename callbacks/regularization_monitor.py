@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
@@ -47,12 +48,13 @@ class RegularizationMonitor(BothCallback):
         self.before: list[LayerState] = []
         self._ratios: dict[str, float] = {}
         self._logged_at = -1
+        self._failed: set[int] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the state that the run begins with."""
         if self.table:
             require_rich()
-        self.history, self._ratios, self._logged_at = [], {}, -1
+        self.history, self._ratios, self._logged_at, self._failed = [], {}, -1, set()
         self.before = layer_states(pl_module, self.select)
 
     def on_before_optimizer_step(
@@ -80,7 +82,13 @@ class RegularizationMonitor(BothCallback):
         metrics |= {f"gradient_ratio/{name}": ratio for name, ratio in self._ratios.items()}
         self.history.append({"step": float(step), **metrics})
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step)
+            if id(logger) in self._failed:
+                continue
+            try:
+                logger.log_metrics(metrics, step=step)
+            except OSError as error:  # a full disk is no reason to lose the run
+                self._failed.add(id(logger))
+                _warn(f"log to {type(logger).__name__} any more: {error}; history goes on")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table."""
@@ -88,7 +96,10 @@ class RegularizationMonitor(BothCallback):
             return
         from rich.console import Console
 
-        Console().print(self.as_table(trainer, pl_module))
+        try:
+            Console().print(self.as_table(trainer, pl_module))
+        except OSError as error:
+            _warn(f"print its table: {error}; as_table() returns it")
 
     def as_table(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """Return the ``rich`` table of what was regularized, how strongly, and what came of it."""
@@ -122,3 +133,7 @@ class RegularizationMonitor(BothCallback):
             )
             for penalty, apply, in_gradients in found
         ]
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"RegularizationMonitor cannot {what}", stacklevel=3)

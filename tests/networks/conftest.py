@@ -12,6 +12,7 @@ _NEEDS = {
     "test_networks.py": ["timm", "transformers"],
     "test_accelerate.py": ["accelerate"],
     "test_hf_trainer.py": ["accelerate", "transformers"],
+    "test_hf_two_processes.py": ["accelerate", "transformers"],
 }
 collect_ignore = [file for file, needs in _NEEDS.items() if not all(map(find_spec, needs))]
 

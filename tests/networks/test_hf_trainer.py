@@ -54,7 +54,8 @@ class Clock(TrainerCallback):
 
 class InOrder(Trainer):
     def get_train_dataloader(self) -> DataLoader:
-        return DataLoader(self.train_dataset, 8, collate_fn=self.data_collator)
+        size = self.args.per_device_train_batch_size
+        return self.accelerator.prepare(DataLoader(self.train_dataset, size, collate_fn=self.data_collator))
 
 
 def examples(dtype: torch.dtype = torch.float64, size: int = 64) -> list[dict[str, Tensor]]:
