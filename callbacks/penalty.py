@@ -24,7 +24,7 @@ from lightning_reg.apply import (
     remove_from_training_step,
 )
 from lightning_reg.callbacks._base import BothCallback
-from lightning_reg.host import check_checkpoint, run_length, scaler_of, values_this_step
+from lightning_reg.host import run_length, scaler_of, values_this_step, warn_of_cut_checkpoint
 from lightning_reg.penalties import L1, L2, ElasticNet, Penalty
 from lightning_reg.schedules import ScheduleLike, check_schedule
 from lightning_reg.select import Select
@@ -66,11 +66,6 @@ class _PenaltyCallback(BothCallback):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_work": None}  # a copy is not attached to anything
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look at the checkpoint that the fit is to resume from, before Lightning does."""
-        if stage == "fit":
-            check_checkpoint(trainer)
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind to the module and its optimizers, or say why not."""
         self._detach()
@@ -104,8 +99,9 @@ class _PenaltyCallback(BothCallback):
             self._work.check_seen()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no trace."""
+        """Leave no trace; and say so where the reason is a checkpoint that was cut short."""
         self._detach()
+        warn_of_cut_checkpoint(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no trace."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-__all__ = ["check_checkpoint", "logs_this_step", "run_length", "scaler_of", "values_this_step"]
+__all__ = ["logs_this_step", "run_length", "scaler_of", "values_this_step", "warn_of_cut_checkpoint"]
 
 
 def run_length(trainer: Trainer) -> int | None:
@@ -38,13 +39,10 @@ def run_length(trainer: Trainer) -> int | None:
     return int(length)
 
 
-def check_checkpoint(trainer: Trainer) -> None:
-    """Refuse to resume from a local checkpoint that was cut short.
+def warn_of_cut_checkpoint(trainer: Trainer) -> None:
+    """Warn if the local checkpoint that a fit was to resume from was cut short.
 
     What torch says of one depends on where the cut is: ``[Errno 22] Invalid argument``, or nothing at all.
-
-    Raises:
-        ValueError: the file is empty, or a zip archive without its end.
     """
     path = trainer.ckpt_path
     if path is None or not Path(path).is_file():
@@ -52,7 +50,7 @@ def check_checkpoint(trainer: Trainer) -> None:
     with Path(path).open("rb") as file:
         start = file.read(2)
     if not start or (start == b"PK" and not zipfile.is_zipfile(path)):
-        raise ValueError(f"the checkpoint {path} is cut short; resume from an earlier one")
+        warnings.warn(f"the checkpoint {path} is cut short; resume from an earlier one", stacklevel=2)
 
 
 def logs_this_step(trainer: Trainer) -> bool:

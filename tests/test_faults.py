@@ -101,7 +101,10 @@ def test_a_truncated_checkpoint(share: float, whole: Tensor, tmp_path: Path) -> 
     broken.write_bytes(content[: int(share * len(content))])
     module = DropNet()
     before = weights(module)
-    with pytest.raises(ValueError, match=r"epoch=1.ckpt is cut short; resume from an earlier one"):
+    with (
+        pytest.warns(UserWarning, match=r"epoch=1.ckpt is cut short; resume from an earlier one"),
+        pytest.raises((OSError, EOFError, RuntimeError)),  # torch's words for it are of no help
+    ):
         run(tmp_path, module=module, ckpt=broken)
     assert torch.equal(weights(module), before)
     assert torch.equal(run(tmp_path, module=module, ckpt=tmp_path / "epoch=0.ckpt"), whole)
