@@ -24,7 +24,7 @@ from lightning_reg.apply import (
     remove_from_training_step,
 )
 from lightning_reg.callbacks._base import BothCallback
-from lightning_reg.host import run_length, scaler_of, values_this_step
+from lightning_reg.host import run_length, scaler_of, values_this_step, warn_of_cut_checkpoint
 from lightning_reg.penalties import L1, L2, ElasticNet, Penalty
 from lightning_reg.schedules import ScheduleLike, check_schedule
 from lightning_reg.select import Select
@@ -58,6 +58,7 @@ class _PenaltyCallback(BothCallback):
         self.total_steps = total_steps
         self._work: _Work | None = None
         self._restored: dict[str, Tensor] = {}
+        self._left: dict[str, Tensor] = {}  # by a run that has ended, for checkpoints still to be saved
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.penalty!r}, apply={self.apply!r})"
@@ -68,13 +69,14 @@ class _PenaltyCallback(BothCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind to the module and its optimizers, or say why not."""
         self._detach()
+        self._left = {}
         self._work = _Work(self, trainer, pl_module)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Store what the penalty has learned of the module, if anything."""
-        state = self._work.term.state_dict() if self._work is not None else {}
+        state = self._work.term.state_dict() if self._work is not None else self._left
         if state:
             checkpoint.setdefault(_STATE_KEY, {})[_state_name(self, trainer)] = state
 
@@ -97,8 +99,9 @@ class _PenaltyCallback(BothCallback):
             self._work.check_seen()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no trace."""
+        """Leave no trace; and say so where the reason is a checkpoint that was cut short."""
         self._detach()
+        warn_of_cut_checkpoint(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no trace."""
@@ -107,6 +110,7 @@ class _PenaltyCallback(BothCallback):
 
     def _detach(self) -> None:
         if self._work is not None:
+            self._left = self._work.term.state_dict()
             self._work.detach()
             self._work = None
 

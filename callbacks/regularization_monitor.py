@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
@@ -48,12 +49,13 @@ class RegularizationMonitor(BothCallback):
         self.before: list[LayerState] = []
         self._ratios: dict[str, float] = {}
         self._logged_at = -1
+        self._failed: set[int] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the state that the run begins with."""
         if self.table:
             require_rich()
-        self.history, self._ratios, self._logged_at = [], {}, -1
+        self.history, self._ratios, self._logged_at, self._failed = [], {}, -1, set()
         self.before = layer_states(pl_module, self.select)
 
     def on_before_optimizer_step(
@@ -81,7 +83,13 @@ class RegularizationMonitor(BothCallback):
         metrics |= {f"gradient_ratio/{name}": ratio for name, ratio in self._ratios.items()}
         self.history.append({"step": float(step), **metrics})
         for logger in trainer.loggers if trainer.is_global_zero else ():
-            logger.log_metrics(metrics, step=step)
+            if id(logger) in self._failed:
+                continue
+            try:
+                logger.log_metrics(metrics, step=step)
+            except OSError as error:  # a full disk is no reason to lose the run
+                self._failed.add(id(logger))
+                _warn(f"log to {type(logger).__name__} any more: {error}; history goes on")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table."""
@@ -90,8 +98,12 @@ class RegularizationMonitor(BothCallback):
         from rich.console import Console
 
         table = self.as_table(trainer, pl_module)
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        try:
             Console().print(table)
+        except OSError as error:
+            _warn(f"print its table: {error}; as_table() returns it")
 
     def as_table(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """Return the ``rich`` table of what was regularized, how strongly, and what came of it.
@@ -133,3 +145,7 @@ class RegularizationMonitor(BothCallback):
 def _takes_part(trainer: Trainer, module: LightningModule) -> bool:
     """Whether this process looks at the weights: the first, and all where they are sharded among them."""
     return trainer.is_global_zero or any(is_sharded(parameter) for parameter in module.parameters())
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"RegularizationMonitor cannot {what}", stacklevel=3)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-__all__ = ["logs_this_step", "run_length", "scaler_of", "values_this_step"]
+__all__ = ["logs_this_step", "run_length", "scaler_of", "values_this_step", "warn_of_cut_checkpoint"]
 
 
 def run_length(trainer: Trainer) -> int | None:
@@ -34,6 +37,20 @@ def run_length(trainer: Trainer) -> int | None:
         if trainer.max_steps > 0:
             length = min(length, trainer.max_steps)
     return int(length)
+
+
+def warn_of_cut_checkpoint(trainer: Trainer) -> None:
+    """Warn if the local checkpoint that a fit was to resume from was cut short.
+
+    What torch says of one depends on where the cut is: ``[Errno 22] Invalid argument``, or nothing at all.
+    """
+    path = trainer.ckpt_path
+    if path is None or not Path(path).is_file():
+        return
+    with Path(path).open("rb") as file:
+        start = file.read(2)
+    if not start or (start == b"PK" and not zipfile.is_zipfile(path)):
+        warnings.warn(f"the checkpoint {path} is cut short; resume from an earlier one", stacklevel=2)
 
 
 def logs_this_step(trainer: Trainer) -> bool:

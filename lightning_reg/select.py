@@ -41,7 +41,15 @@ __all__ = [
 Predicate: TypeAlias = Callable[[str, nn.Parameter, nn.Module], bool]
 Select: TypeAlias = "str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]"
 
-_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_WRAPPERS = frozenset(
+    {
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",  # Fabric's
+        "_original_module",
+    }
+)
 _NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
@@ -204,8 +212,17 @@ def _is_weight(parameter: Tensor, module: nn.Module) -> bool:
     return parameter.dim() >= 2
 
 
+def _inside(module: nn.Module) -> nn.Module:
+    """The user's module inside its wrappers."""
+    hidden = "module" if isinstance(module, (DataParallel, DistributedDataParallel)) else None
+    for attribute, child in module._modules.items():
+        if child is not None and (attribute == hidden or attribute in _WRAPPERS):
+            return _inside(child)
+    return module
+
+
 def _nothing_matches(module: nn.Module, select: Select, parameters: list[Selected]) -> str:
-    where = type(module).__name__
+    where = type(_inside(module)).__name__
     if not parameters:
         return f"select={select!r} matches nothing: {where} has no parameters"
     names = [name for parameter in parameters for name in parameter.aliases]

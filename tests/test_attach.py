@@ -16,7 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from lightning_reg import L1, L2, ElasticNet, L2Norm, Linear, NuclearNorm, Penalty, attach
+from lightning_reg import (
+    L1,
+    L2,
+    Coupled,
+    ElasticNet,
+    GroupLasso,
+    L2Norm,
+    Linear,
+    NuclearNorm,
+    Penalty,
+    attach,
+)
 from tests.penalties.cases import CASES, Case
 
 MODES = ["gradient", "decoupled", "proximal"]
@@ -535,6 +546,125 @@ def test_a_step_that_the_scaler_skips_changes_nothing(
     assert handle.step == 19  # the schedule's clock stands still too
 
 
+def clipped_run(how: str, fused: bool = False, bad: int | None = None) -> tuple[nn.Module, Any]:
+    """Clipping under a GradScaler; ``how`` the term comes in, ``by hand`` without a scaler."""
+    model = tutorial_net(torch.float64)
+    optimizer = Adam(model.parameters(), lr=0.01, fused=fused)
+    penalty = L1(Linear(0.0, 0.5))
+    handle = None if how == "by hand" else attach(model, optimizer, penalty, total_steps=20)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=handle is not None, growth_interval=7)
+    for step, batch in enumerate(batches(20, torch.float64)):
+        optimizer.zero_grad()
+        loss = loss_of(model, batch)
+        if handle is None:
+            loss = loss + penalty(model, step, 20)
+        elif how == "in backward":
+            handle.add_gradient_in_backward(scaler)
+        scaler.scale(loss).backward()
+        if step == bad:
+            next(model.parameters()).grad[0, 0] = torch.inf
+        if how == "before unscale_":
+            handle.add_gradient(scaler)
+        scaler.unscale_(optimizer)
+        if how == "after unscale_":
+            handle.add_gradient(scaler)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        scaler.step(optimizer)
+        scaler.update()
+    return model, handle
+
+
+@scaled
+@pytest.mark.parametrize("how", ["before unscale_", "after unscale_", "in backward"])
+def test_clipping_under_a_grad_scaler(how: str, fused: bool) -> None:
+    model, handle = clipped_run(how, fused)
+    assert handle.step == 20
+    assert_same(model, clipped_run("by hand")[0], 1e-12)
+    _, handle = clipped_run(how, fused, bad=4)
+    assert handle.step == 19
+
+
+# --- in the backward pass ----------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """A weight that is used twice, and a sparse embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(6, 10, sparse=True, dtype=torch.float64)
+        self.first = nn.Linear(10, 10, dtype=torch.float64)
+        self.last = nn.Linear(10, 10, dtype=torch.float64)
+        self.last.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.arange(len(x)) % 4
+        return self.last(self.first(x + self.embedding(rows)).relu()).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        L1(0.05, select="all"),
+        L2Norm(0.05, select="all"),
+        GroupLasso(0.05, groups=Coupled([{"first.weight": "rows", "first.bias": "rows"}])),
+    ],
+    ids=["elementwise", "by tensor", "coupled"],
+)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_gradient_in_the_backward_pass(penalty: Penalty, accumulate: int) -> None:
+    def run(how: str) -> nn.Module:
+        model = Tied()
+        optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+        handle = attach(model, optimizer, penalty) if how == "attached" else None
+        for i, batch in enumerate(batches(12 * accumulate, torch.float64)):
+            if handle is not None and i % accumulate == 0:
+                handle.add_gradient_in_backward()
+            loss = loss_of(model, batch)
+            if how == "by hand":
+                loss = loss + penalty(model)
+            (loss / accumulate).backward()
+            if (i + 1) % accumulate == 0:
+                for p in model.parameters():
+                    p.grad = p.grad.to_dense() if p.grad.is_sparse else p.grad
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+                optimizer.step()
+                optimizer.zero_grad()
+        if handle is not None:
+            assert handle.step == 12
+            handle.remove()
+            assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+        return model
+
+    assert_same(run("attached"), by_hand := run("by hand"), 1e-12)
+    with pytest.raises(AssertionError):
+        assert_same(run("without"), by_hand, 1e-4)
+
+
+def test_the_gradient_in_the_backward_pass_leaves_what_has_none() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(10, 1), "unused": nn.Linear(10, 1), "frozen": nn.Linear(10, 1)})
+    model["frozen"].requires_grad_(False)
+    optimizer = SGD(model.parameters(), lr=0.01)
+    handle = attach(model, optimizer, L1(0.5))
+    handle.add_gradient_in_backward()
+    loss_of(model["used"], batches(1)[0]).backward()
+    assert model["unused"].weight.grad is None and model["frozen"].weight.grad is None
+    with_term = model["used"].weight.grad.clone()
+    model.zero_grad()
+    loss_of(model["used"], batches(1)[0]).backward()  # it comes once
+    torch.testing.assert_close(with_term, model["used"].weight.grad + 0.5 * model["used"].weight.sign())
+
+
+def test_the_value_is_that_of_the_term() -> None:
+    model = tutorial_net()
+    optimizer = SGD(model[0].parameters(), lr=0.01)
+    handle = attach(model, optimizer, L1(Linear(0.0, 1.0)), total_steps=4)
+    handle.step = 2
+    torch.testing.assert_close(handle.value(), 0.5 * model[0].weight.detach().abs().sum())
+    assert handle.strength == 0.5 and not handle.value().requires_grad
+
+
 # --- resuming, removing ------------------------------------------------------------------------------
 
 
@@ -754,6 +884,8 @@ def test_add_gradient_is_for_the_gradient_mode(apply: Any) -> None:
     handle = attach(model, tutorial_sgd(model), L1(1.0), apply=apply)
     with pytest.raises(RuntimeError, match=f"apply='{apply}'"):
         handle.add_gradient()
+    with pytest.raises(RuntimeError, match=f"apply='{apply}'"):
+        handle.add_gradient_in_backward()
 
 
 # --- penalty(model) ----------------------------------------------------------------------------------

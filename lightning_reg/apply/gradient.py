@@ -13,16 +13,16 @@ __all__ = ["add_gradient_"]
 
 
 @torch.no_grad()
-def add_gradient_(term: Term, optimizer: Optimizer, strength: float) -> None:
+def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: float = 1.0) -> None:
     """``p.grad += ∂Ω(p)`` for each tensor that ``optimizer`` is about to step.
 
-    What adding the term to the loss does, without its graph. Gradients that a GradScaler has left scaled for
-    a fused optimizer get the penalty's on the same scale.
+    What adding the term to the loss does, without its graph. Gradients that a GradScaler has left scaled get
+    the penalty's on the same scale: ``scale``, or what it tells a fused optimizer inside its step.
     """
     if strength == 0.0:
         return
-    scale = getattr(optimizer, "grad_scale", None)
-    alpha = float(scale) if isinstance(scale, torch.Tensor) else 1.0
+    told = getattr(optimizer, "grad_scale", None)
+    alpha = float(told) if isinstance(told, torch.Tensor) else scale
     weights: list[Tensor] = []
     gradients: list[Tensor] = []
     for _, parameters in term.stepped(optimizer):

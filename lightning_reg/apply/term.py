@@ -111,6 +111,11 @@ class Term:
         """Return a name for what this term does to ``parameter``, or to the part of it in this process."""
         return f"{self.label} {self._chosen[id(parameter)].name} {shard(parameter)}"
 
+    def trainable(self, optimizer: Optimizer) -> list[nn.Parameter]:
+        """Return the trainable tensors of the selection that ``optimizer`` holds."""
+        members = (p for group in optimizer.param_groups for p in self._members(group))
+        return [p for p in dict.fromkeys(members) if p.requires_grad]
+
     def _members(self, group: dict[str, Any]) -> list[nn.Parameter]:
         known = self._known
         members = []

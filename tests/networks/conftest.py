@@ -1,14 +1,20 @@
 """timm imports torchvision, whose PyPI build does not load beside a CPU build of torch.
 
-So declare the operators that it looks for. Where timm and transformers are not installed (the extra
-``networks``), there is nothing to collect here.
+So declare the operators that it looks for. Where what a file needs is not installed (the extra
+``networks``), it is not collected.
 """
 
 from importlib.util import find_spec
 
 import torch
 
-collect_ignore_glob = [] if find_spec("timm") and find_spec("transformers") else ["test_*.py"]
+_NEEDS = {
+    "test_networks.py": ["timm", "transformers"],
+    "test_accelerate.py": ["accelerate"],
+    "test_hf_trainer.py": ["accelerate", "transformers"],
+    "test_hf_two_processes.py": ["accelerate", "transformers"],
+}
+collect_ignore = [file for file, needs in _NEEDS.items() if not all(map(find_spec, needs))]
 
 _library = torch.library.Library("torchvision", "FRAGMENT")
 for _schema in (

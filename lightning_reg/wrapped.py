@@ -1,0 +1,84 @@
+"""Optimizers and modules as Fabric, Accelerate and Lightning hand them back: what is inside.
+
+Their classes are known by name, so that none of these libraries is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+__all__ = ["accumulates", "bare_optimizer", "check_reachable", "left_scale", "scaler_of"]
+
+_WRAPPERS = frozenset({"_FabricOptimizer", "AcceleratedOptimizer", "LightningOptimizer"})
+
+
+def bare_optimizer(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer that steps, whose hooks run once for each step that is taken.
+
+    Raises:
+        TypeError: it is none of torch's.
+    """
+    inner: Any = optimizer
+    while _is_a(inner, *_WRAPPERS):
+        inner = inner.optimizer
+    if not isinstance(inner, Optimizer):
+        raise TypeError(
+            f"{type(inner).__name__} is not a torch optimizer, which attach needs; give the optimizer that "
+            "steps this model, such as torch.optim.Adam(model.parameters())"
+        )
+    return inner
+
+
+def scaler_of(optimizer: Optimizer) -> Any | None:
+    """Return the ``GradScaler`` that a wrapped optimizer steps through, or None."""
+    if _is_a(optimizer, "AcceleratedOptimizer"):
+        return getattr(optimizer, "scaler", None)
+    if _is_a(optimizer, "_FabricOptimizer"):
+        wrapped: Any = optimizer
+        return getattr(wrapped._strategy.precision, "scaler", None)
+    return None
+
+
+def left_scale(scaler: Any | None, optimizer: Optimizer) -> float:
+    """Return the factor that ``scaler`` has left on the gradients: 1 from ``scaler.unscale_`` on.
+
+    Args:
+        scaler: a ``GradScaler``, or None.
+        optimizer: the bare one.
+    """
+    if scaler is None:
+        return 1.0
+    # no public method says whether unscale_ has been called
+    state = scaler._per_optimizer_states.get(id(optimizer))
+    return float(scaler.get_scale()) if state is None or state["stage"].name == "READY" else 1.0
+
+
+def accumulates(optimizer: Optimizer) -> bool:
+    """Whether Accelerate is inside an accumulation window, where a step of its optimizer takes none."""
+    wrapped: Any = optimizer
+    return _is_a(optimizer, "AcceleratedOptimizer") and not wrapped.gradient_state.sync_gradients
+
+
+def check_reachable(model: nn.Module, optimizer: Any) -> None:
+    """Refuse strategies that keep parameters or the step to themselves.
+
+    Raises:
+        ValueError: DeepSpeed or FSDP1.
+    """
+    if any(_is_a(module, "DeepSpeedEngine") for module in model.modules()) or _is_a(
+        optimizer, "DeepSpeedOptimizerWrapper", "DeepSpeedOptimizer"
+    ):
+        raise ValueError(
+            "DeepSpeed steps an optimizer of its own, out of reach of attach; add penalty(model) to the loss"
+        )
+    if any(_is_a(module, "FullyShardedDataParallel") for module in model.modules()):
+        raise ValueError(
+            "FSDP1 flattens parameters, so a penalty cannot tell weights from biases; use FSDP2 (fully_shard)"
+        )
+
+
+def _is_a(thing: Any, *names: str) -> bool:
+    return any(base.__name__ in names for base in type(thing).__mro__)
