@@ -49,8 +49,8 @@ class Sweep:
 
         At each place a parabola is fitted to all points, which weigh :math:`e^{-d^2/2}` at a distance of
         :math:`d` gaps, on a logarithmic axis for strengths. What is fitted is :math:`\log(1 + (L - \min
-        L)/(\operatorname{median} L - \min L))`, at most 2, so that a model ruined at one end does not bend the
-        curve at its minimum; a loss that is not finite counts as the largest.
+        L)/(\operatorname{median} L - \min L))`, at most 2, so that a model ruined at one end does not bend
+        the curve at its minimum; a loss that is not finite counts as the largest.
 
         Raises:
             ValueError: no finite loss was seen.
