@@ -29,7 +29,7 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
     """Two hundred to train on, the others to validate on."""
     pixels, labels = load_digits(return_X_y=True)
     pixels, labels = torch.tensor(pixels / 16.0, dtype=torch.float32), torch.tensor(labels)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(6))
     return tuple(TensorDataset(pixels[part], labels[part]) for part in (order[:200], order[200:]))  # type: ignore
 
 
@@ -37,7 +37,9 @@ def draw(axes: object, sweep: Sweep, title: str, name: str) -> None:
     """Points, curve and suggestion of one sweep, with both ends named."""
     _style(axes, title, name, "validation loss")
     axes.plot(*zip(*sweep, strict=True), "o", color=_COLOURS[0], markersize=4.5, label="a short run each")
-    axes.plot(*sweep.curve(), color=_COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth")
+    values, losses = sweep.curve()
+    shown = [(v, loss) for v, loss in zip(values, losses, strict=True) if loss < 1.5 * min(losses)]
+    axes.plot(*zip(*shown, strict=True), color=_COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth")
     found = sweep.suggestion()
     axes.axvline(found, color=_COLOURS[3], linestyle="--", linewidth=1.2, label=f"suggestion: {found:.2g}")
     if sweep.kind == "strength":
@@ -54,13 +56,13 @@ def draw(axes: object, sweep: Sweep, title: str, name: str) -> None:
 
 if __name__ == "__main__":
     train, validation = digits()
-    options = {"batch_size": 30, "trainer": CPU}
+    options = {"batch_size": 50, "trainer": CPU}
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.patch.set_alpha(0.0)
     left, right = figure.subplots(1, 2)
-    strengths = find_strength(module(0.0), L2(0.0), train, validation, lowest=1e-6, points=15, **options)
+    strengths = find_strength(module(0.0), L2(0.0), train, validation, lowest=1e-6, points=11, **options)
     draw(left, strengths, "L2", "strength")
-    rates = find_dropout(module(0.5), train, validation, highest=0.96, points=13, **options)
+    rates = find_dropout(module(0.5), train, validation, highest=0.96, points=9, **options)
     draw(right, rates, "Dropout", "rate")
     figure.savefig(HERE / "strength.png", dpi=110)
     print(f"strength {strengths.suggestion():.2g}, rate {rates.suggestion():.2g}")

@@ -48,9 +48,10 @@ class Sweep:
         r"""Return places and the smooth loss there, whose minimum chance moves less than that of the points.
 
         At each place a parabola is fitted to all points, which weigh :math:`e^{-d^2/2}` at a distance of
-        :math:`d` gaps, on a logarithmic axis for strengths. What is fitted is :math:`\log(1 + (L - \min
-        L)/(\operatorname{median} L - \min L))`, at most 2, so that a model ruined at one end does not bend
-        the curve at its minimum; a loss that is not finite counts as the largest.
+        :math:`d` gaps, on a logarithmic axis for strengths. What is fitted is :math:`\log(1 + (L - \min L)/s)`,
+        at most 2, so that a model ruined at one end does not bend the curve at its minimum: :math:`s` is how far
+        the median lies above the lowest loss, or a tenth of that for the upper quartile. A loss that is not
+        finite counts as the largest.
 
         Raises:
             ValueError: no finite loss was seen.
@@ -62,7 +63,9 @@ class Sweep:
         finite = sorted(loss for loss in self.losses if math.isfinite(loss))
         if not finite:
             raise ValueError("no run had a finite loss; lower highest=, or the learning rate")
-        lowest, scale = finite[0], (finite[len(finite) // 2] - finite[0]) or 1.0
+        lowest, median, quartile = finite[0], finite[len(finite) // 2], finite[3 * len(finite) // 4]
+        # where most of the losses are alike, the median is no measure of what matters
+        scale = max(median - lowest, 0.1 * (quartile - lowest)) or 1.0
         seen = [min(loss, finite[-1]) if loss == loss else finite[-1] for loss in self.losses]
         heights = torch.tensor(
             [min(2.0, math.log1p((loss - lowest) / scale)) for loss in seen], dtype=torch.float64
