@@ -48,10 +48,10 @@ class Sweep:
         r"""Return places and the smooth loss there, whose minimum chance moves less than that of the points.
 
         At each place a parabola is fitted to all points, which weigh :math:`e^{-d^2/2}` at a distance of
-        :math:`d` gaps, on a logarithmic axis for strengths. What is fitted is :math:`\log(1 + (L - \min L)/s)`,
-        at most 2, so that a model ruined at one end does not bend the curve at its minimum: :math:`s` is how far
-        the median lies above the lowest loss, or a tenth of that for the upper quartile. A loss that is not
-        finite counts as the largest.
+        :math:`d` gaps, on a logarithmic axis for strengths. What is fitted is
+        :math:`\log(1 + (L - \min L)/s)`, at most 2, so that a model ruined at one end does not bend the curve
+        at its minimum: :math:`s` is how far the median lies above the lowest loss, or a tenth of that for the
+        upper quartile. A loss that is not finite counts as the largest.
 
         Raises:
             ValueError: no finite loss was seen.
