@@ -1,7 +1,9 @@
-"""One point of a path in a Trainer: it starts warm, and stops once the penalised problem is solved."""
+"""One point of a path in a Trainer: it starts warm, and stops once it is solved, or gets no better."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -24,24 +26,41 @@ class PathPoint(BothCallback):
         penalty: with this point's strength.
         tolerance: of the residual, as a share of the strength.
         optimizer_state: of ``Optimizer.state_dict()["state"]``, or None for a cold start.
+        patience: epochs without a smaller ``measure()``, after which the best epoch's state is put back.
+        measure: the validation loss as the module is.
 
     Attributes:
-        residual: at the last epoch's end, from the mean of the epoch's gradients.
+        residual: of the last epoch, or the one put back, from the mean of the epoch's gradients.
         steps: optimizer steps.
+        best_epoch: the one that was put back, counted from 1; None without patience.
         state: the optimizer's at the end.
     """
 
-    def __init__(self, penalty: Penalty, tolerance: float, optimizer_state: Any = None) -> None:
+    def __init__(
+        self,
+        penalty: Penalty,
+        tolerance: float,
+        optimizer_state: Any = None,
+        *,
+        patience: int | None = None,
+        measure: Callable[[], float] | None = None,
+    ) -> None:
         super().__init__()
         self.penalty = penalty
         self.strength = float(penalty.strength)  # type: ignore[arg-type]
         self.tolerance = tolerance
         self.optimizer_state = optimizer_state
+        self.patience = patience
+        self.measure = measure
         self.residual = float("inf")
         self.steps = 0
+        self.best_epoch: int | None = None
         self.state: Any = None
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._count = 0
+        self._solution: dict[nn.Parameter, Tensor] = {}
+        self._lowest = float("inf")
+        self._best: tuple[float, Any, Any] | None = None
 
     @property
     def converged(self) -> bool:
@@ -78,8 +97,32 @@ class PathPoint(BothCallback):
             means = {parameter: total.div_(self._count) for parameter, total in self._sums.items()}
             self.residual = residual(self._term, means, self.strength)
             self._sums, self._count = {}, 0
-            if self.converged:
+            if self.converged:  # these weights; the step that is about to be taken may leave them
+                self._solution = {p: p.detach().clone() for p in pl_module.parameters() if p.requires_grad}
                 trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the best epoch, and stop when there has been none for long."""
+        if self.patience is None or self.measure is None:
+            return
+        (optimizer,) = trainer.optimizers
+        epoch, loss = trainer.current_epoch + 1, self.measure()
+        if loss < self._lowest or self.best_epoch is None:
+            self._lowest, self.best_epoch = loss, epoch
+            self._best = deepcopy((self.residual, pl_module.state_dict(), optimizer.state_dict()))
+        elif epoch - self.best_epoch >= self.patience:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the solution back, or the best epoch."""
+        with torch.no_grad():
+            for parameter, value in self._solution.items():
+                parameter.copy_(value)
+        if self._best is not None:
+            (optimizer,) = trainer.optimizers
+            self.residual, weights, state = self._best
+            pl_module.load_state_dict(weights)
+            optimizer.load_state_dict(state)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the optimizer's state for the next point."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, final
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_reg.callbacks._base import BothCallback
-from lightning_reg.tune.finder import Sweep, find_dropout, find_strength
+from lightning_reg.tune.finder import find_dropout, find_strength
+from lightning_reg.tune.sweep import Sweep
 
 __all__ = ["DropoutFinder", "StrengthFinder"]
 
 
 class _Finder(BothCallback):
-    """Sweeps a copy of the module before the fit starts, and leaves the run as it is."""
+    """Trains copies of the module before the fit starts, and leaves the run as it is."""
 
     def __init__(self, update: bool, options: dict[str, Any]) -> None:
         super().__init__()
@@ -44,15 +44,8 @@ class _Finder(BothCallback):
                 f"{type(self).__name__} tells strengths apart by the validation loss; give the Trainer "
                 "validation data"
             )
-        # a loader's own generators are state of the run as well
-        generators = [g for loader in (train, validation) for g in _generators(loader)]
-        states = [generator.get_state() for generator in generators]
-        try:
-            options = {"trainer": {"accelerator": _accelerator(trainer)}, **self.options}
-            self.search(trainer, pl_module, train, validation, options)
-        finally:
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
+        options = {"trainer": {"accelerator": _accelerator(trainer)}, **self.options}
+        self.search(trainer, pl_module, train, validation, options)
 
     def search(
         self, trainer: Trainer, module: LightningModule, train: Any, validation: Any, options: dict[str, Any]
@@ -65,12 +58,12 @@ class _Finder(BothCallback):
 class StrengthFinder(_Finder):
     """Find a strength for the run's penalty callback before training, as ``LearningRateFinder`` does a rate.
 
-    A copy of the module is trained for a short while, as :func:`~lightning_reg.tune.find_strength` does; the
+    Copies of the module are trained for a short while, as :func:`~lightning_reg.tune.find_strength` does; the
     module, its optimizers, the loops and the random generators are those of a run without it.
 
     Args:
         update: give the suggestion to the penalty callback.
-        options: of :func:`~lightning_reg.tune.find_strength`, such as ``{"points": 20, "warmup": 40}``.
+        options: of :func:`~lightning_reg.tune.find_strength`, such as ``{"points": 12, "epochs": 60}``.
 
     Attributes:
         sweep: what was seen, with ``suggestion()``, ``plot()`` and ``to_csv()``.
@@ -110,7 +103,7 @@ class DropoutFinder(_Finder):
 
     Args:
         update: set the suggestion on every dropout site.
-        options: of :func:`~lightning_reg.tune.find_dropout`, such as ``{"points": 17, "warmup": 40}``.
+        options: of :func:`~lightning_reg.tune.find_dropout`, such as ``{"points": 9, "epochs": 60}``.
 
     Attributes:
         sweep: what was seen, with ``suggestion()``, ``plot()`` and ``to_csv()``.
@@ -144,12 +137,6 @@ def _loader(source: Any) -> Any:
         return source.dataloader()
 
     return source.instance
-
-
-def _generators(loader: Any) -> list[torch.Generator]:
-    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 def _accelerator(trainer: Trainer) -> str:

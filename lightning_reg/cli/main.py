@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=description)
     for name, what in (
         ("path", "train a model at many strengths, each started from its neighbour"),
-        ("find", "sweep the strength in one short run"),
+        ("find", "try strengths, or dropout rates, in a short run each"),
     ):
         command = commands.add_parser(name, help=what, description=f"{what.capitalize()}, as a config says.")
         command.add_argument("config", type=Path, help="YAML with model, data, penalty and options")
@@ -117,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
             default=Path(f"lightning-reg-{name}"),
             help="folder for the CSV, the figure and finished points (default: %(default)s)",
         )
+        if name == "find":
+            command.add_argument(
+                "--dropout", action="store_true", help="find a dropout rate; the config needs no penalty"
+            )
     return parser
 
 
@@ -143,7 +147,7 @@ def _path(arguments: argparse.Namespace) -> int:
 def _find(arguments: argparse.Namespace) -> int:
     from lightning_reg.cli.tune import find
 
-    return find(arguments.config, arguments.output)
+    return find(arguments.config, arguments.output, dropout=arguments.dropout)
 
 
 _COMMANDS = {"demo": _demo, "path": _path, "find": _find}

@@ -1,7 +1,8 @@
 """``lightning-reg path`` and ``lightning-reg find``: choosing a strength by a config.
 
 The config names what is trained, and takes the options of
-:func:`~lightning_reg.tune.regularization_path` or :func:`~lightning_reg.tune.find_strength`::
+:func:`~lightning_reg.tune.regularization_path`, :func:`~lightning_reg.tune.find_strength` or, with no need of
+a penalty, :func:`~lightning_reg.tune.find_dropout`::
 
     model: {class_path: my.Net}
     data: {class_path: my.DataModule}
@@ -23,9 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lightning_reg.cli.errors import UsageError, one_line
 from lightning_reg.penalties import Penalty
-from lightning_reg.tune.finder import find_strength
+from lightning_reg.tune.finder import find_dropout, find_strength
 from lightning_reg.tune.frame import PathFrame, Row
 from lightning_reg.tune.path import regularization_path
+from lightning_reg.tune.sweep import Sweep
 
 __all__ = ["find", "path"]
 
@@ -42,14 +44,16 @@ def path(config: Path, output: Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     interrupted = False
+    strengths, folds = options.get("strengths"), options.get("folds")
+    points = len(strengths) if strengths is not None else options.get("points", 30)
     with _progress(console) as progress:
-        strengths = options["strengths"]
-        total = len(strengths) if strengths is not None else options["points"]
-        task = progress.add_task("path", total=total)
+        chains = ["path", *(f"fold{k}" for k in range(1, (folds or 0) + 1))]
+        tasks = {chain: progress.add_task(chain, total=points) for chain in chains}
 
-        def on_point(row: Row) -> None:
-            rows.append(row)
-            progress.advance(task)
+        def on_point(chain: str, row: Row) -> None:
+            if chain == "path":
+                rows.append(row)
+            progress.advance(tasks[chain])
 
         try:
             frame = regularization_path(
@@ -70,51 +74,75 @@ def path(config: Path, output: Path) -> int:
     if interrupted:
         console.print(f"stopped after {len(frame)} points, which {output} keeps; run it again to go on")
         return 130
-    if validation is not None:
-        best = frame.best()
-        console.print(
-            f"best strength {best['strength']:.4g}: validation loss {best['validation_loss']:.4g}, "
-            f"{best['nonzeros']} weights that are not zero"
-        )
+    if validation is not None or folds is not None:
+        _say(console, "best strength", frame.best())
+    if folds is not None:
+        _say(console, "within one standard error of it", frame.best("one_se"))
     console.print(f"wrote {output / 'path.csv'} and {output / 'path.png'}")
     return 0
 
 
-def find(config: Path, output: Path) -> int:
-    """Sweep as ``config`` says, and write ``find.csv`` and ``find.png``.
+def find(config: Path, output: Path, dropout: bool = False) -> int:
+    """Try strengths, or dropout rates, as ``config`` says, and write ``find.csv`` and ``find.png``.
 
     Returns:
-        The exit status.
+        The exit status: 130 where it was interrupted; what was seen until then is written.
 
     Raises:
         ValueError: the data have no validation part.
     """
     console = Console()
-    made, options = _read(config, find_strength)
+    made, options = _read(config, find_dropout if dropout else find_strength)
     train, validation = _batches(made.data)
     if validation is None:
         raise ValueError(
             f"{type(made.data).__name__} has no val_dataloader, by which find tells strengths apart"
         )
     output.mkdir(parents=True, exist_ok=True)
+    sweep = Sweep("rate" if dropout else "strength")
+    interrupted = False
     with _progress(console) as progress:
-        task = progress.add_task("find", total=1)
-        sweep = find_strength(made.model, made.penalty, train, validation, **options)
-        progress.advance(task)
-    sweep.to_csv(output / "find.csv")
-    sweep.plot().savefig(output / "find.png", dpi=150)
-    console.print(f"suggested strength: {sweep.suggestion():.4g}")
+        task = progress.add_task("find", total=options.get("points", 9 if dropout else 12))
+
+        def on_point(value: float, loss: float) -> None:
+            sweep.values.append(value)
+            sweep.losses.append(loss)
+            progress.advance(task)
+
+        try:
+            if dropout:
+                find_dropout(made.model, train, validation, on_point=on_point, **options)
+            else:
+                find_strength(made.model, made.penalty, train, validation, on_point=on_point, **options)
+        except (KeyboardInterrupt, SystemExit):
+            interrupted = True
+    if sweep.values:
+        sweep.to_csv(output / "find.csv")
+        sweep.plot().savefig(output / "find.png", dpi=150)
+    if interrupted:
+        console.print(f"stopped after {len(sweep.values)} points, which {output} keeps")
+        return 130
+    console.print(f"suggested {'dropout rate' if dropout else 'strength'}: {sweep.suggestion():.4g}")
     console.print(f"wrote {output / 'find.csv'} and {output / 'find.png'}")
     return 0
 
 
+def _say(console: Console, what: str, row: Row) -> None:
+    error = row["validation_error"]
+    console.print(
+        f"{what}: {row['strength']:.4g}, validation loss {row['validation_loss']:.4g}"
+        f"{'' if error is None else f' ± {error:.2g}'}, {row['nonzeros']} weights that are not zero"
+    )
+
+
 def _read(config: Path, function: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    takes = signature(function).parameters
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    parser.add_subclass_arguments(Penalty, "penalty", required=True)
-    not_options = {"module", "penalty", "data", "validation", "directory", "map", "on_point"}
-    skip: set[str | int] = {name for name in signature(function).parameters if name in not_options}
+    parser.add_subclass_arguments(Penalty, "penalty", required="penalty" in takes)
+    not_options = {"module", "penalty", "data", "train", "validation", "directory", "map", "on_point"}
+    skip: set[str | int] = {name for name in takes if name in not_options}
     parser.add_function_arguments(function, "options", skip=skip)
     # its name since jsonargparse 4.49, and the one before
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes

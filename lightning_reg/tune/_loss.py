@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-__all__ = ["Data", "Loss", "TensorBatches", "batches_of", "clone", "loss_of", "mean_gradient_", "mean_loss"]
+__all__ = [
+    "Data",
+    "Loss",
+    "TensorBatches",
+    "batches_of",
+    "clone",
+    "loss_of",
+    "mean_gradient_",
+    "mean_loss",
+    "same_order",
+]
 
 #: ``(module, batch) -> scalar``, a mean over the batch.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -74,6 +84,23 @@ def batches_of(data: Any, batch_size: int | None = None) -> Any:
     if hasattr(data, "__iter__") and not isinstance(data, Iterator):
         return data
     raise TypeError(f"{data!r} is not data; give a Dataset, a DataLoader, or a list of batches")
+
+
+@contextmanager
+def same_order(*loaders: Any) -> Iterator[None]:
+    """Put back the generators that loaders and their samplers hold, so that the order comes again."""
+    parts = [
+        (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+        for loader in loaders
+    ]
+    found = [getattr(owner, "generator", None) for owners in parts for owner in owners]
+    generators = {id(g): g for g in found if isinstance(g, torch.Generator)}.values()
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def clone(module: nn.Module) -> Any:

@@ -1,80 +1,89 @@
-"""The picture of a path, as glmnet draws it."""
+"""The pictures of a path, as glmnet draws it, and of a sweep; they read on a light page and on a dark one."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
+
+from lightning_reg.plot import _COLOURS, _INK, _legend, _style
+from lightning_reg.tune.frame import Row
 
 if TYPE_CHECKING:
     from lightning_reg.tune.frame import PathFrame
+    from lightning_reg.tune.sweep import Sweep
 
-__all__ = ["new_figure", "plot_path"]
+__all__ = ["plot_path", "plot_sweep"]
 
-
-def new_figure(columns: int) -> tuple[Any, Any]:
-    """Return a figure without pyplot's global state, and its axes.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "plot() needs matplotlib; install it with: pip install 'lightning-reg[plot]'", name="matplotlib"
-        ) from error
-    figure = Figure(figsize=(5.5 * columns, 4.2), layout="constrained")
-    return figure, figure.subplots(1, columns)
+#: Lines up to which each has a name beside the axes.
+MAX_NAMES = 10
 
 
 def plot_path(frame: PathFrame) -> Any:
-    """Draw weights or layers against the strength, and the score against the nonzeros."""
-    figure, (left, right) = new_figure(2)
-    rows = frame.rows
-    strengths = frame["strength"]
-    if rows and all(row.get("weights") is not None for row in rows):
-        for lines in zip(*frame["weights"], strict=True):
-            left.plot(strengths, lines, linewidth=1.2)
-        left.set_ylabel("weights")
-        left.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
-    else:
-        for name in rows[0]["layers"] if rows else ():
-            left.plot(strengths, [row["layers"][name] for row in rows], label=name)
-        left.set_ylabel("norm of each layer")
-        left.legend(frameon=False, fontsize=8)
-    left.set_xscale("log")
-    left.set_xlabel("strength λ")
-    _nonzeros_above(left, frame)
-
-    scored = [row for row in rows if row.get("validation_loss") is not None]
+    """Draw weights or layers against the strength, strongest left, and the score against the nonzeros."""
+    figure, (left, right) = _new_figure(2)
+    _draw_sizes(left, frame)
+    scored = [row for row in frame if _is_number(row.get("validation_loss"))]
     name = "validation_loss" if scored else "train_loss"
-    scored = scored or rows
-    nonzeros, losses = [row["nonzeros"] for row in scored], [row[name] for row in scored]
+    scored = scored or [row for row in frame if _is_number(row.get(name))]
+    _style(right, "", "weights that are not zero", name.replace("_", " "))
     errors = [row.get("validation_error") for row in scored]
-    bars = None if None in errors or not scored else errors
-    right.errorbar(nonzeros, losses, yerr=bars, marker="o", markersize=3.5, linewidth=1.0, elinewidth=0.7)
-    right.set_xlabel("weights that are not zero")
-    right.set_ylabel(name.replace("_", " "))
-    if name == "validation_loss" and scored:
-        for rule, label, colour in (("min", "lowest", "C3"), ("one_se", "one standard error", "C2")):
-            if rule == "one_se" and bars is None:
-                continue
-            row = frame.best(rule)  # type: ignore[arg-type]
-            text = f"{label}: λ = {row['strength']:.3g}"
-            right.plot(
-                row["nonzeros"], row[name], "o", markersize=9, mfc="none", mew=1.8, color=colour, label=text
-            )
-            left.axvline(row["strength"], color=colour, linestyle="--", linewidth=1.0)
-        right.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+    with_errors = bool(scored) and None not in errors
+    right.errorbar(
+        [row["nonzeros"] for row in scored],
+        [row[name] for row in scored],
+        yerr=errors if with_errors else None,
+        color=_COLOURS[0],
+        ecolor=_INK,
+        marker="o",
+        markersize=3.5,
+        linewidth=1.2,
+        elinewidth=0.7,
+    )
+    if name == "validation_loss":
+        _mark(left, right, frame.best(), "lowest", _COLOURS[3])
+        if with_errors:
+            _mark(left, right, frame.best("one_se"), "within one standard error", _COLOURS[2])
+        _legend(right, 2)
     return figure
 
 
-def _nonzeros_above(axes: Any, frame: PathFrame) -> None:
-    """Write the number of nonzeros above the axis, as glmnet does."""
+def plot_sweep(sweep: Sweep) -> Any:
+    """Draw the points of a sweep, the curve through them and the suggestion."""
+    figure, axes = _new_figure(1)
+    _style(axes, "", "strength" if sweep.kind == "strength" else "dropout rate", "validation loss")
+    seen = [(value, loss) for value, loss in sweep if math.isfinite(loss)]
+    axes.plot(*zip(*seen, strict=True), "o", color=_COLOURS[0], markersize=4.5, label="a short run each")
+    axes.plot(*sweep.curve(), color=_COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth")
+    suggestion = sweep.suggestion()
+    label = f"suggestion: {suggestion:.3g}"
+    axes.axvline(suggestion, color=_COLOURS[3], linestyle="--", linewidth=1.2, label=label)
+    if sweep.kind == "strength":
+        axes.set_xscale("log")
+    _legend(axes, 3)
+    return figure
+
+
+def _draw_sizes(axes: Any, frame: PathFrame) -> None:
+    """Weights where they are few, the layers' norms elsewhere; above, how many are not zero."""
     rows = frame.rows
-    shown = rows[:: max(1, len(rows) // 7)]
-    for row in shown:
+    by_weight = bool(rows) and all(row.get("weights") is not None for row in rows)
+    _style(axes, "", "strength", "weight" if by_weight else "norm of each layer")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    if by_weight:
+        lines = list(zip(*frame["weights"], strict=True))
+        axes.axhline(0.0, color=_INK, linewidth=0.8)
+        for index, line in enumerate(lines):
+            axes.plot(frame["strength"], line, color=_COLOURS[index % len(_COLOURS)], linewidth=1.4)
+    else:
+        names = list(rows[0]["layers"]) if rows else []
+        for index, name in enumerate(names):
+            sizes = [row["layers"][name] for row in rows]
+            colour = _COLOURS[index % len(_COLOURS)]
+            axes.plot(frame["strength"], sizes, color=colour, linewidth=1.6, label=name)
+        if 0 < len(names) <= MAX_NAMES:
+            _legend(axes, 1)
+    for row in rows[:: max(1, len(rows) // 7)]:
         axes.annotate(
             str(row["nonzeros"]),
             (row["strength"], 1.0),
@@ -83,5 +92,30 @@ def _nonzeros_above(axes: Any, frame: PathFrame) -> None:
             textcoords="offset points",
             ha="center",
             fontsize=8,
-            color="0.35",
+            color=_INK,
         )
+
+
+def _mark(left: Any, right: Any, row: Row, label: str, colour: str) -> None:
+    """A ring on the score, and a line at its strength."""
+    label = f"{label}: strength {row['strength']:.3g}"
+    place = (row["nonzeros"], row["validation_loss"])
+    right.plot(*place, "o", markersize=9, mfc="none", mew=1.8, color=colour, label=label)
+    left.axvline(row["strength"], color=colour, linestyle="--", linewidth=1.0)
+
+
+def _new_figure(columns: int) -> tuple[Any, Any]:
+    """A transparent figure without pyplot's global state, and its axes."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "plot() needs matplotlib; install it with: pip install 'lightning-reg[plot]'", name="matplotlib"
+        ) from error
+    figure = Figure(figsize=(5.5 * columns, 4.2), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    return figure, figure.subplots(1, columns)
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -22,7 +22,9 @@ COLUMNS = (
     "groups",
     "norm",
     "epochs",
+    "best_epoch",
     "steps",
+    "gradients",
     "residual",
     "converged",
 )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_reg.cli.main import main
-from tests.support import data
+from tests.support import Net, data
 
 pytest.importorskip("jsonargparse")
 pytest.importorskip("matplotlib")
@@ -25,28 +30,32 @@ class Numbers(pl.LightningDataModule):
         return DataLoader(data(24), batch_size=24)
 
 
-class Interrupt(pl.Callback):
-    """Ctrl-C in the third point."""
+class Slow(Net):
+    """A point takes half a second, so that a signal comes in the midst of one."""
 
-    fits = 0
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.training:
+            time.sleep(0.06)
+        return super().training_step(batch, batch_idx)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        Interrupt.fits += 1
-        if Interrupt.fits == 3:
-            raise KeyboardInterrupt
+
+class Dropping(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.insert(1, nn.Dropout(0.25))
 
 
 CONFIG = """
-model: {class_path: tests.support.Net}
+model: {class_path: MODEL}
 data: {class_path: tests.cli.test_tune.Numbers}
 penalty: {class_path: lightning_reg.L1, init_args: {strength: 0}}
-options: {points: 5, OPTIONS}
+options: {OPTIONS, trainer: {accelerator: cpu}}
 """
 
 
-def config(folder: Path, options: str) -> str:
+def config(folder: Path, options: str, model: str = "tests.support.Net") -> str:
     file = folder / "config.yaml"
-    file.write_text(CONFIG.replace("OPTIONS", options))
+    file.write_text(CONFIG.replace("OPTIONS", options).replace("MODEL", model))
     return str(file)
 
 
@@ -56,39 +65,79 @@ def lines(file: Path) -> list[dict[str, str]]:
 
 
 def test_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["path", config(tmp_path, "max_epochs: 2, trainer: {accelerator: cpu}")]
+    arguments = ["path", config(tmp_path, "points: 3, max_epochs: 3, patience: 2")]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
     rows = lines(tmp_path / "out" / "path.csv")
-    assert len(rows) == 5 and all(float(row["validation_loss"]) > 0 for row in rows)
+    assert len(rows) == 3 and all(float(row["validation_loss"]) > 0 and row["best_epoch"] for row in rows)
     assert (tmp_path / "out" / "path.png").read_bytes().startswith(b"\x89PNG")
-    assert "best strength" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "best strength" in said and "standard error" not in said and "3/3" in said
 
 
-def test_ctrl_c_keeps_what_is_done(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lightning_reg.cli import tune
-
-    kept = tune.regularization_path
-    monkeypatch.setattr(Interrupt, "fits", 0)
-    monkeypatch.setattr(
-        tune,
-        "regularization_path",
-        lambda *a, trainer, **k: kept(*a, trainer={**trainer, "callbacks": [Interrupt()]}, **k),
-    )
-    arguments = ["path", config(tmp_path, "max_epochs: 2, trainer: {accelerator: cpu}")]
-    arguments += ["--output", str(tmp_path / "out")]
-    assert main(arguments) == 130
-    assert len(lines(tmp_path / "out" / "path.csv")) == 2
-    assert "stopped after 2 points" in capsys.readouterr().out
-    assert main(arguments) == 0
-    assert len(lines(tmp_path / "out" / "path.csv")) == 5
-    assert Interrupt.fits == 6  # two, the one that was stopped, and the three that were missing
-
-
-def test_find(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["find", config(tmp_path, "warmup: 1, epochs: 1, trainer: {accelerator: cpu}")]
+def test_path_with_folds_says_both_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["path", config(tmp_path, "strengths: [0.1, 0.01], folds: 3, max_epochs: 1")]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
-    assert len(lines(tmp_path / "out" / "find.csv")) == 5
+    assert all(float(row["validation_error"]) > 0 for row in lines(tmp_path / "out" / "path.csv"))
+    said = capsys.readouterr().out
+    assert "best strength" in said and "within one standard error of it" in said
+    assert "fold3" in said and said.count("2/2") == 4
+
+
+@pytest.mark.parametrize("dropout", [False, True], ids=["strength", "dropout"])
+def test_find(tmp_path: Path, capsys: pytest.CaptureFixture[str], dropout: bool) -> None:
+    file = config(tmp_path, "points: 3, epochs: 1", "tests.cli.test_tune.Dropping")
+    if dropout:
+        text = Path(file).read_text()
+        Path(file).write_text("\n".join(line for line in text.splitlines() if "penalty" not in line))
+    arguments = ["find", file, "--output", str(tmp_path / "out"), *(["--dropout"] if dropout else [])]
+    assert main(arguments) == 0
+    found = [float(row["rate" if dropout else "strength"]) for row in lines(tmp_path / "out" / "find.csv")]
+    assert found == pytest.approx([0.0, 0.4, 0.8] if dropout else [1e-5, 10**-2.5, 1.0])
     assert (tmp_path / "out" / "find.png").read_bytes().startswith(b"\x89PNG")
-    assert "suggested strength" in capsys.readouterr().out
+    assert f"suggested {'dropout rate' if dropout else 'strength'}" in capsys.readouterr().out
+
+
+def interrupted(arguments: list[str], ready: Any) -> str:
+    """Send SIGINT to the command once it is ready, and return what it has said."""
+    command = [sys.executable, "-m", "lightning_reg.cli.main", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        end = time.monotonic() + 90
+        while not ready():
+            assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    return said
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    file = config(tmp_path, "points: 5, max_epochs: 2", "tests.cli.test_tune.Slow")
+    arguments = ["path", file, "--output", str(out)]
+    said = interrupted(arguments, lambda: len(list(out.glob("points/path-*.pt"))) == 2)
+    assert "stopped after 2 points" in said
+    assert len(lines(out / "path.csv")) == 2 and (out / "path.png").exists()
+    kept = {point: point.stat().st_mtime_ns for point in out.glob("points/path-*.pt")}
+    assert main(arguments) == 0
+    assert len(lines(out / "path.csv")) == 5
+    assert all(point.stat().st_mtime_ns == time for point, time in kept.items())
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_find_has_seen(tmp_path: Path) -> None:
+    out, begun = tmp_path / "out", time.monotonic()
+    file = config(tmp_path, "points: 300, epochs: 1", "tests.cli.test_tune.Slow")
+
+    # nothing is written before the end: three seconds after the folder is there, some points are done
+    def ready() -> bool:
+        nonlocal begun
+        begun = begun if out.exists() else time.monotonic()
+        return time.monotonic() - begun > 3
+
+    said = interrupted(["find", file, "--output", str(out)], ready)
+    assert "stopped after" in said and 0 < len(lines(out / "find.csv")) < 300

@@ -47,7 +47,7 @@ def test_a_study_prefers_the_strength_that_does_no_harm_and_prunes() -> None:
     assert optuna.trial.TrialState.PRUNED in states
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     ray = pytest.importorskip("ray")
     with warnings.catch_warnings():
