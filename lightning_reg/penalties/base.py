@@ -25,8 +25,8 @@ class Penalty(Bound):
 
     Subclasses are frozen dataclasses that give a formula: :meth:`value` and :meth:`gradient`, and
     :meth:`prox` where one is known. They hold no state, so one object serves any number of modules. How
-    a penalty acts on training is not its business: see ``apply`` of :class:`~lightning_reg.callbacks.
-    PenaltyCallback` and :func:`~lightning_reg.attach`.
+    a penalty acts on training is not its business: see ``apply`` of
+    :class:`~lightning_reg.callbacks.PenaltyCallback` and :func:`~lightning_reg.attach`.
 
     Attributes:
         strength: λ, a number, a schedule, or a callable ``(step, total_steps) -> float``.
