@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import lightning.pytorch as pl
+import matplotlib.pyplot as plt
 import torch
 from rich.console import Console
 from sklearn.datasets import load_diabetes, load_digits
+from sklearn.linear_model import Lasso
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,6 +23,7 @@ from lightning_reg import (
     LinearRegression,
     MultiStep,
     RegularizedClassifier,
+    attach,
     plot,
 )
 from lightning_reg.callbacks import RegularizationMonitor
@@ -33,6 +36,8 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+
+LR, STEPS = 0.01, 4000
 
 
 def digits() -> None:
@@ -77,6 +82,82 @@ def path() -> None:
     save(plot.regularization_path(strengths, coefficients, data.feature_names), "path")
 
 
+def lasso() -> None:
+    """The lasso of scikit-learn's diabetes data, three ways under Adam, against scikit-learn's ``Lasso``."""
+    data = load_diabetes()
+    x = torch.tensor((data.data - data.data.mean(0)) / data.data.std(0))
+    y = torch.tensor((data.target - data.target.mean()) / data.target.std())
+    strength = 0.05
+    exact = Lasso(strength, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(x.numpy(), y.numpy())
+    optimum = torch.tensor(exact.coef_)
+
+    def objective(w: torch.Tensor) -> torch.Tensor:
+        return (x @ w - y).square().mean() / 2 + strength * w.abs().sum()
+
+    def train(way: str) -> tuple[list[float], torch.Tensor]:
+        model = nn.Linear(x.shape[1], 1, bias=False).double()
+        nn.init.zeros_(model.weight)
+        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+        if way == "library":
+            attach(model, optimizer, L1(strength), apply="proximal")
+        gaps = []
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss = (model(x)[:, 0] - y).square().mean() / 2
+            (loss + strength * model.weight.abs().sum() if way == "loss" else loss).backward()
+            optimizer.step()
+            with torch.no_grad():
+                if way == "threshold":
+                    shrunk = (model.weight.abs() - LR * strength).clamp(min=0)
+                    model.weight.copy_(model.weight.sign() * shrunk)
+                gaps.append(float(objective(model.weight[0]) - objective(optimum)))
+        return gaps, model.weight.detach()[0]
+
+    ink, size = "#808080", 8.5
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    floor, zero = 1e-16, 10**-8.3
+    ways = {
+        "loss": ("λ·|w| added to the loss", "#e07b1a", "s"),
+        "threshold": ("soft threshold after Adam's step", "#d04a6a", "^"),
+        "library": ('L1(λ), apply="proximal"', "#2a85d0", "o"),
+    }
+    for way, (label, colour, marker) in ways.items():
+        gaps, w = train(way)
+        zeros = int((w == 0).sum())
+        left.plot(
+            w.abs().clamp(min=zero), marker, color=colour, markersize=7, label=f"{label}: {zeros} zeros"
+        )
+        right.plot([max(gap, floor) for gap in gaps], color=colour, linewidth=1.8)
+    left.plot(
+        optimum.abs().clamp(min=zero),
+        "o",
+        color=ink,
+        markersize=12,
+        markerfacecolor="none",
+        label=f"scikit-learn's Lasso: {int((optimum == 0).sum())} zeros",
+    )
+    left.set_yscale("log")
+    left.set_ylim(10**-9, 1.0)
+    left.set_yticks([zero, 1e-6, 1e-4, 1e-2, 1.0], ["0", "1e-6", "1e-4", "0.01", "1"])
+    left.minorticks_off()
+    left.set_xticks(range(10), data.feature_names)
+    left.set_title("|w| after training", color=ink, fontsize=11)
+    right.set_yscale("log")
+    right.set_title("objective, above the optimum", color=ink, fontsize=11)
+    right.set_xlabel("optimizer step", color=ink)
+    for axes in (left, right):
+        axes.patch.set_alpha(0.0)
+        axes.tick_params(colors=ink, labelsize=size)
+        for spine in axes.spines.values():
+            spine.set_color(ink)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.grid(color=ink, alpha=0.2, linewidth=0.6)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=ink, fontsize=10)
+    save(figure, "lasso")
+
+
 def schedules() -> None:
     """A few schedules."""
     named = {
@@ -95,6 +176,7 @@ def save(figure: object, name: str) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    lasso()
     schedules()
     digits()
     path()
