@@ -1,4 +1,4 @@
-"""The documentation's build, with nothing from the network: ``sphinx-build -W --keep-going docs build/site``."""
+"""The documentation, built without network: ``sphinx-build -W --keep-going docs build/site``."""
 
 from __future__ import annotations
 
