@@ -33,6 +33,7 @@ html_title = "lightning-reg"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_show_sphinx = False
+html_show_search_summary = False  # fetched page by page, which a browser refuses for files
 html_copy_source = False
 
 myst_enable_extensions = ["dollarmath"]

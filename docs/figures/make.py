@@ -94,67 +94,52 @@ def lasso() -> None:
     def objective(w: torch.Tensor) -> torch.Tensor:
         return (x @ w - y).square().mean() / 2 + strength * w.abs().sum()
 
-    def train(way: str) -> tuple[list[float], torch.Tensor]:
+    def train(way: str) -> tuple[float, torch.Tensor]:
         model = nn.Linear(x.shape[1], 1, bias=False).double()
         nn.init.zeros_(model.weight)
         optimizer = torch.optim.Adam(model.parameters(), lr=LR)
         if way == "library":
             attach(model, optimizer, L1(strength), apply="proximal")
-        gaps = []
         for _ in range(STEPS):
             optimizer.zero_grad()
             loss = (model(x)[:, 0] - y).square().mean() / 2
             (loss + strength * model.weight.abs().sum() if way == "loss" else loss).backward()
             optimizer.step()
-            with torch.no_grad():
-                if way == "threshold":
+            if way == "threshold":
+                with torch.no_grad():
                     shrunk = (model.weight.abs() - LR * strength).clamp(min=0)
                     model.weight.copy_(model.weight.sign() * shrunk)
-                gaps.append(float(objective(model.weight[0]) - objective(optimum)))
-        return gaps, model.weight.detach()[0]
+        w = model.weight.detach()[0]
+        return float(objective(w) - objective(optimum)), w
 
-    ink, size = "#808080", 8.5
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7), layout="constrained")
+    ink, zero = "#808080", 1e-5  # where the logarithmic axis shows 0
+    figure, axes = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
     figure.patch.set_alpha(0.0)
-    floor, zero = 1e-16, 10**-8.3
+    axes.patch.set_alpha(0.0)
     ways = {
         "loss": ("λ·|w| added to the loss", "#e07b1a", "s"),
         "threshold": ("soft threshold after Adam's step", "#d04a6a", "^"),
         "library": ('L1(λ), apply="proximal"', "#2a85d0", "o"),
     }
     for way, (label, colour, marker) in ways.items():
-        gaps, w = train(way)
-        zeros = int((w == 0).sum())
-        left.plot(
-            w.abs().clamp(min=zero), marker, color=colour, markersize=7, label=f"{label}: {zeros} zeros"
-        )
-        right.plot([max(gap, floor) for gap in gaps], color=colour, linewidth=1.8)
-    left.plot(
-        optimum.abs().clamp(min=zero),
-        "o",
-        color=ink,
-        markersize=12,
-        markerfacecolor="none",
-        label=f"scikit-learn's Lasso: {int((optimum == 0).sum())} zeros",
-    )
-    left.set_yscale("log")
-    left.set_ylim(10**-9, 1.0)
-    left.set_yticks([zero, 1e-6, 1e-4, 1e-2, 1.0], ["0", "1e-6", "1e-4", "0.01", "1"])
-    left.minorticks_off()
-    left.set_xticks(range(10), data.feature_names)
-    left.set_title("|w| after training", color=ink, fontsize=11)
-    right.set_yscale("log")
-    right.set_title("objective, above the optimum", color=ink, fontsize=11)
-    right.set_xlabel("optimizer step", color=ink)
-    for axes in (left, right):
-        axes.patch.set_alpha(0.0)
-        axes.tick_params(colors=ink, labelsize=size)
-        for spine in axes.spines.values():
-            spine.set_color(ink)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        axes.grid(color=ink, alpha=0.2, linewidth=0.6)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=ink, fontsize=10)
+        gap, w = train(way)
+        told = f"{label}: {int((w == 0).sum())} zeros, {max(gap, 0.0):.1g} above the optimum"
+        axes.plot(w.abs().clamp(min=zero), marker, color=colour, markersize=8, label=told)
+    told = f"scikit-learn's Lasso: {int((optimum == 0).sum())} zeros, the optimum"
+    ring = {"color": ink, "markersize": 14, "markerfacecolor": "none"}
+    axes.plot(optimum.abs().clamp(min=zero), "o", label=told, **ring)
+    axes.set_yscale("log")
+    axes.set_ylim(zero / 3, 1.5)
+    axes.set_yticks([zero, 1e-3, 1e-2, 1e-1, 1.0], ["0", "0.001", "0.01", "0.1", "1"])
+    axes.minorticks_off()
+    axes.set_xticks(range(10), data.feature_names)
+    axes.set_title("The lasso of ten features under Adam: |w| after 4,000 steps", color=ink, fontsize=12)
+    axes.tick_params(colors=ink, labelsize=11)
+    axes.grid(color=ink, alpha=0.2, linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_color(ink)
+        spine.set_visible(side in ("left", "bottom"))
+    figure.legend(loc="outside lower left", frameon=False, labelcolor=ink, fontsize=11)
     save(figure, "lasso")
 
 
