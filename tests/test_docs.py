@@ -6,6 +6,7 @@ import inspect
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -71,7 +72,10 @@ class Net(pl.LightningModule):
 class ShortTrainer(pl.Trainer):
     """The Trainer that pages make, for two steps and without files."""
 
+    made: ClassVar[list[ShortTrainer]] = []
+
     def __init__(self, **arguments):
+        self.made.append(self)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         short = {"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False}
         super().__init__(**{**arguments, **quiet, **short})
@@ -79,17 +83,18 @@ class ShortTrainer(pl.Trainer):
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if blocks(page, "python")],
-    ids=lambda page: str(page.relative_to(DOCS)),
+    [page for page in [ROOT / "README.md", *PAGES] if blocks(page, "python")],
+    ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_every_python_block_runs_and_every_trainer_trains(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pl, "Trainer", ShortTrainer)
+    monkeypatch.setattr(ShortTrainer, "made", [])
     names = {}
     for number, block in enumerate(blocks(page, "python"), 1):
         exec(compile(block, f"{page.name}, python block {number}", "exec"), names)
     data = DataLoader(TensorDataset(torch.randn(8, 1, 6, 6), torch.arange(8) % 3), batch_size=4)
-    for trainer in [value for value in names.values() if isinstance(value, ShortTrainer)]:
+    for trainer in ShortTrainer.made:
         trainer.fit(Net(), data, data)
         assert trainer.global_step == 2
 
