@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from lightning_reg.callbacks import PenaltyCallback
 from tests.support import QUIET, Net, batches, data, weights
 
 EPOCHS = 4
+#: what `fit` takes from lightning 2.6 on
+STRICT = {"weights_only": True} if "weights_only" in signature(pl.Trainer.fit).parameters else {}
 KILL_AT = 21  # in the third epoch of eight batches
 MODES = ["gradient", "loss", "decoupled", "proximal"]
 #: at an epoch's end with a plain loader; in mid-epoch where every batch is the same
@@ -63,7 +66,7 @@ def run(
     checkpoint = ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **SAVES[saves])
     options = {**QUIET, "enable_checkpointing": True, "max_epochs": EPOCHS}
     trainer = pl.Trainer(callbacks=[*(penalties if regularized else []), checkpoint, *extra], **options)
-    trainer.fit(module, loader(saves), ckpt_path=ckpt, weights_only=True)
+    trainer.fit(module, loader(saves), ckpt_path=ckpt, **STRICT)
     return weights(module)
 
 
@@ -133,7 +136,7 @@ module = Net()
 pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False,
            enable_progress_bar=False).fit(
     module, DataLoader(TensorDataset(torch.zeros(64, 10), torch.zeros(64, 1)), batch_size=8),
-    ckpt_path={str(checkpoint)!r}, weights_only=True)
+    ckpt_path={str(checkpoint)!r}, **{STRICT!r})
 assert module.trainer.global_step == 24
 """
     subprocess.run(

@@ -9,17 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_reg import L1, L2, ElasticNet, L2Norm, RegularizedModule
 from lightning_reg.callbacks import PenaltyCallback
 from tests.support import QUIET, data, network, tutorial_sgd
-
-try:
-    from lightning.pytorch.strategies import ModelParallelStrategy
-except ImportError:  # lightning before 2.4: no strategy is one
-    ModelParallelStrategy = ()  # type: ignore[assignment,misc]
 
 PENALTIES = {
     "l1": L1(1e-2, "all"),
