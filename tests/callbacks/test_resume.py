@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from packaging.version import Version
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -31,6 +32,11 @@ SAVES: dict[str, dict[str, Any]] = {
     "epoch": {"every_n_epochs": 1},
     "mid-epoch": {"every_n_train_steps": 5},
 }
+
+own_resume_is_exact = pytest.mark.skipif(
+    Version(pl.__version__) < Version("2.5"),
+    reason="lightning 2.4 with no callback resumes otherwise in mid-epoch",
+)
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -95,7 +101,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pa
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
-@pytest.mark.parametrize("saves", SAVES)
+@pytest.mark.parametrize("saves", ["epoch", pytest.param("mid-epoch", marks=own_resume_is_exact)])
 @pytest.mark.parametrize("apply", MODES)
 def test_killed_and_resumed_equals_uninterrupted(
     apply: Any, saves: str, killed: dict[tuple[str, str], Path], tmp_path: Path
