@@ -35,7 +35,7 @@ SAVES: dict[str, dict[str, Any]] = {
 
 own_resume_is_exact = pytest.mark.skipif(
     Version(pl.__version__) < Version("2.5"),
-    reason="lightning 2.4 with no callback resumes otherwise in mid-epoch",
+    reason="lightning 2.4 alone is not exact in mid-epoch",
 )
 
 
