@@ -31,7 +31,7 @@ class DropoutScheduler(SiteCallback):
     applied to them or around them within the LightningModule.
 
     Args:
-        rate: a number in [0, 1], a schedule of one, or :class:`~lightning_reg.dropout.ByDepth` of either.
+        rate: a number in [0, 1], a schedule of one, or :class:`~lightning_reg.ByDepth` of either.
         select: ``"*"``, a glob over site names (``"encoder.*"``; with a leading ``!`` in a list, all but), a
             module class, a predicate of the site, or a list of these.
         relative: multiply each site's built rate instead of replacing it. Sites built at 0 stay at 0.

@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import lightning.pytorch as pl
+import matplotlib.pyplot as plt
 import torch
 from rich.console import Console
 from sklearn.datasets import load_diabetes, load_digits
+from sklearn.linear_model import Lasso
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,6 +23,7 @@ from lightning_reg import (
     LinearRegression,
     MultiStep,
     RegularizedClassifier,
+    attach,
     plot,
 )
 from lightning_reg.callbacks import RegularizationMonitor
@@ -33,6 +36,8 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+
+LR, STEPS = 0.01, 4000
 
 
 def digits() -> None:
@@ -77,6 +82,67 @@ def path() -> None:
     save(plot.regularization_path(strengths, coefficients, data.feature_names), "path")
 
 
+def lasso() -> None:
+    """The lasso of scikit-learn's diabetes data, three ways under Adam, against scikit-learn's ``Lasso``."""
+    data = load_diabetes()
+    x = torch.tensor((data.data - data.data.mean(0)) / data.data.std(0))
+    y = torch.tensor((data.target - data.target.mean()) / data.target.std())
+    strength = 0.05
+    exact = Lasso(strength, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(x.numpy(), y.numpy())
+    optimum = torch.tensor(exact.coef_)
+
+    def objective(w: torch.Tensor) -> torch.Tensor:
+        return (x @ w - y).square().mean() / 2 + strength * w.abs().sum()
+
+    def train(way: str) -> tuple[float, torch.Tensor]:
+        model = nn.Linear(x.shape[1], 1, bias=False).double()
+        nn.init.zeros_(model.weight)
+        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+        if way == "library":
+            attach(model, optimizer, L1(strength), apply="proximal")
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss = (model(x)[:, 0] - y).square().mean() / 2
+            (loss + strength * model.weight.abs().sum() if way == "loss" else loss).backward()
+            optimizer.step()
+            if way == "threshold":
+                with torch.no_grad():
+                    shrunk = (model.weight.abs() - LR * strength).clamp(min=0)
+                    model.weight.copy_(model.weight.sign() * shrunk)
+        w = model.weight.detach()[0]
+        return float(objective(w) - objective(optimum)), w
+
+    ink, zero = "#808080", 1e-5  # where the logarithmic axis shows 0
+    figure, axes = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    axes.patch.set_alpha(0.0)
+    ways = {
+        "loss": ("λ·|w| added to the loss", "#e07b1a", "s"),
+        "threshold": ("soft threshold after Adam's step", "#d04a6a", "^"),
+        "library": ('L1(λ), apply="proximal"', "#2a85d0", "o"),
+    }
+    for way, (label, colour, marker) in ways.items():
+        gap, w = train(way)
+        told = f"{label}: {int((w == 0).sum())} zeros, {max(gap, 0.0):.1g} above the optimum"
+        axes.plot(w.abs().clamp(min=zero), marker, color=colour, markersize=8, label=told)
+    told = f"scikit-learn's Lasso: {int((optimum == 0).sum())} zeros, the optimum"
+    ring = {"color": ink, "markersize": 14, "markerfacecolor": "none"}
+    axes.plot(optimum.abs().clamp(min=zero), "o", label=told, **ring)
+    axes.set_yscale("log")
+    axes.set_ylim(zero / 3, 1.5)
+    axes.set_yticks([zero, 1e-3, 1e-2, 1e-1, 1.0], ["0", "0.001", "0.01", "0.1", "1"])
+    axes.minorticks_off()
+    axes.set_xticks(range(10), data.feature_names)
+    axes.set_title("The lasso of ten features under Adam: |w| after 4,000 steps", color=ink, fontsize=12)
+    axes.tick_params(colors=ink, labelsize=11)
+    axes.grid(color=ink, alpha=0.2, linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_color(ink)
+        spine.set_visible(side in ("left", "bottom"))
+    figure.legend(loc="outside lower left", frameon=False, labelcolor=ink, fontsize=11)
+    save(figure, "lasso")
+
+
 def schedules() -> None:
     """A few schedules."""
     named = {
@@ -95,6 +161,7 @@ def save(figure: object, name: str) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    lasso()
     schedules()
     digits()
     path()

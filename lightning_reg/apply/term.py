@@ -19,6 +19,7 @@ from lightning_reg.target_sparsity import Controller, TargetSparsity
 
 __all__ = ["Apply", "Metric", "Term", "found_inf"]
 
+#: How a penalty acts on a step; each word is explained by :class:`~lightning_reg.callbacks.PenaltyCallback`.
 Apply: TypeAlias = Literal["gradient", "loss", "decoupled", "proximal"]
 Metric: TypeAlias = Literal["optimizer", "euclidean"]
 

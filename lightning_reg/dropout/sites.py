@@ -134,7 +134,7 @@ class DropoutSite:
 
     @property
     def key(self) -> tuple[int, str]:
-        """What tells one place from another: the owner's identity and the attribute."""
+        """What tells one place from another, which is the owner's identity and the attribute."""
         return (id(self.owner), self.attribute)
 
     @property

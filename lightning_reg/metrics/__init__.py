@@ -14,7 +14,7 @@ from lightning_reg.metrics.functional import (
 )
 
 if TYPE_CHECKING:
-    from lightning_reg.metrics.generalization_gap import GeneralizationGap
+    from lightning_reg.metrics.gap import GeneralizationGap
     from lightning_reg.metrics.parameters import EffectiveRank, GroupSparsity, ParameterNorm, Sparsity
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "GeneralizationGap":
-        from lightning_reg.metrics.generalization_gap import GeneralizationGap
+        from lightning_reg.metrics.gap import GeneralizationGap
 
         return GeneralizationGap
     if name in ("EffectiveRank", "GroupSparsity", "ParameterNorm", "Sparsity"):

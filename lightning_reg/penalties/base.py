@@ -26,8 +26,8 @@ class Penalty(Bound):
 
     Subclasses are frozen dataclasses that give a formula: :meth:`value` and :meth:`gradient`, and
     :meth:`prox` where one is known. They hold no state, so one object serves any number of modules. How
-    a penalty acts on training is not its business: see ``apply`` of :class:`~lightning_reg.callbacks.
-    PenaltyCallback` and :func:`~lightning_reg.attach`.
+    a penalty acts on training is not its business: see ``apply`` of
+    :class:`~lightning_reg.callbacks.PenaltyCallback` and :func:`~lightning_reg.attach`.
 
     A tensor that FSDP2 or tensor parallelism shards is gathered for these formulas, and every process
     computes them for the whole tensor: one all-gather, the memory of one whole tensor, and no work shared.

@@ -27,7 +27,7 @@ class GroupLasso(GroupedPenalty):
     Adam and its like the prox is taken in the optimizer's own metric. A gradient never makes an exact zero.
 
     An average of weights (EMA, ``WeightAveraging``) is not sparse where the weights were not always zero:
-    apply the penalty's :meth:`prox` to the averaged weights once more, or prune by the trained ones.
+    apply the penalty's ``prox`` to the averaged weights once more, or prune by the trained ones.
 
     Args:
         strength: λ ≥ 0, in units of loss per unit of weight.

@@ -60,12 +60,12 @@ class L0(ElementwisePenalty):
 
     @property
     def has_gradient(self) -> bool:
-        """No: it is 0."""
+        """No; it is 0."""
         return False
 
     @property
     def prox_in_metric(self) -> bool:
-        """No: the threshold would grow until nothing is left."""
+        """No; the threshold would grow until nothing is left."""
         return False
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:

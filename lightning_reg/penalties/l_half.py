@@ -57,7 +57,7 @@ class LHalf(ElementwisePenalty):
 
     @property
     def has_gradient(self) -> bool:
-        """No: near 0 it is too long for any step."""
+        """No; near 0 it is too long for any step."""
         return False
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class NuclearNorm(Penalty):
 
     @property
     def prox_in_metric(self) -> bool:
-        """No: it couples its weights through a decomposition."""
+        """No; it couples its weights through a decomposition."""
         return False
 
 

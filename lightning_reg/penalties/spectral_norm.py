@@ -84,7 +84,7 @@ class SpectralNorm(IteratedPenalty):
 
     @property
     def prox_in_metric(self) -> bool:
-        """No: it couples its weights through a decomposition."""
+        """No; it couples its weights through a decomposition."""
         return False
 
     def iterate(self, matrix: Tensor, vector: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import (
     EarlyStopping,
     GradientAccumulationScheduler,
     ModelCheckpoint,
-    WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
@@ -498,7 +497,7 @@ def test_copies_and_pickles_of_callback_and_module() -> None:
 @pytest.mark.parametrize("apply", APPLY)
 def test_beside_weight_averaging(apply: Any) -> None:
     module = Net()
-    averaging = WeightAveraging()
+    averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging").WeightAveraging()  # 2.6
     fit(module, L1PenaltyCallback(0.1, apply=apply), averaging, steps=8)
     assert traces(module, []) == []
 

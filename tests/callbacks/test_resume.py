@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from packaging.version import Version
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,6 +23,8 @@ from lightning_reg.callbacks import PenaltyCallback
 from tests.support import QUIET, Net, batches, data, weights
 
 EPOCHS = 4
+#: what `fit` takes from lightning 2.6 on
+STRICT = {"weights_only": True} if "weights_only" in signature(pl.Trainer.fit).parameters else {}
 KILL_AT = 21  # in the third epoch of eight batches
 MODES = ["gradient", "loss", "decoupled", "proximal"]
 #: at an epoch's end with a plain loader; in mid-epoch where every batch is the same
@@ -28,6 +32,11 @@ SAVES: dict[str, dict[str, Any]] = {
     "epoch": {"every_n_epochs": 1},
     "mid-epoch": {"every_n_train_steps": 5},
 }
+
+own_resume_is_exact = pytest.mark.skipif(
+    Version(pl.__version__) < Version("2.5"),
+    reason="lightning 2.4 alone is not exact in mid-epoch",
+)
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -63,7 +72,7 @@ def run(
     checkpoint = ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **SAVES[saves])
     options = {**QUIET, "enable_checkpointing": True, "max_epochs": EPOCHS}
     trainer = pl.Trainer(callbacks=[*(penalties if regularized else []), checkpoint, *extra], **options)
-    trainer.fit(module, loader(saves), ckpt_path=ckpt, weights_only=True)
+    trainer.fit(module, loader(saves), ckpt_path=ckpt, **STRICT)
     return weights(module)
 
 
@@ -92,7 +101,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pa
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
-@pytest.mark.parametrize("saves", SAVES)
+@pytest.mark.parametrize("saves", ["epoch", pytest.param("mid-epoch", marks=own_resume_is_exact)])
 @pytest.mark.parametrize("apply", MODES)
 def test_killed_and_resumed_equals_uninterrupted(
     apply: Any, saves: str, killed: dict[tuple[str, str], Path], tmp_path: Path
@@ -133,7 +142,7 @@ module = Net()
 pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False,
            enable_progress_bar=False).fit(
     module, DataLoader(TensorDataset(torch.zeros(64, 10), torch.zeros(64, 1)), batch_size=8),
-    ckpt_path={str(checkpoint)!r}, weights_only=True)
+    ckpt_path={str(checkpoint)!r}, **{STRICT!r})
 assert module.trainer.global_step == 24
 """
     subprocess.run(

@@ -1,0 +1,154 @@
+"""What the documentation shows runs, its links lead somewhere, and every public name is in its reference."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import ClassVar
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_reg
+import lightning_reg.callbacks
+import lightning_reg.data
+import lightning_reg.metrics
+import lightning_reg.plot
+import lightning_reg.tune
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+BROUGHT = {"benchmarks", "notebooks"}  # copies that the build makes
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page.relative_to(DOCS).parts[0] not in BROUGHT]
+PUBLIC = [
+    lightning_reg,
+    lightning_reg.callbacks,
+    lightning_reg.data,
+    lightning_reg.metrics,
+    lightning_reg.plot,
+    lightning_reg.tune,
+]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+class Net(pl.LightningModule):
+    """What the pages' selections name: an encoder, a head, filters, dropout, two logged losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 8), nn.ReLU()
+        )
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+    def _step(self, batch, name):
+        x, y = batch
+        loss = nn.functional.cross_entropy(self(x), y)
+        self.log(name, loss, on_step=False, on_epoch=True)
+        return loss
+
+    def training_step(self, batch, batch_idx):
+        return self._step(batch, "train_loss")
+
+    def validation_step(self, batch, batch_idx):
+        self._step(batch, "val_loss")
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+class ShortTrainer(pl.Trainer):
+    """The Trainer that pages make, for two steps and without files."""
+
+    made: ClassVar[list[ShortTrainer]] = []
+
+    def __init__(self, **arguments):
+        self.made.append(self)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        short = {"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False}
+        super().__init__(**{**arguments, **quiet, **short})
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in [ROOT / "README.md", *PAGES] if blocks(page, "python")],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_every_python_block_runs_and_every_trainer_trains(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pl, "Trainer", ShortTrainer)
+    monkeypatch.setattr(ShortTrainer, "made", [])
+    names = {}
+    for number, block in enumerate(blocks(page, "python"), 1):
+        exec(compile(block, f"{page.name}, python block {number}", "exec"), names)
+    data = DataLoader(TensorDataset(torch.randn(8, 1, 6, 6), torch.arange(8) % 3), batch_size=4)
+    for trainer in ShortTrainer.made:
+        trainer.fit(Net(), data, data)
+        assert trainer.global_step == 2
+
+
+def test_yaml_of_the_docs_is_the_example():
+    yaml = pytest.importorskip("yaml")
+    (block,) = blocks(DOCS / "config.md", "yaml")
+    example = yaml.safe_load((ROOT / "examples" / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert yaml.safe_load(block)["trainer"]["callbacks"] == example
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!\w+:)([^)#]*)(#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        found = page.parent / target if target else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor[1:] in anchors(found), f"{page.name} links to {target}{anchor}"
+
+
+def test_every_page_is_in_the_contents():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    trees = re.findall(r"^```\{toctree\}\n(.*?)^```", index, re.MULTILINE | re.DOTALL)
+    entries = [line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")]
+    for page in PAGES:
+        name = page.relative_to(DOCS).with_suffix("").as_posix()
+        assert name == "index" or any(fnmatchcase(name, entry) for entry in entries), name
+
+
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
+def test_every_public_name_is_described_in_the_reference(module):
+    directives = set()
+    for page in sorted((DOCS / "api").glob("*.md")):
+        current = ""
+        for kind, name in re.findall(r"^\.\. (\w+):: ([\w.]+)$", page.read_text(), re.MULTILINE):
+            if kind in ("currentmodule", "automodule"):
+                current = name
+            else:
+                directives.add(name if name.startswith("lightning_reg") else f"{current}.{name}")
+    missing = {f"{module.__name__}.{name}" for name in module.__all__} - directives
+    assert missing - {"lightning_reg.Apply"} == set()
+    assert "lightning_reg.apply.term.Apply" in directives
+
+
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
+def test_a_public_name_is_what_it_says_and_has_a_docstring(module):
+    for name in module.__all__:  # loads what is loaded late, which must not shadow a function of its name
+        getattr(module, name)
+    for name in module.__all__:
+        public = getattr(module, name)
+        assert not inspect.ismodule(public), name
+        assert name == "Apply" or inspect.getdoc(public), name
