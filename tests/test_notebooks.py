@@ -11,8 +11,9 @@ nbclient = pytest.importorskip("nbclient")
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-def test_there_is_a_quick_start():
-    assert any("quick_start" in path.name for path in NOTEBOOKS)
+def test_they_are_numbered_from_the_quick_start():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n:02d}" for n in range(1, len(NOTEBOOKS) + 1)]
+    assert "quick_start" in NOTEBOOKS[0].name
 
 
 @pytest.mark.slow
@@ -30,6 +31,6 @@ def test_notebook_keeps_its_outputs_and_no_paths(path):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = str([cell.outputs for cell in cells])
-    assert "accuracy" in outputs
+    assert any(cell.outputs for cell in cells)
     assert "'error'" not in outputs and "stderr" not in outputs
     assert not re.search(r"(?<![\w:/])/(home|root|tmp|usr|Users|opt|work)/", outputs)
