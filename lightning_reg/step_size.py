@@ -23,6 +23,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -186,8 +187,13 @@ def euclidean_step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) 
 
 
 def _metric(cls: type[Optimizer]) -> Callable[[_Group, _State], StepSize] | None:
+    return _metric_of(cls, cls.step)
+
+
+@cache
+def _metric_of(cls: type[Optimizer], step: Callable[..., Any]) -> Callable[[_Group, _State], StepSize] | None:
     for known in cls.__mro__:
         if known in _METRICS:
-            same = inspect.unwrap(cls.step) is inspect.unwrap(known.step)
+            same = inspect.unwrap(step) is inspect.unwrap(known.step)
             return _METRICS[known] if same else None
     return None
