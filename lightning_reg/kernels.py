@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softshrink
 
 from lightning_reg import compiled
 from lightning_reg.step_size import StepSize
@@ -80,11 +81,7 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float) -> None:
     A complex weight keeps its argument and loses ``threshold`` of its modulus.
     """
     for weight in weights:
-        if weight.is_complex():
-            modulus = weight.abs()
-            weight.mul_(torch.where(modulus > threshold, 1 - threshold / modulus, 0.0))
-        else:
-            torch.ops.aten.softshrink.out(weight, threshold, out=weight)
+        _soft_threshold_(weight, threshold)
 
 
 @torch.no_grad()
@@ -102,7 +99,7 @@ def soft_threshold_in_metric_(
     together: dict[tuple[float, float, float], list[tuple[Tensor, Tensor]]] = {}
     for weight, step in zip(weights, steps, strict=True):
         if step.second_moment is None:
-            soft_threshold_([weight], step.numerator * threshold)
+            _soft_threshold_(weight, step.numerator * threshold)
             if shrink:
                 weight.div_(1.0 + step.numerator * shrink)
         elif step.mean is None and not _is_large(weight):
@@ -119,6 +116,14 @@ def soft_threshold_in_metric_(
             torch._foreach_reciprocal_(etas)
             torch._foreach_mul_(etas, (threshold or shrink) * numerator / root_scale)
             _soft_threshold_batch_(some_weights, etas, threshold, shrink)
+
+
+def _soft_threshold_(weight: Tensor, threshold: float) -> None:
+    if weight.is_complex():
+        modulus = weight.abs()
+        weight.mul_(torch.where(modulus > threshold, 1 - threshold / modulus, 0.0))
+    else:
+        softshrink(weight, threshold, out=weight)  # type: ignore[call-arg]  # not in its stub
 
 
 def _soft_threshold_piece_(piece: Tensor, eta: Tensor, threshold: float, shrink: float) -> None:

@@ -6,11 +6,12 @@ collective.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["is_sharded", "local", "sum_over_shards"]
+__all__ = ["is_sharded", "local", "local_parts", "sum_over_shards"]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -22,6 +23,11 @@ def local(tensor: Tensor) -> Tensor:
     """Return the part of ``tensor`` that this process holds, sharing its storage; maybe an empty one."""
     sharded: Any = tensor
     return sharded.to_local() if is_sharded(tensor) else tensor
+
+
+def local_parts(tensors: Iterable[Any]) -> list[Tensor]:
+    """Return :func:`local` of each tensor."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
 
 
 def sum_over_shards(value: Tensor, like: Tensor) -> Tensor:

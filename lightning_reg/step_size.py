@@ -187,7 +187,7 @@ def euclidean_step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) 
 
 
 def _metric(cls: type[Optimizer]) -> Callable[[_Group, _State], StepSize] | None:
-    return _metric_of(cls, cls.step)
+    return _metric_of(cls, cls.step)  # type: ignore[arg-type]  # a class is hashable
 
 
 @cache

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term, found_inf
-from lightning_reg.sharded import local
+from lightning_reg.sharded import local_parts
 
 __all__ = ["decay_"]
 
@@ -30,5 +30,5 @@ def decay_(term: Term, optimizer: Optimizer, strength: float) -> None:
             f"optimizer's groups have {sorted(by_rate)}; use apply='gradient' or apply='proximal'"
         )
     for rate, parameters in by_rate.items():
-        weights: list[Tensor] = [local(p) for p in parameters] if term.bound.elementwise else [*parameters]
+        weights: list[Tensor] = local_parts(parameters) if term.bound.elementwise else [*parameters]
         term.bound.add_gradient_(weights, weights, strength, alpha=-rate)

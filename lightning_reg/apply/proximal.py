@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Metric, Term, found_inf
-from lightning_reg.sharded import local
-from lightning_reg.step_size import StepSize, euclidean_step_size, step_size
+from lightning_reg.sharded import local_parts
+from lightning_reg.step_size import StepSize, euclidean_step_size, has_one_step, step_size
 
 __all__ = ["prox_"]
 
@@ -19,13 +19,17 @@ def prox_(term: Term, optimizer: Optimizer, strength: float, metric: Metric = "o
     if strength == 0.0 or found_inf(optimizer):
         return
     size = step_size if metric == "optimizer" else euclidean_step_size
+    one_step = metric == "euclidean" or has_one_step(optimizer)
     weights: list[Tensor] = []
     steps: list[StepSize] = []
     for group, parameters in term.stepped(optimizer):  # in one call: a group of weights may span several
         weights += parameters
-        steps += [size(optimizer, group, parameter) for parameter in parameters]
+        if one_step:
+            steps += [size(optimizer, group, parameters[0])] * len(parameters)
+        else:
+            steps += [size(optimizer, group, parameter) for parameter in parameters]
     if term.bound.elementwise:
-        weights, steps = [local(w) for w in weights], [s.local() for s in steps]
+        weights, steps = local_parts(weights), [s.local() for s in steps]
     if weights:
         term.bound.prox_(weights, strength, steps)
         term.observe()
