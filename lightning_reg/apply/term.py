@@ -49,7 +49,6 @@ class Term:
         self._chosen: dict[int, Selected] = {}
         # by identity of a parameter group: its tensors as last seen, and the chosen ones of them
         self._groups: dict[int, tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
-        select_parameters(module, penalty.select)  # raises where nothing matches
         self._resolve()
         target = penalty.strength
         self._controller = Controller(target, self._sizes) if isinstance(target, TargetSparsity) else None
@@ -127,6 +126,8 @@ class Term:
         parameters = named_parameters(self.module)
         self._seen = [id(parameter) for parameter in self.module.parameters()]
         self.selected = [s for s in parameters if matches(s, self.penalty.select)]
+        if not self.selected and not self._known:
+            select_parameters(self.module, self.penalty.select)  # raises, as nothing matches
         # a lazy tensor takes its shape at the first forward, and is looked at again then
         self._known.update((id(s.parameter), s.parameter) for s in parameters if not is_lazy(s.parameter))
         self._chosen.update((id(s.parameter), s) for s in self.selected if not is_lazy(s.parameter))
