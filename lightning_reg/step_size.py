@@ -83,8 +83,10 @@ class StepSize:
         else:
             eta = torch.sqrt(second_moment, out=out)
         # n/(a√x + ε) is (n/a)/(√x + ε/a), with one pass less
-        eta.add_(self.eps / self.root_scale)
-        return eta.reciprocal_().mul_(factor * self.numerator / self.root_scale)
+        if self.eps:
+            eta.add_(self.eps / self.root_scale)
+        numerator = torch.tensor(factor * self.numerator / self.root_scale, dtype=torch.float64)
+        return torch.div(numerator, eta, out=eta)
 
     def local(self) -> StepSize:
         """Return the steps of the weights that this process holds of a sharded tensor."""

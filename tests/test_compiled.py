@@ -17,7 +17,9 @@ PENALTIES = [L1(0.1), L2(0.1), ElasticNet(0.1, l1_ratio=0.3)]
 
 
 @pytest.fixture(autouse=True)
-def _off_afterwards() -> Iterator[None]:
+def _small_tensors_too_and_off_afterwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(compiled, "LARGE_SIGN", 2**14)
+    monkeypatch.setattr(compiled, "LARGE_METRIC", 2**14)
     yield
     compile_kernels(False)
     compiled._compiled.cache_clear()
