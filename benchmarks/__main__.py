@@ -23,8 +23,11 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "large-1": lambda: on_lists(["ViT-B", "GPT-2 small"], 1),
     "large-2": lambda: on_lists(["ViT-B", "GPT-2 small"], 2),
     "memory": lists.memory,
-    "steps-1": lambda: list(steps.all_steps(1)),
-    "steps-2": lambda: list(steps.all_steps(2)),
+    "decay-1": lambda: steps.weight_decay(1),
+    "decay-2": lambda: steps.weight_decay(2),
+    "steps-1": lambda: steps.large_steps(1),
+    "steps-2": lambda: steps.large_steps(2),
+    "overhead": lambda: list(steps.overhead()),
     "paths": paths.measure,
 }
 #: Asked for by name only: it takes 8 GiB.

@@ -24,7 +24,7 @@ from torch.utils.benchmark import Timer
 
 RESULTS = Path(__file__).parent / "results"
 #: A case that takes longer than this, in seconds, runs in every fifth round only.
-SLOW = 0.2
+SLOW = 0.1
 #: A change of a ratio that a comparison names.
 CHANGED = 0.1
 

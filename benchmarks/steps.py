@@ -150,7 +150,10 @@ def weight_decay(threads: int, rounds: int = 20) -> list[Row]:
             ("L2, gradient", 0.0),
             ("L2, decoupled", 0.0),
         ):
-            params = make(NETWORKS["ResNet-50"](), moments=False).params
+            plain = make(NETWORKS["ResNet-50"](), moments=False)
+            params = [nn.Parameter(param.detach()) for param in plain.params]
+            for param, grad in zip(params, plain.grads, strict=True):
+                param.grad = grad
             optimizer = torch.optim.SGD(params, lr=1e-9, weight_decay=decay, **form)
             if case.startswith("L2"):
                 model = nn.ParameterList(params)
@@ -232,11 +235,9 @@ def importing(rounds: int = 7) -> list[Row]:
     return rows("after import lightning", {"import lightning_reg": seconds}, 1, "import lightning_reg")
 
 
-def all_steps(threads: int) -> Iterator[Row]:
-    yield from large_steps(threads)
-    yield from weight_decay(threads)
-    if threads == 1:
-        yield from tutorial_steps()
-        yield from many_tensors()
-        yield from building()
-        yield from importing()
+def overhead() -> Iterator[Row]:
+    """Where nothing but Python takes time."""
+    yield from tutorial_steps()
+    yield from many_tensors()
+    yield from building()
+    yield from importing()
