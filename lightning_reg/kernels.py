@@ -102,7 +102,8 @@ def soft_threshold_in_metric_(
             _soft_threshold_(weight, step.numerator * threshold)
             if shrink:
                 weight.div_(1.0 + step.numerator * shrink)
-        elif step.mean is None and not _is_large(weight):
+        elif step.mean is None and not _is_large(weight) and weight.element_size() > 2:
+            # 16-bit numbers are rounded in each operation, and the other way takes fewer
             key = (step.numerator, step.root_scale, step.eps)
             together.setdefault(key, []).append((weight, step.second_moment))
         elif not compiled.soft_threshold_in_metric_(weight, step, threshold, shrink):
