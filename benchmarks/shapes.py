@@ -27,7 +27,24 @@ def gpt2_small() -> list[Shape]:
     return [(50257, d), (1024, d), *block * 12, (d,), (d,)]
 
 
-NETWORKS = {"ResNet-50": resnet50, "GPT-2 small": gpt2_small}
+def vit_b() -> list[Shape]:
+    """The 152 parameters of ViT-B/16 (86,567,656 numbers), in order."""
+    d = 768
+    block: list[Shape] = [
+        *((d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,)),
+        *((d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)),
+    ]
+    return [(1, 1, d), (1, 197, d), (d, 3, 16, 16), (d,), *block * 12, (d,), (d,), (1000, d), (1000,)]
+
+
+NETWORKS = {
+    "tutorial": lambda: [(5, 10), (5,), (1, 5), (1,)],
+    "10,000 tiny": lambda: [(3, 3)] * 10_000,
+    "ResNet-50": resnet50,
+    "ViT-B": vit_b,
+    "GPT-2 small": gpt2_small,
+    "one billion": lambda: [(1_000_000_000,)],
+}
 
 if __name__ == "__main__":
     from math import prod

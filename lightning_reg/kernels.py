@@ -1,29 +1,33 @@
 """In-place passes over lists of tensors that copy no model.
 
-Each function goes over its tensors once. Large CPU tensors are walked in pieces that stay in a core's
-cache, through buffers that are reused, so that no temporary reaches main memory; elsewhere torch's
-multi-tensor (``foreach``) functions run on batches of bounded size. Everything is element-wise, runs
-without grad and changes nothing but its first argument.
+Each function goes over its tensors once. Large CPU tensors are walked in pieces that stay in a cache,
+through buffers that each thread keeps, so that no temporary reaches main memory. All other tensors go
+through torch's multi-tensor (``foreach``) functions in batches of bounded size. Everything is element-wise,
+runs without grad and changes nothing but its first argument. :mod:`lightning_reg.compiled` has the same as
+fused loops, for those who ask for them.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softshrink
 
+from lightning_reg import compiled
 from lightning_reg.step_size import StepSize
 
 __all__ = ["add_scaled_", "add_sign_", "pieces", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
 
-#: Elements in a piece of a CPU tensor: in less, calls cost more than work; more would leave the cache.
-PIECE = 2**18
+#: Elements in a piece of a CPU tensor: in less, calls cost more than work; more would leave the caches.
+PIECE = 2**19
 #: Elements up to which a CPU tensor goes with others into one multi-tensor call.
 SMALL = 2**14
-#: Elements in a batch of tensors whose temporaries may be alive together (16 MiB in float32).
-BATCH = 2**22
+#: Elements in a batch of tensors whose temporaries are alive together: two of 4 MiB in float32.
+BATCH = 2**20
 
 
 @torch.no_grad()
@@ -48,19 +52,19 @@ def add_sign_(
 
     The sign of 0 is 0, of a complex number ``w/|w|``. A target may be the weight itself.
     """
-    others: tuple[list[Tensor], list[Tensor]] = ([], [])
-    buffers = _Buffers()
+    together: list[tuple[Tensor, Tensor]] = []
     for target, weight in zip(targets, weights, strict=True):
-        if weight.is_cpu and weight.numel() > SMALL:
-            for target_piece, weight_piece in pieces(target, weight):
-                sign = torch.sgn(weight_piece, out=buffers(0, weight_piece))
-                if scaled:
-                    target_piece.add_(weight_piece, alpha=scaled)
-                target_piece.add_(sign, alpha=alpha)
-        else:
-            others[0].append(target)
-            others[1].append(weight)
-    for some_targets, some_weights in _batches(*others):
+        if not _is_large(weight):
+            together.append((target, weight))
+            continue
+        if compiled.add_sign_(target, weight, alpha, scaled):
+            continue
+        for target_piece, weight_piece in pieces(target, weight):
+            sign = torch.sgn(weight_piece, out=_scratch(0, weight_piece))
+            if scaled:
+                target_piece.add_(weight_piece, alpha=scaled)
+            target_piece.add_(sign, alpha=alpha)
+    for some_targets, some_weights in _batches(together):
         if some_weights[0].is_complex():
             signs = [torch.sgn(weight) for weight in some_weights]
         else:
@@ -77,11 +81,7 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float) -> None:
     A complex weight keeps its argument and loses ``threshold`` of its modulus.
     """
     for weight in weights:
-        if weight.is_complex():
-            modulus = weight.abs()
-            weight.mul_(torch.where(modulus > threshold, 1 - threshold / modulus, 0.0))
-        else:
-            torch.ops.aten.softshrink.out(weight, threshold, out=weight)
+        _soft_threshold_(weight, threshold)
 
 
 @torch.no_grad()
@@ -96,71 +96,128 @@ def soft_threshold_in_metric_(
         threshold: the factor of |w|, λ for L1 and λ·ρ for elastic net.
         shrink: the factor of w²/2, λ·(1 − ρ) for elastic net.
     """
-    buffers = _Buffers()
+    together: dict[tuple[float, float, float], list[tuple[Tensor, Tensor]]] = {}
     for weight, step in zip(weights, steps, strict=True):
         if step.second_moment is None:
-            soft_threshold_([weight], step.numerator * threshold)
+            _soft_threshold_(weight, step.numerator * threshold)
             if shrink:
                 weight.div_(1.0 + step.numerator * shrink)
-            continue
-        for piece, *moments in pieces(weight, *step.tensors):
-            if not threshold:
-                piece.div_(step.on(moments, out=buffers(0, piece), factor=shrink).add_(1.0))
-                continue
-            tau = step.on(moments, out=buffers(0, piece), factor=threshold)
-            other = torch.neg(tau, out=buffers(1, piece))
-            # w − clamp(w, −τ, τ) is S(w, τ) without rounding the weights it leaves alone
-            piece.sub_(torch.clamp(piece, other, tau, out=other))
-            if shrink:
-                piece.div_(tau.mul_(shrink / threshold).add_(1.0))
+        elif step.mean is None and not _is_large(weight) and weight.element_size() > 2:
+            # 16-bit numbers are rounded in each operation, and the other way takes fewer
+            key = (step.numerator, step.root_scale, step.eps)
+            together.setdefault(key, []).append((weight, step.second_moment))
+        elif not compiled.soft_threshold_in_metric_(weight, step, threshold, shrink):
+            for piece, *moments in pieces(weight, *step.tensors):
+                eta = step.on(moments, out=_scratch(0, piece), factor=threshold or shrink)
+                _soft_threshold_piece_(piece, eta, threshold, shrink)
+    for (numerator, root_scale, eps), rows in together.items():
+        for some_weights, moments in _batches(rows):
+            etas = list(torch._foreach_sqrt(moments))
+            torch._foreach_add_(etas, eps / root_scale)
+            torch._foreach_reciprocal_(etas)
+            torch._foreach_mul_(etas, (threshold or shrink) * numerator / root_scale)
+            _soft_threshold_batch_(some_weights, etas, threshold, shrink)
 
 
-class _Buffers:
-    """Scratch tensors of one piece, made once a call and handed out again."""
+def _soft_threshold_(weight: Tensor, threshold: float) -> None:
+    if weight.is_complex():
+        modulus = weight.abs()
+        weight.mul_(torch.where(modulus > threshold, 1 - threshold / modulus, 0.0))
+    else:
+        softshrink(weight, threshold, out=weight)  # type: ignore[call-arg]  # not in its stub
+
+
+def _soft_threshold_piece_(piece: Tensor, eta: Tensor, threshold: float, shrink: float) -> None:
+    """Soft-threshold by ``eta``, which is scaled by ``threshold``, or by ``shrink`` where that is 0."""
+    if threshold:
+        moved = torch.neg(eta, out=_scratch(1, piece))
+        # w − clamp(w, −τ, τ) is S(w, τ) without rounding the weights it leaves alone
+        piece.sub_(torch.clamp(piece, moved, eta, out=moved))
+        if shrink:
+            eta.mul_(shrink / threshold)
+    if shrink:
+        piece.div_(eta.add_(1.0))
+
+
+def _soft_threshold_batch_(
+    weights: list[Tensor], etas: list[Tensor], threshold: float, shrink: float
+) -> None:
+    """The same on lists."""
+    if threshold:
+        moved = list(torch._foreach_neg(etas))
+        torch._foreach_clamp_min_(moved, weights)
+        torch._foreach_clamp_max_(moved, etas)
+        torch._foreach_sub_(weights, moved)
+        if shrink:
+            torch._foreach_mul_(etas, shrink / threshold)
+    if shrink:
+        torch._foreach_add_(etas, 1.0)
+        torch._foreach_div_(weights, etas)
+
+
+class _Scratch(threading.local):
+    """Buffers of one piece, kept by each thread: fresh memory would cost a page fault every 4 KiB."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+        self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def __call__(self, index: int, like: Tensor) -> Tensor:
-        key = (index, like.dtype, like.device)
-        buffer = self._made.get(key)
-        if buffer is None or buffer.numel() < like.numel():
-            size = max(like.numel(), PIECE) if like.is_cpu else like.numel()
-            buffer = self._made[key] = torch.empty(size, dtype=like.dtype, device=like.device)
-        return buffer[: like.numel()].view(like.shape)
+        """Return buffer ``index`` in the shape of ``like``; what it held is gone."""
+        size = like.numel()
+        if not like.is_cpu:  # torch's allocator keeps accelerator memory at hand
+            return torch.empty_like(like)
+        key = (index, like.dtype)
+        buffer = self._kept.get(key)
+        if buffer is None or buffer.numel() < size:
+            with torch.inference_mode(False):  # whose tensors could not be written to outside of it
+                buffer = self._kept[key] = torch.empty(max(size, PIECE), dtype=like.dtype)
+        return buffer[:size].view(like.shape)
+
+
+_scratch = _Scratch()
 
 
 def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Walk tensors of one shape together, in pieces of about PIECE elements on the CPU."""
+    """Walk tensors of one shape together, in pieces of about PIECE elements, on accelerators of BATCH."""
     first = tensors[0]
-    if not first.is_cpu or first.numel() <= PIECE:
+    most = PIECE if first.is_cpu else BATCH
+    if first.numel() <= most:
         yield tensors
     elif all(tensor.is_contiguous() for tensor in tensors):
-        size = math.ceil(first.numel() / math.ceil(first.numel() / PIECE))  # no short piece at the end
+        size = math.ceil(first.numel() / math.ceil(first.numel() / most))  # no short piece at the end
         yield from zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
     else:  # channels-last and other strides: along the longest dimension
         longest = max(range(first.dim()), key=first.shape.__getitem__)
-        size = max(1, PIECE * first.shape[longest] // first.numel())
+        size = max(1, most * first.shape[longest] // first.numel())
         yield from zip(*(torch.split(tensor, size, longest) for tensor in tensors), strict=True)
 
 
-def _batches(targets: list[Tensor], weights: list[Tensor]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Batches of one dtype and device, of about BATCH elements."""
-    if not weights:
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.numel() > SMALL
+
+
+def _batches(rows: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Columns of rows of one dtype and device, of about BATCH elements; larger tensors in pieces."""
+    if not rows:
         return
+    weights = [row[1] for row in rows]
     dtype, device = weights[0].dtype, weights[0].device
     if sum(w.numel() if w.dtype == dtype and w.device == device else BATCH for w in weights) < BATCH:
-        yield targets, weights  # a small network, where every microsecond is seen
+        yield [row[0] for row in rows], weights  # a small network, where every microsecond is seen
         return
-    groups: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], list[Tensor]]] = {}
+    groups: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, ...]]] = {}
     sizes: dict[tuple[torch.dtype, torch.device], int] = {}
-    for target, weight in zip(targets, weights, strict=True):
-        key = (weight.dtype, weight.device)
-        some_targets, some_weights = groups.setdefault(key, ([], []))
-        some_targets.append(target)
-        some_weights.append(weight)
-        sizes[key] = sizes.get(key, 0) + weight.numel()
-        if sizes[key] >= BATCH:
-            yield groups.pop(key)
-            sizes[key] = 0
-    yield from groups.values()
+    for row in rows:
+        for piece in pieces(*row):
+            key = (piece[1].dtype, piece[1].device)
+            groups.setdefault(key, []).append(piece)
+            sizes[key] = sizes.get(key, 0) + piece[1].numel()
+            if sizes[key] >= BATCH:
+                yield _columns(groups.pop(key))
+                sizes[key] = 0
+    for group in groups.values():
+        yield _columns(group)
+
+
+def _columns(rows: list[tuple[Tensor, ...]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [row[0] for row in rows], [row[1] for row in rows]

@@ -37,6 +37,8 @@ __all__ = [
 NEWTON_STEPS = 7
 #: Weights that are worked on together on the CPU, so that temporaries stay in a core's cache.
 PIECE = 2**15
+#: The same where there are no temporaries, and calls cost more than a cache that is missed.
+NORM_PIECE = 2**18
 
 
 def group_norms(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
@@ -83,12 +85,20 @@ def shrink_groups_(tensors: Sequence[Tensor], layouts: Sequence[Layout], thresho
     tensor([[1.5000, 2.0000],
             [0.0000, 0.0000]])
     """
-    norms = group_norms(tensors, layouts)
+    views = [layout.view(tensor) for layout, tensor in zip(layouts, tensors, strict=True)]
+    if len(views) > 1 or isinstance(threshold, Tensor) or not views[0].is_cpu:
+        _shrink_(views, layouts, threshold)
+        return
+    for piece in layouts[0].pieces(views[0], size=NORM_PIECE):  # its second pass finds them in a cache
+        _shrink_(piece, layouts, threshold)
+
+
+def _shrink_(views: Sequence[Tensor], layouts: Sequence[Layout], threshold: float | Tensor) -> None:
+    norms = _norms(views, layouts)
     # no group's norm divides by zero, and one of size 0, whose threshold is 0, stays as it is
     factor = 1.0 - threshold / norms.clamp_(min=torch.finfo(norms.dtype).tiny)
     factor.clamp_(min=0.0)
-    for tensor, layout in zip(tensors, layouts, strict=True):
-        view = layout.view(tensor)
+    for view, layout in zip(views, layouts, strict=True):
         view.mul_(layout.spread(factor.to(view.device), view))
 
 

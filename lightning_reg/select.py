@@ -135,6 +135,8 @@ def select_parameters(module: nn.Module, select: Select = "weights") -> list[Sel
 
 def matches(selected: Selected, select: Select) -> bool:
     """Whether ``select`` names this parameter, under any of its names."""
+    if isinstance(select, str) and not _excludes(select):
+        return _matches_one(selected, select)
     forms = _forms(select)
     positive = [form for form in forms if not _excludes(form)]
     negative = [form[1:] for form in forms if isinstance(form, str) and _excludes(form)]

@@ -20,6 +20,7 @@ __all__ = [
     "is_flattened",
     "is_sharded",
     "local",
+    "local_parts",
     "max_over_shards",
     "over_shards",
     "part",
@@ -146,6 +147,11 @@ def over_shards(function: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     if not is_sharded(tensor):
         return function(tensor)
     return sum_over_shards(function(local(tensor)), tensor)
+
+
+def local_parts(tensors: Iterable[Any]) -> list[Tensor]:
+    """Return :func:`local` of each tensor."""
+    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
 
 
 def sum_over_shards(value: Tensor, like: Tensor) -> Tensor:

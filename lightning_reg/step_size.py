@@ -23,6 +23,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,8 +84,10 @@ class StepSize:
         else:
             eta = torch.sqrt(second_moment, out=out)
         # n/(a√x + ε) is (n/a)/(√x + ε/a), with one pass less
-        eta.add_(self.eps / self.root_scale)
-        return eta.reciprocal_().mul_(factor * self.numerator / self.root_scale)
+        if self.eps:
+            eta.add_(self.eps / self.root_scale)
+        numerator = torch.tensor(factor * self.numerator / self.root_scale, dtype=torch.float64)
+        return torch.div(numerator, eta, out=eta)
 
     def taking(self, tensors: Sequence[Tensor]) -> StepSize:
         """Return the same with these in the place of :attr:`tensors`."""
@@ -201,8 +204,13 @@ def euclidean_step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) 
 
 
 def _metric(cls: type[Optimizer]) -> Callable[[_Group, _State], StepSize] | None:
+    return _metric_of(cls, cls.step)  # type: ignore[arg-type]  # a class is hashable
+
+
+@cache
+def _metric_of(cls: type[Optimizer], step: Callable[..., Any]) -> Callable[[_Group, _State], StepSize] | None:
     for known in cls.__mro__:
         if known in _METRICS:
-            same = inspect.unwrap(cls.step) is inspect.unwrap(known.step)
+            same = inspect.unwrap(step) is inspect.unwrap(known.step)
             return _METRICS[known] if same else None
     return None

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
-from lightning_reg.sharded import is_sharded, local, placed_as
+from lightning_reg.sharded import is_sharded, local_parts, placed_as
 
 __all__ = ["add_gradient_"]
 
@@ -39,6 +39,6 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: floa
                 weights.append(parameter)
                 gradients.append(gradient)
     if term.bound.elementwise:
-        weights, gradients = [local(w) for w in weights], [local(g) for g in gradients]
+        weights, gradients = local_parts(weights), local_parts(gradients)
     if weights:
         term.bound.add_gradient_(gradients, weights, strength, alpha)

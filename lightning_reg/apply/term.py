@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from operator import is_
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -56,7 +57,8 @@ class Term:
         # by identity; the values keep the tensors alive, so an id is never used again
         self._known: dict[int, nn.Parameter] = {}
         self._chosen: dict[int, Selected] = {}
-        select_parameters(module, penalty.select)  # raises where nothing matches
+        # by identity of a parameter group: its tensors as last seen, and the chosen ones of them
+        self._groups: dict[int, tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
         self._resolve()
         target = penalty.strength
         self._controller = Controller(target, self._sizes) if isinstance(target, TargetSparsity) else None
@@ -118,15 +120,17 @@ class Term:
         return [p for p in dict.fromkeys(members) if p.requires_grad]
 
     def _members(self, group: dict[str, Any]) -> list[nn.Parameter]:
-        known = self._known
-        members = []
-        for parameter in group["params"]:
-            key = id(parameter)
-            if key not in known:
+        """The chosen tensors of a parameter group; found anew only where the group has changed."""
+        parameters = group["params"]
+        seen, members = self._groups.get(id(group), ([], []))
+        if len(seen) == len(parameters) and all(map(is_, seen, parameters)):
+            return members
+        for parameter in parameters:
+            if id(parameter) not in self._known:
                 self._resolve()
-                known.setdefault(key, parameter)  # not of this module, if it is still unknown
-            if key in self._chosen:  # which _resolve exchanges
-                members.append(parameter)
+                self._known.setdefault(id(parameter), parameter)  # not of this module, if still unknown
+        members = [p for p in parameters if id(p) in self._chosen]
+        self._groups[id(group)] = (list(parameters), members)
         return members
 
     def _sizes(self) -> Tensor:
@@ -138,9 +142,12 @@ class Term:
         return self.bound.sizes(weights)
 
     def _resolve(self) -> None:
+        self._groups.clear()
         parameters = named_parameters(self.module)
         self._seen = [id(parameter) for parameter in self.module.parameters()]
         self.selected = [s for s in parameters if matches(s, self.penalty.select)]
+        if not self.selected and not self._known:
+            select_parameters(self.module, self.penalty.select)  # raises, as nothing matches
         # a lazy tensor takes its shape at the first forward, and is looked at again then
         self._known.update((id(s.parameter), s.parameter) for s in parameters if not is_lazy(s.parameter))
         self._chosen.update((id(s.parameter), s) for s in self.selected if not is_lazy(s.parameter))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_reg import kernels
+from lightning_reg import kernels, prox_group
 from lightning_reg.step_size import StepSize
 from tests.penalties.cases import CASES, Case
 
@@ -19,6 +19,14 @@ metric_case = pytest.mark.parametrize("case", [c for c in CASES if c.prox_in_met
 Like = Callable[[Tensor], Tensor]
 
 
+@pytest.fixture(autouse=True)
+def _pieces_of_middling_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a tensor of many pieces need not be a large one."""
+    monkeypatch.setattr(kernels, "PIECE", 2**14)
+    monkeypatch.setattr(kernels, "SMALL", 2**12)
+    monkeypatch.setattr(prox_group, "NORM_PIECE", 2**12)
+
+
 @pytest.fixture(params=["as-is", "small-pieces"])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once more with pieces and batches so small that every tensor below is cut into many."""
@@ -26,6 +34,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(kernels, "PIECE", 7)
         monkeypatch.setattr(kernels, "SMALL", 2)
         monkeypatch.setattr(kernels, "BATCH", 20)
+        monkeypatch.setattr(prox_group, "NORM_PIECE", 7)
 
 
 def a_model(dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -52,7 +61,7 @@ def a_model(dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 def big(layout: str) -> Tensor:
     """A tensor of several pieces and a rest."""
-    shape = (8, 64, 29, 31) if layout == "channels-last" else (3, kernels.PIECE - 11)
+    shape = (8, 16, 15, 17) if layout == "channels-last" else (3, kernels.PIECE - 11)
     tensor = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     assert tensor.numel() > kernels.PIECE and tensor.numel() % kernels.PIECE
     if layout == "channels-last":

@@ -1,0 +1,144 @@
+"""The base of the callbacks that apply a penalty: its wiring into Lightning's hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_reg.apply import Apply, Metric, check_apply
+from lightning_reg.callbacks._base import BothCallback
+from lightning_reg.callbacks._penalty_work import PenaltyWork
+from lightning_reg.host import warn_of_cut_checkpoint
+from lightning_reg.penalties import Penalty
+from lightning_reg.schedules import check_schedule
+
+#: Where a checkpoint holds the state of penalties that have one; Lightning leaves unknown keys alone.
+_STATE_KEY = "lightning_reg"
+
+
+class _PenaltyCallback(BothCallback):
+    """The wiring of one penalty into Lightning's hooks; the formulas are the penalty's."""
+
+    def __init__(
+        self, penalty: Penalty, apply: Apply, log: bool, metric: Metric, total_steps: int | None
+    ) -> None:
+        super().__init__()
+        check_apply(penalty, apply, metric)
+        if not callable(penalty.strength) or total_steps is not None:
+            check_schedule(penalty.strength, total_steps)
+        self.penalty = penalty
+        self.apply: Apply = apply
+        self.logs = log  # Lightning sets `log` on every callback: the method
+        self.metric: Metric = metric
+        self.total_steps = total_steps
+        self._work: PenaltyWork | None = None
+        self._restored: dict[str, Tensor] = {}
+        self._left: dict[str, Tensor] = {}  # by a run that has ended, for checkpoints still to be saved
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.penalty!r}, apply={self.apply!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_work": None}  # a copy is not attached to anything
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bind to the module and its optimizers, or say why not."""
+        self._detach()
+        self._left = {}
+        self._work = PenaltyWork(
+            self.penalty,
+            self.apply,
+            self.metric,
+            trainer,
+            pl_module,
+            total_steps=self.total_steps,
+            label=_state_name(self, trainer),
+            log_name=_log_name(self, trainer) if self.logs else None,
+        )
+        if self._restored:
+            self._work.term.load_state_dict(self._restored)
+            self._restored = {}
+        self._work.warn_of_repetition(repr(self), _other_penalties(self, trainer, pl_module))
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Store what the penalty has learned of the module, if anything."""
+        state = self._work.term.state_dict() if self._work is not None else self._left
+        if state:
+            checkpoint.setdefault(_STATE_KEY, {})[_state_name(self, trainer)] = state
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep it until the fit starts."""
+        self._restored = checkpoint.get(_STATE_KEY, {}).get(_state_name(self, trainer), {})
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Act, once per optimizer step: after accumulation and unscaling, before clipping."""
+        assert self._work is not None
+        self._work.before_step(optimizer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so if no optimizer step was seen: then nothing was penalised."""
+        if self._work is not None:
+            self._work.check_seen()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no trace; and say so where the reason is a checkpoint that was cut short."""
+        self._detach()
+        warn_of_cut_checkpoint(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no trace."""
+        if stage == "fit":
+            self._detach()
+
+    def _detach(self) -> None:
+        if self._work is not None:
+            self._left = self._work.term.state_dict()
+            self._work.detach()
+            self._work = None
+
+
+def _penalty_callbacks(trainer: Trainer) -> Iterator[_PenaltyCallback]:
+    return (c for c in trainer.callbacks if isinstance(c, _PenaltyCallback))  # type: ignore[attr-defined]
+
+
+def _log_name(callback: _PenaltyCallback, trainer: Trainer) -> str:
+    """The penalty's name, with a number from the second of that name on."""
+    name = callback.penalty.log_name
+    before = 1
+    for other in _penalty_callbacks(trainer):
+        if other is callback:
+            break
+        before += other.logs and other.penalty.log_name == name
+    return name if before == 1 else f"{name}_{before}"
+
+
+def _state_name(callback: _PenaltyCallback, trainer: Trainer) -> str:
+    """The penalty's name and its place among those of that name."""
+    name = callback.penalty.log_name
+    mine = [other for other in _penalty_callbacks(trainer) if other.penalty.log_name == name]
+    return f"{name}_{mine.index(callback) + 1}"
+
+
+def _other_penalties(
+    callback: _PenaltyCallback, trainer: Trainer, module: LightningModule
+) -> Iterator[tuple[str, Penalty]]:
+    """The penalties that the module and the callbacks before this one apply already."""
+    from lightning_reg.modules import RegularizedModule
+
+    if isinstance(module, RegularizedModule):
+        for penalty in module.penalties:
+            yield f"{type(module).__name__}(penalties=[{penalty!r}])", penalty
+    for other in _penalty_callbacks(trainer):
+        if other is callback:
+            return
+        yield repr(other), other.penalty
