@@ -229,7 +229,7 @@ def test_a_search_attached_to_a_run_is_not_attached_to_itself(
     text = text.replace("trainer.fit(net)", "trainer.fit(net, batches(), batches())")
     text = text.replace("    def train_d", "    validation_step = training_step\n    def train_d")
     file = script(tmp_path, text)
-    options = {"points": 3, "warmup": 1, "epochs": 1, "trainer": {"accelerator": "cpu"}}
+    options = {"points": 3, "epochs": 1, "trainer": {"accelerator": "cpu"}}
     finder = {"class_path": "StrengthFinder", "init_args": {"options": options}}
     config = script(tmp_path, json.dumps([finder]), "callbacks.yaml")
     assert main([*L1, "--callbacks", config, file, str(tmp_path / "out")]) == 0
