@@ -95,8 +95,9 @@ def test_every_python_block_runs_and_every_trainer_trains(page, tmp_path, monkey
         exec(compile(block, f"{page.name}, python block {number}", "exec"), names)
     data = DataLoader(TensorDataset(torch.randn(8, 1, 6, 6), torch.arange(8) % 3), batch_size=4)
     for trainer in ShortTrainer.made:
-        trainer.fit(Net(), data, data)
-        assert trainer.global_step == 2
+        if trainer.global_step == 0:  # else it has trained on what the page gave it
+            trainer.fit(Net(), data, data)
+            assert trainer.global_step == 2
 
 
 def test_yaml_of_the_docs_is_the_example():
