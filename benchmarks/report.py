@@ -50,7 +50,7 @@ def _tables(measured: list[Row]) -> Iterable[str]:
     for group, some in groupby(
         sorted(measured, key=lambda row: order.index(row["group"])), lambda r: r["group"]
     ):
-        yield f"### {group[0].upper()}{group[1:]}\n\n{_table(list(some))}"
+        yield f"## {group[0].upper()}{group[1:]}\n\n{_table(list(some))}"
 
 
 def _table(measured: list[Row]) -> str:

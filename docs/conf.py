@@ -41,6 +41,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # the outputs kept in the notebooks are shown; CI executes them apart
 
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["transformers"]
 autodoc_typehints = "none"  # the signature's length; Args says what each one is
 autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
@@ -77,19 +78,19 @@ def _skip(app: Sphinx, what: str, name: str, found: object, skip: bool, options:
 
 
 # Pages that live beside the code, copied here for the build and ignored by git.
-_BROUGHT = {"benchmarks": "*.md", "notebooks": "*.ipynb"}
+_BROUGHT = {"benchmarks": ("*.md", "results/*.png"), "notebooks": ("*.ipynb",)}
 
 
 def _bring_pages(app: Sphinx, config: Config) -> None:
     """Copy them, newly changed ones only, and forget those that are gone."""
-    for folder, pattern in _BROUGHT.items():
-        target = HERE / folder
-        target.mkdir(exist_ok=True)
-        pages = {page.name: page for page in (ROOT / folder).glob(pattern)}
-        for stale in {page.name for page in target.iterdir()} - set(pages):
+    for folder, patterns in _BROUGHT.items():
+        source, target = ROOT / folder, HERE / folder
+        pages = {page.relative_to(source) for pattern in patterns for page in source.glob(pattern)}
+        for stale in {page.relative_to(target) for page in target.rglob("*.*")} - pages:
             (target / stale).unlink()
-        for name, page in pages.items():
-            shutil.copy2(page, target / name)
+        for page in pages:
+            (target / page).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / page, target / page)
 
 
 def _relink(app: Sphinx, docname: str, source: list[str]) -> None:
