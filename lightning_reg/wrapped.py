@@ -63,20 +63,16 @@ def accumulates(optimizer: Optimizer) -> bool:
 
 
 def check_reachable(model: nn.Module, optimizer: Any) -> None:
-    """Refuse strategies that keep parameters or the step to themselves.
+    """Refuse a strategy that keeps the step to itself.
 
     Raises:
-        ValueError: DeepSpeed or FSDP1.
+        ValueError: DeepSpeed.
     """
     if any(_is_a(module, "DeepSpeedEngine") for module in model.modules()) or _is_a(
         optimizer, "DeepSpeedOptimizerWrapper", "DeepSpeedOptimizer"
     ):
         raise ValueError(
             "DeepSpeed steps an optimizer of its own, out of reach of attach; add penalty(model) to the loss"
-        )
-    if any(_is_a(module, "FullyShardedDataParallel") for module in model.modules()):
-        raise ValueError(
-            "FSDP1 flattens parameters, so a penalty cannot tell weights from biases; use FSDP2 (fully_shard)"
         )
 
 
