@@ -22,13 +22,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     arguments = parser.parse_args()
 
-    # fabric run gives accelerator, devices and strategy
-    fabric = Fabric() if "LT_CLI_USED" in os.environ else Fabric(accelerator="cpu", devices=1)
-    fabric.launch()
+    # fabric run gives accelerator, devices and strategy, and has started the processes
+    launched = "LT_CLI_USED" in os.environ
+    fabric = Fabric() if launched else Fabric(accelerator="cpu", devices=1)
+    if not launched:
+        fabric.launch()
     fabric.seed_everything(0, verbose=False)
     pixels, digits = load_digits(return_X_y=True)
     examples = TensorDataset(torch.tensor(pixels / 16, dtype=torch.float32), torch.tensor(digits))
-    loader = fabric.setup_dataloaders(DataLoader(examples, batch_size=64, shuffle=True))
+    loader = fabric.setup_dataloaders(DataLoader(examples, 64 // fabric.world_size, shuffle=True))
 
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     model, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), lr=3e-3))
