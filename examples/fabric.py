@@ -42,6 +42,8 @@ def main() -> None:
             loss = nn.functional.cross_entropy(model(x), y)
             fabric.backward(loss)
             optimizer.step()
+    with torch.no_grad():
+        loss = nn.functional.cross_entropy(model(examples.tensors[0]), examples.tensors[1])
     weights = torch.cat([weight.flatten() for weight in model.parameters() if weight.dim() > 1])
     fabric.print(f"loss {loss.item():.3f}, zeros {float((weights == 0).float().mean()):.1%}")
 
