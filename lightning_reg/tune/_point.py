@@ -66,7 +66,9 @@ def train_point(
         optimizer_state, gradients = None, 0
         if before is not None:
             module.load_state_dict(before["module"])
-            optimizer_state = rescaled(before["optimizer"], strength / before["row"]["strength"])
+            # away from a solution gradients do not go with the strength, and rescaled moments would stop Adam
+            ratio = strength / before["row"]["strength"] if before["row"]["converged"] else 1.0
+            optimizer_state = rescaled(before["optimizer"], ratio)
             if recipe.predict:
                 goal = recipe.tolerance * strength
                 gradients = predict_(module, Term(penalty, module), batches, loss, strength, goal)

@@ -49,10 +49,11 @@ def regularization_path(
 ) -> PathFrame:
     r"""Train ``module`` at many strengths of ``penalty`` with ``apply="proximal"``: a row for each.
 
-    A warm start takes over weights and optimizer state of the point before, the moments rescaled by the ratio
-    of the strengths. Where the model is linear it also predicts: a Newton step on the weights that are not
-    zero goes along the path to the next strength, and the optimizer corrects what is left. Its gradients are
-    counted in the column ``gradients``, beside the optimizer's ``steps``.
+    A warm start takes over weights and optimizer state of the point before, and, where that point had
+    converged, rescales the moments by the ratio of the strengths. Where the model is linear it also predicts:
+    a Newton step on the weights that are not zero goes along the path to the next strength, and the optimizer
+    corrects what is left. Its gradients are counted in the column ``gradients``, beside the optimizer's
+    ``steps``.
 
     A point ends when the residual of the proximal gradient step is at most ``tolerance`` times the strength,
     or after ``max_epochs``. The residual is exact for full-batch training; with smaller batches it is taken

@@ -48,6 +48,22 @@ def path(start: str = "down") -> PathFrame:
     )
 
 
+def test_up_from_points_that_have_not_converged_still_prunes() -> None:
+    examples = data()
+    strengths = [1e-3, 1e-2, 1e-1, 1.0]
+    options: Any = {"batch_size": 8, "max_epochs": 40, "trainer": CPU}
+    frame = regularization_path(
+        lambda: Net(lambda p: torch.optim.Adam(p, lr=1e-2)),
+        L1(1.0),
+        examples,
+        strengths,
+        warm_start="up",
+        **options,
+    )
+    assert not any(frame["converged"][1:])
+    assert frame["nonzeros"][0] == 0 and frame["nonzeros"][-1] > 30
+
+
 def compare(frame: PathFrame, reference: Any) -> None:
     assert len(frame) == len(reference) and all(frame["converged"])
     for row, expected in zip(frame, reference, strict=True):
