@@ -135,8 +135,8 @@ EVERYDAY = [
     ("adam", "l1", 4, "norm", "bf16-mixed"),
     ("sgd", "l1", 4, "norm", "16-mixed"),
     ("adamw", "l2", 1, "value", "16-mixed"),
-    # fused optimizers unscale in their step, so Lightning lets none clip in mixed precision; torch 2.13's
-    # fused SGD with momentum diverges under a scaler on the CPU, penalty or not
+    # fused optimizers unscale in their step, so Lightning lets none clip in mixed precision; the loop by hand
+    # with torch 2.13's fused SGD with momentum diverged under a scaler on the CPU, so Adam stands in
     ("adam_fused", "l1", 4, None, "16-mixed"),
     ("adam_fused", "l2", 1, None, "bf16-mixed"),
     ("adam_fused", "l1", 4, "value", "64-true"),
