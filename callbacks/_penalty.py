@@ -126,7 +126,9 @@ def _state_name(callback: _PenaltyCallback, trainer: Trainer) -> str:
     """The penalty's name and its place among those of that name."""
     name = callback.penalty.log_name
     mine = [other for other in _penalty_callbacks(trainer) if other.penalty.log_name == name]
-    return f"{name}_{mine.index(callback) + 1}"
+    # a callback that another one calls is not among the Trainer's
+    place = next((i for i, other in enumerate(mine) if other is callback), len(mine))
+    return f"{name}_{place + 1}"
 
 
 def _other_penalties(

@@ -788,3 +788,22 @@ def test_early_stopping_finds_the_key_in_epochs_shorter_than_the_logging_interva
 def test_a_callable_of_one_argument_is_explained() -> None:
     with pytest.raises(TypeError, match=r"called as \(step, total_steps\)"):
         fit(Net(), L1PenaltyCallback(lambda step: 0.1))
+
+
+def test_a_callback_that_another_one_calls() -> None:
+    class Outer(pl.Callback):
+        def __init__(self) -> None:
+            self.inner = L1PenaltyCallback(1e-2)
+
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.inner.on_fit_start(trainer, pl_module)
+
+        def on_before_optimizer_step(
+            self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+        ) -> None:
+            self.inner.on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    within, alone = Net(), Net()
+    fit(within, Outer())
+    fit(alone, L1PenaltyCallback(1e-2))
+    assert torch.equal(weights(within), weights(alone))
