@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import NoReturn
 
-__all__ = ["OneLineParser", "UsageError", "one_line", "refusal"]
+__all__ = ["OneLineParser", "UsageError", "one_line", "positive", "refusal"]
 
 #: Lines of jsonargparse's errors that repeat what the others say.
 _REPEATS = re.compile(
@@ -31,11 +31,29 @@ class OneLineParser(argparse.ArgumentParser):
         """Name the argument and what is accepted."""
         message = message.removeprefix("argument ")
         if message.startswith(("unrecognized", "the following")):
-            first = (
-                action.option_strings or [str(action.metavar or action.dest)] for action in self._actions
+            message += (
+                f"; accepted are {', '.join(name for action in self._actions for name in _names(action))}"
             )
-            message += f"; accepted are {', '.join(names[0] for names in first)}"
         raise UsageError(" ".join(message.split()))
+
+
+def _names(action: argparse.Action) -> list[str]:
+    """What to write for an argument: an option's first name, or the words of one that has a closed set."""
+    if action.option_strings:
+        return [action.option_strings[0]]
+    words = action.choices or [action.metavar or action.dest]
+    return [str(word) for word in words]
+
+
+def positive(text: str) -> int:
+    """Return an argument that is a whole number, 1 or more.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
 
 
 def one_line(error: BaseException, keys: Iterable[str] = ()) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_reg.cli.errors import OneLineParser, UsageError, one_line, refusal
+from lightning_reg.cli.errors import OneLineParser, UsageError, one_line, positive, refusal
 
 __all__ = ["main"]
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
         return int(_COMMANDS[arguments.command](arguments))
     except UsageError as error:
-        print(f"lightning-reg {command}: {error}", file=sys.stderr)
+        print(f"{' '.join(['lightning-reg', *argv[:1]])}: {error}", file=sys.stderr)
         return 2
     except (ValueError, TypeError) as error:
         refused = refusal(error)
@@ -94,9 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("lightning-reg-demo.png"),
         help="where to save the figure (default: %(default)s)",
     )
-    demo.add_argument(
-        "--epochs", type=_positive, default=60, help="epochs of each run (default: %(default)s)"
-    )
+    demo.add_argument("--epochs", type=positive, default=60, help="epochs of each run (default: %(default)s)")
     demo.add_argument(
         "--seed", type=int, default=0, help="seed of the split and of every run (default: %(default)s)"
     )
@@ -122,12 +120,6 @@ def _parser() -> argparse.ArgumentParser:
                 "--dropout", action="store_true", help="find a dropout rate; the config needs no penalty"
             )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

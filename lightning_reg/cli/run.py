@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lightning_reg.cli.config import make_callbacks, read_callbacks
-from lightning_reg.cli.errors import OneLineParser, UsageError
+from lightning_reg.cli.errors import OneLineParser, UsageError, positive
 from lightning_reg.cli.launch import launch, launched_already, process_count
 from lightning_reg.cli.plan import Plan
 from lightning_reg.cli.schedule_text import dropout_rate, strength
@@ -151,11 +151,11 @@ def _parser() -> OneLineParser:
     trainer.add_argument("--devices", type=_devices, metavar="N", help="a number, a list '0,1', or auto")
     trainer.add_argument("--strategy", type=_strategy, metavar="NAME")
     trainer.add_argument("--precision", type=_precision, metavar="NAME")
-    trainer.add_argument("--num-nodes", "--num_nodes", type=_positive, metavar="M")
+    trainer.add_argument("--num-nodes", "--num_nodes", type=positive, metavar="M")
     nodes = parser.add_argument_group("several nodes, on each of which the command is given")
     nodes.add_argument("--node-rank", "--node_rank", type=_count, default=0, metavar="RANK")
     nodes.add_argument("--main-address", "--main_address", default="127.0.0.1", metavar="HOST")
-    nodes.add_argument("--main-port", "--main_port", type=_positive, default=29400, metavar="PORT")
+    nodes.add_argument("--main-port", "--main_port", type=positive, default=29400, metavar="PORT")
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module's name")
     parser.add_argument("script", metavar="SCRIPT")
     parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER)
@@ -200,12 +200,6 @@ def _devices(text: str) -> int | str:
     raise argparse.ArgumentTypeError(
         f"{text!r} is not a number of devices; give 1 or more, a list '0,1', or auto"
     )
-
-
-def _positive(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
 
 
 def _count(text: str) -> int:

@@ -44,8 +44,8 @@ def path(config: Path, output: Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     interrupted = False
-    strengths, folds = options.get("strengths"), options.get("folds")
-    points = len(strengths) if strengths is not None else options.get("points", 30)
+    strengths, folds = options["strengths"], options["folds"]
+    points = len(strengths) if strengths is not None else options["points"]
     with _progress(console) as progress:
         chains = ["path", *(f"fold{k}" for k in range(1, (folds or 0) + 1))]
         tasks = {chain: progress.add_task(chain, total=points) for chain in chains}
@@ -102,7 +102,7 @@ def find(config: Path, output: Path, dropout: bool = False) -> int:
     sweep = Sweep("rate" if dropout else "strength")
     interrupted = False
     with _progress(console) as progress:
-        task = progress.add_task("find", total=options.get("points", 9 if dropout else 12))
+        task = progress.add_task("find", total=options["points"])
 
         def on_point(value: float, loss: float) -> None:
             sweep.values.append(value)
@@ -141,7 +141,7 @@ def _read(config: Path, function: Callable[..., Any]) -> tuple[Any, dict[str, An
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parser.add_subclass_arguments(Penalty, "penalty", required="penalty" in takes)
-    not_options = {"module", "penalty", "data", "train", "validation", "directory", "map", "on_point"}
+    not_options = {"module", "penalty", "data", "validation", "directory", "map", "on_point"}
     skip: set[str | int] = {name for name in takes if name in not_options}
     parser.add_function_arguments(function, "options", skip=skip)
     # its name since jsonargparse 4.49, and the one before

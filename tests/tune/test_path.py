@@ -173,7 +173,10 @@ def test_the_predictor_leaves_the_optimizer_little_to_do(penalty: Penalty, warm_
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=0, atol=1e-4)
     after = slice(1, None) if warm_start == "down" else slice(None, -1)
     taken = sum(found["steps"][after]) + sum(found["gradients"][after])
-    assert all(found["converged"]) and taken < sum(plain["steps"][after]) * 2 / 3  # measured: at most 0.52
+    assert all(found["converged"])
+    # groups on the way up leave it a little more: 0.52 of the steps, measured
+    share = 0.55 if (warm_start, type(penalty)) == ("up", GroupLasso) else 0.5
+    assert taken < share * sum(plain["steps"][after])
 
 
 def test_patience_ends_a_point_and_goes_back_to_its_best_epoch() -> None:
