@@ -63,8 +63,12 @@ def values_this_step(trainer: Trainer) -> bool:
 
     The last, so that EarlyStopping and ModelCheckpoint find the key in epochs shorter than the interval.
     """
-    logs = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return logs_this_step(trainer) or bool(logs and trainer.is_last_batch)
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    if not every:
+        return False
+    loop = trainer.fit_loop.epoch_loop  # asked for directly: this is called at every step
+    on_log = (loop._batches_that_stepped + 1) % every == 0
+    return on_log or trainer.should_stop or loop.batch_progress.is_last_batch
 
 
 def scaler_of(trainer: Trainer) -> Any | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import softshrink
 
 from lightning_reg import compiled
+from lightning_reg.numerics import without_grad
 from lightning_reg.step_size import StepSize
 
 __all__ = ["add_scaled_", "add_sign_", "pieces", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
@@ -28,23 +29,27 @@ PIECE = 2**19
 SMALL = 2**14
 #: Elements in a batch of tensors whose temporaries are alive together: two of 4 MiB in float32.
 BATCH = 2**20
+#: Elements in a pack of small CPU tensors, and packs that each thread keeps: 2 MiB in float32.
+PACK, PACKS = 2**17, 4
+#: Small tensors that are one batch whatever their sizes.
+FEW = PACK // SMALL
 
 
-@torch.no_grad()
+@without_grad
 def add_scaled_(targets: Sequence[Tensor], weights: Sequence[Tensor], alpha: float) -> None:
     """``targets += alpha · weights``, the gradient of L2 where ``alpha`` is λ."""
     if targets:
         torch._foreach_add_(list(targets), list(weights), alpha=alpha)
 
 
-@torch.no_grad()
+@without_grad
 def scale_(weights: Sequence[Tensor], factor: float) -> None:
     """``weights *= factor``."""
     if weights:
         torch._foreach_mul_(list(weights), factor)
 
 
-@torch.no_grad()
+@without_grad
 def add_sign_(
     targets: Sequence[Tensor], weights: Sequence[Tensor], alpha: float, scaled: float = 0.0
 ) -> None:
@@ -53,17 +58,15 @@ def add_sign_(
     The sign of 0 is 0, of a complex number ``w/|w|``. A target may be the weight itself.
     """
     together: list[tuple[Tensor, Tensor]] = []
-    for target, weight in zip(targets, weights, strict=True):
-        if not _is_large(weight):
-            together.append((target, weight))
+    for row in compiled.add_sign_(list(zip(targets, weights, strict=True)), alpha, scaled):
+        if not _is_large(row[1]):
+            together.append(row)
             continue
-        if compiled.add_sign_(target, weight, alpha, scaled):
-            continue
-        for target_piece, weight_piece in pieces(target, weight):
-            sign = torch.sgn(weight_piece, out=_scratch(0, weight_piece))
+        for target_piece, weight_piece in pieces(*row, times=2):  # there is one buffer only
+            sign, factor = _sign(weight_piece, alpha)
             if scaled:
                 target_piece.add_(weight_piece, alpha=scaled)
-            target_piece.add_(sign, alpha=alpha)
+            target_piece.add_(sign, alpha=factor)
     for some_targets, some_weights in _batches(together):
         if some_weights[0].is_complex():
             signs = [torch.sgn(weight) for weight in some_weights]
@@ -74,7 +77,7 @@ def add_sign_(
         torch._foreach_add_(some_targets, signs, alpha=alpha)
 
 
-@torch.no_grad()
+@without_grad
 def soft_threshold_(weights: Sequence[Tensor], threshold: float) -> None:
     """``w ← sign(w)·max(|w| − threshold, 0)``, in one pass.
 
@@ -84,7 +87,7 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float) -> None:
         _soft_threshold_(weight, threshold)
 
 
-@torch.no_grad()
+@without_grad
 def soft_threshold_in_metric_(
     weights: Sequence[Tensor], steps: Sequence[StepSize], threshold: float, shrink: float = 0.0
 ) -> None:
@@ -97,26 +100,47 @@ def soft_threshold_in_metric_(
         shrink: the factor of w²/2, λ·(1 − ρ) for elastic net.
     """
     together: dict[tuple[float, float, float], list[tuple[Tensor, Tensor]]] = {}
-    for weight, step in zip(weights, steps, strict=True):
-        if step.second_moment is None:
-            _soft_threshold_(weight, step.numerator * threshold)
+    rows = list(zip(weights, steps, strict=True))
+    for weight, step in compiled.soft_threshold_in_metric_(rows, threshold, shrink):
+        numerator, moment, root_scale, eps, mean = step
+        if moment is None:
+            _soft_threshold_(weight, numerator * threshold)
             if shrink:
-                weight.div_(1.0 + step.numerator * shrink)
-        elif step.mean is None and not _is_large(weight) and weight.element_size() > 2:
+                weight.div_(1.0 + numerator * shrink)
+        elif mean is None and not _is_large(weight) and weight.element_size() > 2:
             # 16-bit numbers are rounded in each operation, and the other way takes fewer
-            key = (step.numerator, step.root_scale, step.eps)
-            together.setdefault(key, []).append((weight, step.second_moment))
-        elif not compiled.soft_threshold_in_metric_(weight, step, threshold, shrink):
+            together.setdefault((numerator, root_scale, eps), []).append((weight, moment))
+        else:
             for piece, *moments in pieces(weight, *step.tensors):
                 eta = step.on(moments, out=_scratch(0, piece), factor=threshold or shrink)
                 _soft_threshold_piece_(piece, eta, threshold, shrink)
-    for (numerator, root_scale, eps), rows in together.items():
-        for some_weights, moments in _batches(rows):
+    for (numerator, root_scale, eps), alike in together.items():
+        shared = StepSize(numerator, None, root_scale, eps)
+        for some_weights, moments in _batches(alike):
+            if some_weights[0].is_cpu:
+                pack, packed = _scratch.pack(0, some_weights)
+                moment, _ = _scratch.pack(1, moments)
+                eta = shared.on([moment], out=moment, factor=threshold or shrink)
+                _soft_threshold_piece_(pack, eta, threshold, shrink)
+                torch._foreach_copy_(some_weights, packed)
+                continue
             etas = list(torch._foreach_sqrt(moments))
             torch._foreach_add_(etas, eps / root_scale)
             torch._foreach_reciprocal_(etas)
             torch._foreach_mul_(etas, (threshold or shrink) * numerator / root_scale)
             _soft_threshold_batch_(some_weights, etas, threshold, shrink)
+
+
+def _sign(weight: Tensor, alpha: float) -> tuple[Tensor, float]:
+    """A multiple of the sign in a buffer, and the factor that makes it ``alpha · sign(weight)``."""
+    buffer = _scratch(0, weight)
+    if weight.dtype in (torch.float32, torch.float64):
+        # a power of two, so nothing is rounded; a clamp takes three quarters of the time of sgn, and differs
+        # from it in weights below the smallest normal number only, whose gradient goes to 0 with them
+        tiny = torch.finfo(weight.dtype).tiny
+        if abs(alpha) <= torch.finfo(weight.dtype).max * tiny:
+            return torch.clamp(weight, -tiny, tiny, out=buffer), alpha / tiny
+    return torch.sgn(weight, out=buffer), alpha
 
 
 def _soft_threshold_(weight: Tensor, threshold: float) -> None:
@@ -156,10 +180,11 @@ def _soft_threshold_batch_(
 
 
 class _Scratch(threading.local):
-    """Buffers of one piece, kept by each thread: fresh memory would cost a page fault every 4 KiB."""
+    """Buffers kept by each thread: fresh memory would cost a page fault every 4 KiB."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._packs: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
 
     def __call__(self, index: int, like: Tensor) -> Tensor:
         """Return buffer ``index`` in the shape of ``like``; what it held is gone."""
@@ -169,18 +194,36 @@ class _Scratch(threading.local):
         key = (index, like.dtype)
         buffer = self._kept.get(key)
         if buffer is None or buffer.numel() < size:
-            with torch.inference_mode(False):  # whose tensors could not be written to outside of it
-                buffer = self._kept[key] = torch.empty(max(size, PIECE), dtype=like.dtype)
+            buffer = self._kept[key] = _empty(max(size, PIECE), like.dtype)
         return buffer[:size].view(like.shape)
+
+    def pack(self, index: int, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Copy CPU tensors of one dtype into one vector; return it, and views of it in their shapes."""
+        key = (index, tensors[0].dtype, *[tensor.shape for tensor in tensors])
+        found = self._packs.get(key)
+        if found is None:
+            if len(self._packs) == PACKS:
+                self._packs.clear()
+            sizes = [tensor.numel() for tensor in tensors]
+            vector = _empty(sum(sizes), tensors[0].dtype)
+            parts = zip(torch.split(vector, sizes), tensors, strict=True)
+            found = self._packs[key] = vector, [part.view(tensor.shape) for part, tensor in parts]
+        torch._foreach_copy_(found[1], tensors)
+        return found
+
+
+@torch.inference_mode(False)  # whose tensors could not be written to outside of it
+def _empty(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(size, dtype=dtype)
 
 
 _scratch = _Scratch()
 
 
-def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Walk tensors of one shape together, in pieces of about PIECE elements, on accelerators of BATCH."""
+def pieces(*tensors: Tensor, times: int = 1) -> Iterator[tuple[Tensor, ...]]:
+    """Walk tensors of one shape together, in pieces of about ``times`` PIECE, on accelerators of BATCH."""
     first = tensors[0]
-    most = PIECE if first.is_cpu else BATCH
+    most = PIECE * times if first.is_cpu else BATCH
     if first.numel() <= most:
         yield tensors
     elif all(tensor.is_contiguous() for tensor in tensors):
@@ -196,27 +239,26 @@ def _is_large(tensor: Tensor) -> bool:
     return tensor.is_cpu and tensor.numel() > SMALL
 
 
-def _batches(rows: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Columns of rows of one dtype and device, of about BATCH elements; larger tensors in pieces."""
-    if not rows:
-        return
-    weights = [row[1] for row in rows]
-    dtype, device = weights[0].dtype, weights[0].device
-    if sum(w.numel() if w.dtype == dtype and w.device == device else BATCH for w in weights) < BATCH:
-        yield [row[0] for row in rows], weights  # a small network, where every microsecond is seen
+def _batches(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Columns of rows of one dtype and device: packs of CPU tensors, elsewhere batches of pieces."""
+    kinds = {row[1].dtype for row in rows} | {row[1].device for row in rows}
+    if len(rows) <= FEW and len(kinds) == 2 and rows[0][1].is_cpu:
+        yield [row[0] for row in rows], [row[1] for row in rows]  # a small network: every microsecond is seen
         return
     groups: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, ...]]] = {}
-    sizes: dict[tuple[torch.dtype, torch.device], int] = {}
     for row in rows:
-        for piece in pieces(*row):
-            key = (piece[1].dtype, piece[1].device)
-            groups.setdefault(key, []).append(piece)
-            sizes[key] = sizes.get(key, 0) + piece[1].numel()
-            if sizes[key] >= BATCH:
-                yield _columns(groups.pop(key))
-                sizes[key] = 0
-    for group in groups.values():
-        yield _columns(group)
+        groups.setdefault((row[1].dtype, row[1].device), []).append(row)
+    for (_, device), group in groups.items():
+        most = PACK
+        if device.type != "cpu":
+            most, group = BATCH, [piece for row in group for piece in pieces(*row)]
+        first, size = 0, 0
+        for i, row in enumerate(group):
+            size += row[1].numel()
+            if size > most and i > first:
+                yield _columns(group[first:i])
+                first, size = i, row[1].numel()
+        yield _columns(group[first:])
 
 
 def _columns(rows: list[tuple[Tensor, ...]]) -> tuple[list[Tensor], list[Tensor]]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from lightning_reg.kernels import pieces
 from lightning_reg.numerics import wide
 from lightning_reg.penalties.bound import Bound
-from lightning_reg.sharded import local, local_parts
+from lightning_reg.sharded import is_sharded, local, local_parts
 from lightning_reg.step_size import StepSize
 
 __all__ = ["Act", "act_rounded_", "generator_at", "round_"]
@@ -58,7 +58,7 @@ def act_rounded_(
         place: gives each weight a name of its own, the same in every process and after a resumption.
     """
     held, sizes = weights, steps
-    if bound.elementwise:
+    if bound.elementwise and any(map(is_sharded, weights)):
         held, sizes = local_parts(weights), [s.local() for s in steps]
     narrow = [i for i, weight in enumerate(held) if weight.dtype in _DROPPED]
     if not narrow:

@@ -22,9 +22,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,16 +34,16 @@ from lightning_reg.sharded import is_sharded, local, whole
 
 __all__ = [
     "StepSize",
-    "euclidean_step_size",
+    "euclidean_step_sizes",
     "has_metric",
     "has_one_step",
     "metric_names",
     "step_size",
+    "step_sizes",
 ]
 
 
-@dataclass(frozen=True)
-class StepSize:
+class StepSize(NamedTuple):
     r"""The step of every weight of a tensor, :math:`\eta = n/(a\sqrt{v - m^2} + \epsilon)`, kept in parts.
 
     Kept in parts because the whole would be a copy of the tensor; :meth:`on` makes it a piece at a time.
@@ -94,7 +93,7 @@ class StepSize:
         if not tensors:
             return self
         second_moment, mean = (*tensors, None)[:2]
-        return replace(self, second_moment=second_moment, mean=mean)
+        return self._replace(second_moment=second_moment, mean=mean)
 
     def wide(self) -> StepSize:
         """Return the same in float32 or wider."""
@@ -116,23 +115,27 @@ class StepSize:
 
 
 _Group = dict[str, Any]
-_State = dict[str, Any]
+_States = Sequence[dict[str, Any]]
 
 
-def _sgd(group: _Group, state: _State) -> StepSize:
+def _sgd(group: _Group, states: _States) -> list[StepSize]:
     lr, momentum = float(group["lr"]), float(group["momentum"])
     if momentum and not group["nesterov"]:
         lr *= 1.0 - float(group["dampening"])
-    return StepSize(lr / (1.0 - momentum))
+    return [StepSize(lr / (1.0 - momentum))] * len(states)
 
 
-def _adam(group: _Group, state: _State) -> StepSize:
-    step, beta2 = float(state["step"]), float(group["betas"][1])
-    second_moment = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
-    return StepSize(float(group["lr"]), second_moment, (1.0 - beta2**step) ** -0.5, float(group["eps"]))
+def _adam(group: _Group, states: _States) -> list[StepSize]:
+    lr, beta2, eps = float(group["lr"]), float(group["betas"][1]), float(group["eps"])
+    moment = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
+    return [StepSize(lr, s[moment], (1.0 - beta2 ** float(s["step"])) ** -0.5, eps) for s in states]
 
 
-def _radam(group: _Group, state: _State) -> StepSize:
+def _radam(group: _Group, states: _States) -> list[StepSize]:
+    return [_radam_of(group, state) for state in states]
+
+
+def _radam_of(group: _Group, state: dict[str, Any]) -> StepSize:
     lr, step, beta2 = float(group["lr"]), float(state["step"]), float(group["betas"][1])
     correction = 1.0 - beta2**step
     longest = 2.0 / (1.0 - beta2) - 1.0
@@ -146,18 +149,20 @@ def _radam(group: _Group, state: _State) -> StepSize:
     return StepSize(numerator, state["exp_avg_sq"], eps=float(group["eps"]))
 
 
-def _adagrad(group: _Group, state: _State) -> StepSize:
-    lr = float(group["lr"]) / (1.0 + (float(state["step"]) - 1.0) * float(group["lr_decay"]))
-    return StepSize(lr, state["sum"], eps=float(group["eps"]))
+def _adagrad(group: _Group, states: _States) -> list[StepSize]:
+    lr, decay, eps = float(group["lr"]), float(group["lr_decay"]), float(group["eps"])
+    return [StepSize(lr / (1.0 + (float(s["step"]) - 1.0) * decay), s["sum"], eps=eps) for s in states]
 
 
-def _rmsprop(group: _Group, state: _State) -> StepSize:
-    lr = float(group["lr"]) / (1.0 - float(group["momentum"]))
-    mean = state["grad_avg"] if group["centered"] else None
-    return StepSize(lr, state["square_avg"], eps=float(group["eps"]), mean=mean)
+def _rmsprop(group: _Group, states: _States) -> list[StepSize]:
+    lr, eps = float(group["lr"]) / (1.0 - float(group["momentum"])), float(group["eps"])
+    return [
+        StepSize(lr, s["square_avg"], 1.0, eps, s["grad_avg"] if group["centered"] else None) for s in states
+    ]
 
 
-_METRICS: dict[type[Optimizer], Callable[[_Group, _State], StepSize]] = {
+_Metric = Callable[[_Group, _States], list[StepSize]]
+_METRICS: dict[type[Optimizer], _Metric] = {
     SGD: _sgd,
     Adam: _adam,
     AdamW: _adam,
@@ -183,32 +188,37 @@ def has_one_step(optimizer: Optimizer) -> bool:
     return _metric(type(optimizer)) is _sgd
 
 
-def step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) -> StepSize:
+def step_sizes(optimizer: Optimizer, group: _Group, parameters: Sequence[Tensor]) -> list[StepSize]:
     """Return the step that ``optimizer`` takes on each weight per unit of lasting gradient.
 
     Args:
         optimizer: one for which :func:`has_metric` holds, after its ``step``.
-        group: the parameter group of ``optimizer`` that holds ``parameter``.
-        parameter: a tensor that has been stepped.
+        group: the parameter group of ``optimizer`` that holds the parameters.
+        parameters: tensors that have been stepped; there is an answer for each.
     """
     metric = _metric(type(optimizer))
     if metric is None:
         raise TypeError(f"the metric of {type(optimizer).__name__} is not known; it is for {metric_names()}")
     # get: a defaultdict's [] would leave an empty entry in the optimizer's checkpoint
-    return metric(group, optimizer.state.get(parameter, {}))
+    return metric(group, [optimizer.state.get(parameter, {}) for parameter in parameters])
 
 
-def euclidean_step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) -> StepSize:
+def step_size(optimizer: Optimizer, group: _Group, parameter: Tensor) -> StepSize:
+    """Return the step of one parameter, see :func:`step_sizes`."""
+    return step_sizes(optimizer, group, [parameter])[0]
+
+
+def euclidean_step_sizes(optimizer: Optimizer, group: _Group, parameters: Sequence[Tensor]) -> list[StepSize]:
     """Return the learning rate as the step of every weight."""
-    return StepSize(float(group["lr"]))
+    return [StepSize(float(group["lr"]))] * len(parameters)
 
 
-def _metric(cls: type[Optimizer]) -> Callable[[_Group, _State], StepSize] | None:
+def _metric(cls: type[Optimizer]) -> _Metric | None:
     return _metric_of(cls, cls.step)  # type: ignore[arg-type]  # a class is hashable
 
 
 @cache
-def _metric_of(cls: type[Optimizer], step: Callable[..., Any]) -> Callable[[_Group, _State], StepSize] | None:
+def _metric_of(cls: type[Optimizer], step: Callable[..., Any]) -> _Metric | None:
     for known in cls.__mro__:
         if known in _METRICS:
             same = inspect.unwrap(step) is inspect.unwrap(known.step)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-from lightning_reg.step_size import euclidean_step_size, has_metric, has_one_step, metric_names, step_size
+from lightning_reg.step_size import euclidean_step_sizes, has_metric, has_one_step, metric_names, step_size
 from tests.optimizers import EVERY, MAXIMIZE, PLAIN, Variant, allow_capturable
 
 GRADIENT = torch.tensor([[0.5, -2.0], [0.03, 1.0]], dtype=torch.float64)
@@ -115,7 +115,7 @@ def test_asking_changes_nothing_in_the_optimizer(variant: Variant) -> None:
 def test_euclidean_is_the_learning_rate() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = Adam([parameter], lr=0.2)
-    assert euclidean_step_size(optimizer, optimizer.param_groups[0], parameter).dense() == 0.2
+    assert euclidean_step_sizes(optimizer, optimizer.param_groups[0], [parameter])[0].dense() == 0.2
 
 
 # --- whose metric is known ---------------------------------------------------------------------------

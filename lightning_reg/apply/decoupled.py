@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term, found_inf
+from lightning_reg.numerics import without_grad
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.rounding import act_rounded_
 from lightning_reg.step_size import StepSize
@@ -17,7 +17,7 @@ from lightning_reg.step_size import StepSize
 __all__ = ["decay_"]
 
 
-@torch.no_grad()
+@without_grad
 def decay_(term: Term, optimizer: Optimizer, strength: float, step: int) -> None:
     """``w ← w − lr · ∂Ω(w)`` for each tensor that ``optimizer`` is about to step.
 

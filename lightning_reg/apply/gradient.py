@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
+from lightning_reg.numerics import without_grad
 from lightning_reg.sharded import is_sharded, local_parts, placed_as
 
 __all__ = ["add_gradient_"]
 
 
-@torch.no_grad()
+@without_grad
 def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: float = 1.0) -> None:
     """``p.grad += ∂Ω(p)`` for each tensor that ``optimizer`` is about to step.
 
@@ -25,11 +26,13 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: floa
     alpha = float(told) if isinstance(told, torch.Tensor) else scale
     weights: list[Tensor] = []
     gradients: list[Tensor] = []
+    sharded = False
     for _, parameters in term.stepped(optimizer):
         for parameter in parameters:
             gradient = parameter.grad
             assert gradient is not None
             if is_sharded(gradient):
+                sharded = True
                 # it may hold partial sums, to which a part of the penalty's would be added more than once
                 gradient = placed_as(gradient, parameter)
                 parameter.grad = gradient
@@ -38,7 +41,7 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: floa
             else:
                 weights.append(parameter)
                 gradients.append(gradient)
-    if term.bound.elementwise:
+    if sharded and term.bound.elementwise:
         weights, gradients = local_parts(weights), local_parts(gradients)
     if weights:
         term.bound.add_gradient_(gradients, weights, strength, alpha)
