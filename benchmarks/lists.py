@@ -36,7 +36,9 @@ WANTED: dict[str, tuple[str, float | None]] = {
     "L1 gradient": (AXPY, 1.6),
     "L1 gradient, compiled": (AXPY, 1.2),
     "elastic net gradient": ("L1 gradient", 1.2),
+    "L1 gradient, then L2 gradient": ("elastic net gradient", 1.0),
     "elastic net gradient, compiled": (AXPY, None),
+    "L1 value, to be logged": ("L1 gradient", None),
     "L1 proximal, Euclidean": (MUL, 1.15),
     "L1 proximal, Adam's metric": (AXPY, 3.0),
     "L1 proximal, Adam's metric, compiled": (AXPY, 1.5),
@@ -79,6 +81,11 @@ def compiled(run: Callable[[], object]) -> Callable[[], object]:
     return with_kernels
 
 
+@torch.no_grad()
+def value(penalty: L1, weights: list[Tensor]) -> Tensor:
+    return penalty.total(weights, STRENGTH, like=weights[0])
+
+
 def ours(lists: Lists) -> Cases:
     params, grads = lists.params, lists.grads
     weights = [param.detach() for param in params]
@@ -91,6 +98,10 @@ def ours(lists: Lists) -> Cases:
     def both_gradients() -> None:
         elastic_net.add_gradient_(grads, weights, STRENGTH)
 
+    def one_after_the_other() -> None:
+        l1.add_gradient_(grads, weights, STRENGTH)
+        l2.add_gradient_(grads, weights, STRENGTH)
+
     def l1_in_metric() -> None:
         l1.prox_(weights, STRENGTH, adam)
 
@@ -102,6 +113,8 @@ def ours(lists: Lists) -> Cases:
         "L1 gradient, compiled": compiled(l1_gradient),
         "elastic net gradient": both_gradients,
         "elastic net gradient, compiled": compiled(both_gradients),
+        "L1 gradient, then L2 gradient": one_after_the_other,
+        "L1 value, to be logged": lambda: value(l1, weights),
         "L1 proximal, Euclidean": lambda: l1.prox_(weights, STRENGTH, [StepSize(0.1)] * len(weights)),
     }
     if adam:

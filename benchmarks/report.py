@@ -82,7 +82,7 @@ def _table(measured: list[Row]) -> str:
 def _wanted(case: str, row: Row | None) -> str:
     if row is None or "wanted" not in row:
         return ""
-    at_least = case.startswith(("tutorial", "sum", "add_loss"))
+    at_least = case.startswith(("tutorial", "sum", "add_loss", "L1 gradient, then"))
     return f"{'≥' if at_least else '≤'} {row['wanted']:.2f}"
 
 

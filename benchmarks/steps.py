@@ -23,6 +23,7 @@ from benchmarks.shapes import NETWORKS
 from lightning_reg import L1, L2, L2Norm, attach
 from lightning_reg.apply import Term, add_gradient_, decay_, prox_
 from lightning_reg.callbacks import L1PenaltyCallback, L2PenaltyCallback, PenaltyCallback
+from lightning_reg.compiled import compile_kernels
 
 STRENGTH = 1e-6
 SGD = partial(torch.optim.SGD, lr=1e-3, momentum=0.9)
@@ -121,14 +122,22 @@ def large_steps(threads: int, steps: int = 46) -> list[Row]:
     networks = {"ResNet-18": (resnet18, image), "transformer, 6 layers": (transformer, text)}
     found: list[Row] = []
     for name, (net, batch) in networks.items():
-        for case, optimizer, callback in (
-            ("L1, gradient, SGD", SGD, partial(L1PenaltyCallback)),
-            ("L1, proximal, Adam", torch.optim.Adam, partial(L1PenaltyCallback, apply="proximal")),
+        for case, optimizer, callback, fused in (
+            ("L1, gradient, SGD", SGD, partial(L1PenaltyCallback), False),
+            ("L1, proximal, Adam", torch.optim.Adam, partial(L1PenaltyCallback, apply="proximal"), False),
+            (
+                "L1, proximal, Adam, compiled",
+                torch.optim.Adam,
+                partial(L1PenaltyCallback, apply="proximal"),
+                True,
+            ),
         ):
             torch.manual_seed(0)
             module = Timed(net(), optimizer)
             module.net(batch[0][:2])  # lazy layers take their shape
+            compile_kernels(fused)
             fit(module, [callback(every_other_step)], batch, steps)
+            compile_kernels(False)
             seconds = [later - earlier for earlier, later in pairwise(module.begun)][4:]
             times = {"without": seconds[::2], case: seconds[1::2]}
             found += rows(f"{name}, a step", times, threads, "without", {case: 1.02})
