@@ -9,7 +9,6 @@ fused loops, for those who ask for them.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -17,18 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from lightning_reg import compiled
+from lightning_reg import compiled, cut
+from lightning_reg.cut import BATCH, pieces
 from lightning_reg.numerics import without_grad
 from lightning_reg.step_size import StepSize
 
-__all__ = ["add_scaled_", "add_sign_", "pieces", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
+__all__ = ["add_scaled_", "add_sign_", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
 
-#: Elements in a piece of a CPU tensor: in less, calls cost more than work; more would leave the caches.
-PIECE = 2**19
 #: Elements up to which a CPU tensor goes with others into one multi-tensor call.
 SMALL = 2**14
-#: Elements in a batch of tensors whose temporaries are alive together: two of 4 MiB in float32.
-BATCH = 2**20
 #: Elements in a pack of small CPU tensors, and packs that each thread keeps: 2 MiB in float32.
 PACK, PACKS = 2**17, 4
 #: Small tensors that are one batch whatever their sizes.
@@ -194,7 +190,7 @@ class _Scratch(threading.local):
         key = (index, like.dtype)
         buffer = self._kept.get(key)
         if buffer is None or buffer.numel() < size:
-            buffer = self._kept[key] = _empty(max(size, PIECE), like.dtype)
+            buffer = self._kept[key] = _empty(max(size, cut.PIECE), like.dtype)
         return buffer[:size].view(like.shape)
 
     def pack(self, index: int, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -218,21 +214,6 @@ def _empty(size: int, dtype: torch.dtype) -> Tensor:
 
 
 _scratch = _Scratch()
-
-
-def pieces(*tensors: Tensor, times: int = 1) -> Iterator[tuple[Tensor, ...]]:
-    """Walk tensors of one shape together, in pieces of about ``times`` PIECE, on accelerators of BATCH."""
-    first = tensors[0]
-    most = PIECE * times if first.is_cpu else BATCH
-    if first.numel() <= most:
-        yield tensors
-    elif all(tensor.is_contiguous() for tensor in tensors):
-        size = math.ceil(first.numel() / math.ceil(first.numel() / most))  # no short piece at the end
-        yield from zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
-    else:  # channels-last and other strides: along the longest dimension
-        longest = max(range(first.dim()), key=first.shape.__getitem__)
-        size = max(1, most * first.shape[longest] // first.numel())
-        yield from zip(*(torch.split(tensor, size, longest) for tensor in tensors), strict=True)
 
 
 def _is_large(tensor: Tensor) -> bool:

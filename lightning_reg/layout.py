@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_reg.numerics import accumulator
+from lightning_reg.numerics import accumulator, norm
 
 __all__ = ["Labels", "Layout", "Slices"]
 
@@ -113,6 +113,8 @@ class Slices(Layout):
         dtype = accumulator(view.dtype)
         if not self._reduced:
             return (view.abs() if dtype is None else view.abs().to(dtype)).reshape(-1)
+        if not self.keep:
+            return norm(view).reshape(-1)
         norms: Tensor = torch.linalg.vector_norm(view, 2.0, dim=self._reduced, dtype=dtype)
         return norms.reshape(-1)
 

@@ -9,7 +9,12 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from lightning_reg.cut import pieces
+
 __all__ = ["accumulator", "norm", "real_dtype", "sum_of_squares", "wide", "without_grad"]
+
+#: Entries that a norm adds up at a time.
+ROW = 2**14
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -31,19 +36,35 @@ def without_grad(function: Callable[_P, _T]) -> Callable[_P, _T]:
 def norm(weight: Tensor, order: float = 2.0) -> Tensor:
     """Return the vector norm over all entries, accumulated in float32 or wider; its gradient at 0 is 0.
 
+    Of a large tensor it is the norm of its rows' norms: on CPUs torch 2.13 adds up the entries one after the
+    other in float32, and the 1-norm of 38.6 million normal numbers, an embedding's, comes out 11 % too small.
+
     >>> norm(torch.ones(100_000, dtype=torch.float16), 1)
     tensor(100000.)
     """
-    total: Tensor = torch.linalg.vector_norm(weight, order, dtype=accumulator(weight.dtype))
-    return total
+    dtype = accumulator(weight.dtype)
+    if weight.numel() <= ROW or not weight.is_cpu:
+        total: Tensor = torch.linalg.vector_norm(weight, order, dtype=dtype)
+        return total
+    if order == 1 and not (weight.requires_grad and torch.is_grad_enabled()):  # a fourth of the time
+        return torch.stack([piece.abs().sum(dtype=dtype) for (piece,) in pieces(weight)]).sum()
+    if weight.dim() > 1 and weight.shape[0] * ROW >= weight.numel():
+        rows = torch.linalg.vector_norm(weight, order, dim=tuple(range(1, weight.dim())), dtype=dtype)
+        return norm(rows, order)
+    flat = weight.flatten()
+    rest = flat.numel() % ROW
+    rows = torch.linalg.vector_norm(flat[rest:].view(-1, ROW), order, dim=1, dtype=dtype)
+    first = torch.linalg.vector_norm(flat[:rest], order, dim=0, keepdim=True, dtype=dtype)
+    return norm(torch.cat([first, rows]), order)
 
 
 def sum_of_squares(weight: Tensor) -> Tensor:
     """Return the sum of the squared moduli, accumulated in float32 or wider."""
     if weight.is_complex():
         weight = torch.view_as_real(weight)
-    dtype = accumulator(weight.dtype)
-    return (weight if dtype is None else weight.to(dtype)).square().sum()
+    if weight.requires_grad and torch.is_grad_enabled():
+        return wide(weight).square().sum()
+    return torch.stack([wide(piece).square().sum() for (piece,) in pieces(weight)]).sum()
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
