@@ -353,8 +353,12 @@ def check_schedule(
     and the last always.
 
     Raises:
+        TypeError: a class is given in the place of one of its instances.
         ValueError: as :func:`evaluate`, or the run's length is needed and unknown.
     """
+    if isinstance(schedule, type):
+        given = schedule.__name__
+        raise TypeError(f"the {name} is the class {given}; give an instance of it, as in {given}(...)")
     if not callable(schedule):
         evaluate(schedule, 0, total_steps, name=name, upper=upper)
         return

@@ -229,7 +229,9 @@ def _nothing_matches(module: nn.Module, select: Select, parameters: list[Selecte
         return f"select={select!r} matches nothing: {where} has no parameters"
     names = [name for parameter in parameters for name in parameter.aliases]
     patterns = [form.lstrip("!") for form in _forms(select) if isinstance(form, str)]
-    near = dict.fromkeys(
+    below = [f"{p}.*" for p in patterns if any(name.startswith(f"{p}.") for name in names)]
+    near = dict.fromkeys(below)  # the name of a module selects nothing, and its parameters are meant
+    near |= dict.fromkeys(
         name
         for pattern in patterns
         for name in difflib.get_close_matches(pattern, ["weights", "all", *names], n=4, cutoff=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ import lightning_reg.data
 import lightning_reg.metrics
 import lightning_reg.plot
 import lightning_reg.tune
+from lightning_reg import Penalty
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -100,6 +102,22 @@ def test_every_python_block_runs_and_every_trainer_trains(page, tmp_path, monkey
             assert trainer.global_step == 2
 
 
+def test_the_source_in_contributing_is_the_source():
+    (block,) = blocks(ROOT / "CONTRIBUTING.md", "python")
+    (quoted,) = ast.parse(block).body
+    source = ast.parse(inspect.getsource(lightning_reg.NuclearNorm))
+    for node in ast.walk(source):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    assert ast.unparse(quoted) == ast.unparse(source.body[0])
+
+
+def test_the_files_that_contributing_names_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:lightning_reg|tests|docs)/[\w/]*(?:\.\w+)?)`", text):
+        assert (ROOT / name).exists(), name
+
+
 def test_yaml_of_the_docs_is_the_example():
     yaml = pytest.importorskip("yaml")
     (block,) = blocks(DOCS / "config.md", "yaml")
@@ -143,6 +161,15 @@ def test_every_public_name_is_described_in_the_reference(module):
     missing = {f"{module.__name__}.{name}" for name in module.__all__} - directives
     assert missing - {"lightning_reg.Apply"} == set()
     assert "lightning_reg.apply.term.Apply" in directives
+
+
+def test_every_penalty_is_on_a_page_of_its_methods():
+    text = "".join(page.read_text(encoding="utf-8") for page in (DOCS / "methods").glob("*.md"))
+    public = [getattr(lightning_reg, name) for name in lightning_reg.__all__]
+    for cls in public:
+        if inspect.isclass(cls) and issubclass(cls, Penalty) and cls is not Penalty:
+            name = cls.__name__
+            assert f"{{py:class}}`lightning_reg.{name}`" in text, f"{name} is on no page of docs/methods"
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)

@@ -179,6 +179,11 @@ def test_a_bad_value_at_step_700_is_found_before_the_run(bad: Any) -> None:
         evaluate(schedule, 700, 1000)
 
 
+def test_a_class_in_the_place_of_a_schedule_is_named() -> None:
+    with pytest.raises(TypeError, match=r"the strength is the class Linear; give an instance of it"):
+        check_schedule(Linear, 1000)
+
+
 def test_a_long_run_is_sampled_to_its_last_step() -> None:
     asked: list[int] = []
     check_schedule(lambda step, total: float(not asked.append(step)), 1_000_000)

@@ -246,6 +246,7 @@ def test_the_owner_is_the_module_that_holds_the_attribute() -> None:
     [
         ("head.wieght", "did you mean .*head.weight"),
         ("weight", "did you mean weights"),
+        ("encoder", r"did you mean encoder\.\*, "),
         ("encoder.0.weights", "encoder.0.weight"),
         (["!encodr.0.weight", "hed.bias"], "head.bias"),
         ("zzzz", "it has temperature, encoder.0.weight"),

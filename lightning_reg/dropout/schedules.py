@@ -293,8 +293,8 @@ def _check_rate(schedule: Schedule, argument: str, value: float) -> None:
 
 
 def _check_cutoff(schedule: Schedule, argument: str, position: Position) -> None:
-    inside = 0 < position <= 1.0 if isinstance(position, float) else position > 0
-    if isinstance(position, bool) or not inside:
+    number = isinstance(position, (int, float)) and not isinstance(position, bool)
+    if not number or not 0 < position <= (1.0 if isinstance(position, float) else math.inf):
         raise ValueError(
             f"{type(schedule).__name__}({argument}={position!r}) is not inside the run; give a fraction "
             "above 0.0 and up to 1.0, or a positive number of steps as an integer"

@@ -249,7 +249,8 @@ def select_sites(
     if not chosen:
         names = [name for site in sites for name in site.aliases]
         patterns = [form for form in _forms(select) if isinstance(form, str)]
-        near = dict.fromkeys(n for p in patterns for n in difflib.get_close_matches(p, names, 4, 0.5))
+        near = dict.fromkeys(f"{p}.*" for p in patterns if any(n.startswith(f"{p}.") for n in names))
+        near |= dict.fromkeys(n for p in patterns for n in difflib.get_close_matches(p, names, 4, 0.5))
         hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(names[:6])}"
         if not near and len(names) > 6:
             hint += f" and {len(names) - 6} more"

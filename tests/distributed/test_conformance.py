@@ -8,8 +8,20 @@ import pytest
 
 import lightning_reg.penalties
 from lightning_reg import Penalty
-from tests.distributed.cells import APPLY, CLIPPING, FAMILIES, TOLERANCES, Cell, crossed, reference, without
+from tests.distributed.cells import (
+    APPLY,
+    CLIPPING,
+    FAMILIES,
+    OPTIMIZERS,
+    TOLERANCES,
+    Cell,
+    crossed,
+    reference,
+    takes,
+    without,
+)
 from tests.distributed.page import DIFFERS, PAGE, PASSED, Results, judge, render, run
+from tests.support import relative
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +42,28 @@ def test_the_page_says_what_came_of_the_runs(results: Results) -> None:
 def test_every_public_penalty_is_in_the_table() -> None:
     public = (getattr(lightning_reg.penalties, name) for name in lightning_reg.penalties.__all__)
     penalties = {cls for cls in public if issubclass(cls, Penalty) and cls is not Penalty}
-    assert {type(penalty) for penalty in FAMILIES.values()} == penalties
+    missing = {type(penalty) for penalty in FAMILIES.values()} ^ penalties
+    assert not missing, "give each a line in FAMILIES, tests/distributed/cells.py"
 
 
-def test_the_settings_meet_in_pairs() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_strong_enough_to_be_seen_in_every_setting(family: str) -> None:
+    widest = max(tolerance for tolerance, _ in TOLERANCES.values())
+    for apply, optimizer, accumulate, clip in itertools.product(APPLY, OPTIMIZERS, (1, 2), CLIPPING):
+        if takes(family, apply, optimizer):
+            cell = Cell(family, apply, "single device", "64-true", optimizer, accumulate, clip)
+            moved = relative(without(cell), reference(cell))
+            assert moved > 2 * widest, f"{cell}: give {family} another strength in cells.py, FAMILIES"
+
+
+@pytest.mark.parametrize("more", [0, 1, max(0, 23 - len(FAMILIES))])
+def test_the_settings_meet_in_pairs(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(more):  # penalties that are yet to come
+        monkeypatch.setitem(FAMILIES, f"another {number}", FAMILIES["L1"])
     cells = crossed("single device")
     rows = itertools.product(TOLERANCES, (1, 2), CLIPPING, APPLY)
     assert {(c.precision, c.accumulate, c.clip, c.apply) for c in cells} == set(rows)
-    with_gradient = [family for family in FAMILIES if family not in ("L0", "LHalf")]
+    with_gradient = [family for family, penalty in FAMILIES.items() if penalty.has_gradient]
     for family in with_gradient:
         mine = [cell for cell in cells if cell.family == family]
         assert {cell.precision for cell in mine} == set(TOLERANCES)

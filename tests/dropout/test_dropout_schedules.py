@@ -67,6 +67,8 @@ def test_depth_profile_by_hand():
         (lambda: EarlyDropout(until=0), "not inside the run"),
         (lambda: AnnealedDropout(until=1.5), "not inside the run"),
         (lambda: LateDropout(begin=0.0), "not inside the run"),
+        (lambda: EarlyDropout(0.1, "half"), r"EarlyDropout\(until='half'\) is not inside the run"),
+        (lambda: EarlyDropout(0.1, True), "not inside the run"),
         (lambda: CurriculumDropout(gamma=0.0), "not a positive number"),
         (lambda: ByDepth(2.0), "between 0 and 1"),
     ],

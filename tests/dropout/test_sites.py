@@ -169,6 +169,9 @@ def test_bad_selections():
     net = nn.Sequential(nn.Dropout(0.1))
     with pytest.raises(ValueError, match=r"matches none of the 1 dropout sites.*did you mean 0\.p"):
         select_sites(net, candidates(net), "O.p")
+    nested = nn.Sequential(net)
+    with pytest.raises(ValueError, match=r"did you mean 0\.\*\?"):
+        select_sites(nested, candidates(nested), "0")
     with pytest.raises(ValueError, match="empty"):
         select_sites(net, candidates(net), [])
     with pytest.raises(TypeError, match="not understood"):

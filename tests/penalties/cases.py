@@ -49,7 +49,8 @@ class Case:
         convex: convex, so that its prox is firmly non-expansive.
         has_prox: it knows its proximal operator,
         prox_in_metric: with one step for each weight too.
-        max_step: the largest step whose prox is unique, at any strength; only where not convex.
+        max_step: the longest step whose prox minimises what it should, at strengths up to 3; only where
+            not convex.
         takes_complex: it is defined on complex weights.
         in_pieces: it has a kernel of its own, which goes over weights through small reused buffers.
         kinks_at_zero: it is differentiable where no weight is zero.
