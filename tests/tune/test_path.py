@@ -20,7 +20,7 @@ from lightning_reg import L1, ElasticNet, GroupLasso
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune import PathFrame, lambda_max, regularization_path
 from lightning_reg.tune._folds import split
-from tests.support import Net, data
+from tests.support import Net, data, l1_logistic
 from tests.tune.problems import Linear, breast_cancer, diabetes
 
 CPU: dict[str, Any] = {"accelerator": "cpu"}
@@ -121,7 +121,7 @@ def test_breast_cancer_against_l1_logistic() -> None:
     top, *below = warm["strength"]
     for strength in [top * (1 + 1e-9), *below]:  # at lambda_max both round, to either side
         model = linear_model.LogisticRegression(
-            l1_ratio=1.0,
+            **l1_logistic(),
             C=1 / (strength * len(targets)),
             solver="saga",  # the one that leaves the intercept alone
             tol=1e-11,
