@@ -13,7 +13,8 @@ from torch import nn
 
 from lightning_reg.apply import Apply, Metric
 from lightning_reg.penalties import Penalty
-from lightning_reg.tune._loss import Data, batches_of, clone, loss_of, mean_loss, same_order
+from lightning_reg.tune._loss import Data, batches_of, clone, mean_loss, same_order
+from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import quiet
 from lightning_reg.tune.sweep import Sweep
 
@@ -158,12 +159,13 @@ def _sweep(
         "max_epochs": epochs,
     }
     batches, held_out = batches_of(data, batch_size), batches_of(validation)
-    sweep = Sweep(kind)
+    sweep, precision = Sweep(kind), TrainingPrecision(options)
     for value in values:
         with isolate_rng(), quiet(), same_order(data, validation):
             torch.manual_seed(seed)
             copied = clone(module)
-            callbacks, loss = prepare(copied, value), loss_of(copied, None)
+            precision.convert_(copied)
+            callbacks, loss = prepare(copied, value), precision.loss(copied)
             last = LastEpochs(partial(mean_loss, copied, held_out, loss), -(-epochs // 12))
             runner = Trainer(**options | {"callbacks": [*options.get("callbacks", []), *callbacks, last]})
             runner.fit(copied, batches)

@@ -15,6 +15,7 @@ from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._folds import split, with_folds
 from lightning_reg.tune._loss import Data, batches_of
 from lightning_reg.tune._point import Recipe, make, train_point
+from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune.frame import PathFrame, Row
 from lightning_reg.tune.lambda_max import is_linear, lambda_max
 
@@ -110,7 +111,9 @@ def regularization_path(
         )
     first = make(module, seed)
     if strengths is None:
-        top = lambda_max(first, penalty, batches_of(data, batch_size))
+        precision = TrainingPrecision(trainer or {})
+        precision.convert_(first)
+        top = lambda_max(first, penalty, batches_of(data, batch_size), loss=precision.loss(first))
         if top == 0.0:
             raise ValueError("lambda_max is 0: the selected weights do nothing for the loss; give strengths=")
         strengths = _log_spaced(top, ratio, points)

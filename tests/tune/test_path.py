@@ -400,3 +400,22 @@ def test_at_lambda_max_nothing_is_left_and_below_it_something_is() -> None:
         Linear(10), L1(1.0), diabetes(), [top, top * 0.999], max_epochs=5000, trainer=CPU
     )
     assert frame["nonzeros"][0] == 0 < frame["nonzeros"][1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_is_measured_in_the_precision_of_training(dtype: torch.dtype) -> None:
+    inputs, targets = (tensor.to(dtype) for tensor in diabetes().tensors)
+
+    def error(module: Any, batches: Any) -> float:
+        return sum(float((module.linear(x) - y).detach().abs().mean()) for x, y in batches)
+
+    def frame(module: Linear, tensors: TensorDataset, **trainer: Any) -> list[Any]:
+        options: Any = {"points": 3, "ratio": 0.3, "max_epochs": 20, "metric": error}
+        return list(
+            regularization_path(
+                module, L1(1.0), tensors, validation=tensors, trainer=CPU | trainer, **options
+            )
+        )
+
+    single = frame(Linear(10).float(), TensorDataset(inputs, targets), precision="64-true")
+    assert single == frame(Linear(10), TensorDataset(inputs.double(), targets.double()))
