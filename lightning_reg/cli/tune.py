@@ -148,14 +148,12 @@ def _read(config: Path, function: Callable[..., Any]) -> tuple[Any, dict[str, An
     not_options = {"module", "penalty", "data", "validation", "directory", "map", "on_point"}
     skip: set[str | int] = {name for name in takes if name in not_options}
     parser.add_function_arguments(function, "options", skip=skip)
-    # its name since jsonargparse 4.49, and the one before
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     try:
         parsed = parser.parse_path(config)
     except Exception as error:
         keys = [action.dest for action in parser._actions]
         raise UsageError(f"{config}: {one_line(error, keys)}") from error
-    made = instantiate(parsed)
+    made = parser.instantiate(parsed)
     return made, vars(made.options)
 
 
