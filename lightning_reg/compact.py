@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.groups import head_count
+from lightning_reg.sharded import is_flattened, is_sharded
 
 __all__ = ["compact"]
 
@@ -38,7 +39,8 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
 
     Raises:
         ImportError: ``torch-pruning`` is not installed.
-        ValueError: the model has recurrent or attention layers, which are not cut; the sentence names one.
+        ValueError: the model has recurrent or attention layers, which are not cut, or parameters that
+            processes hold in parts; the sentence names one.
         RuntimeError: the outputs differ after all.
     """
     pruning = _torch_pruning()
@@ -174,6 +176,12 @@ def _prune_function(layer: nn.Module, pruning: Any) -> Any:
 
 
 def _refuse(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter) or is_flattened(parameter) or hasattr(parameter, "ds_tensor"):
+            raise ValueError(
+                f"compact(...) cuts a model that one process holds whole, and {name} is shared out over "
+                "several; load the full state dict into a plain copy of the model, and cut that"
+            )
     for name, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):

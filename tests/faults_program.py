@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_reg import L1, L2, L2SP, Cosine, ElasticNet, Linear, TargetSparsity
 from lightning_reg.callbacks import DropoutScheduler, MaxNorm, PenaltyCallback
-from tests.support import QUIET, Net, data, weights
+from tests.support import QUIET, STRICT, Net, data, weights
 
 EPOCHS = 4
 #: In the third epoch of eight batches, so that the last checkpoint is the second epoch's.
@@ -71,13 +71,13 @@ def run(
     **options: Any,
 ) -> Tensor:
     module = module if module is not None else DropNet()
-    checkpoint = ModelCheckpoint(
-        folder, save_top_k=-1, filename="{epoch}", save_on_exception=options.pop("save_on_exception", False)
-    )
+    # Lightning 2.4 has no such argument
+    on_exception = {"save_on_exception": True} if options.pop("save_on_exception", False) else {}
+    checkpoint = ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}", **on_exception)
     regularizing = regularization() if options.pop("regularized", True) else []
     options = {**QUIET, "enable_checkpointing": True, "max_epochs": EPOCHS, **options}
     trainer = pl.Trainer(callbacks=[*regularizing, Seed(), checkpoint, *extra], **options)
-    trainer.fit(module, ckpt_path=ckpt, weights_only=True)
+    trainer.fit(module, ckpt_path=ckpt, **STRICT)
     return weights(module)
 
 

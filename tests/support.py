@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from inspect import signature
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,6 +22,16 @@ QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+#: What ``Trainer.fit`` takes from Lightning 2.6 on.
+STRICT = {"weights_only": True} if "weights_only" in signature(pl.Trainer.fit).parameters else {}
+
+
+def l1_logistic() -> dict[str, Any]:
+    """What asks scikit-learn's ``LogisticRegression`` for L1: ``l1_ratio`` since 1.8, ``penalty`` before."""
+    from sklearn.linear_model import LogisticRegression
+
+    penalty = signature(LogisticRegression).parameters.get("penalty")
+    return {"penalty": "l1"} if penalty is not None and penalty.default == "l2" else {"l1_ratio": 1.0}
 
 
 def tutorial_sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from lightning_reg import Coupled, GroupLasso, TargetSparsity, attach, compact
+from lightning_reg.sharded import local
 
 pytest.importorskip("torch_pruning")
 
@@ -159,3 +161,19 @@ def test_recurrent_and_attention_layers_are_refused_by_name(module, says):
     model = nn.Sequential(nn.Linear(4, 4), module)
     with pytest.raises(ValueError, match=rf"cannot cut 1, .*{says}"):
         compact(model, torch.randn(2, 4))
+
+
+def test_a_model_in_parts_is_refused_before_anything_is_changed():
+    tensor = pytest.importorskip("torch.distributed.tensor")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3))
+        kill(model[0], 1, 4)
+        tensor.distribute_module(model[0], dist.init_device_mesh("cpu", (1,)))
+        before = {parameter: local(parameter).clone() for parameter in model.parameters()}
+        with pytest.raises(ValueError, match=r"and 0\.weight is shared out over several; load the full"):
+            compact(model, torch.randn(4, 5))
+        assert isinstance(model[0].weight, tensor.DTensor) and list(model.parameters()) == list(before)
+        assert all(torch.equal(local(parameter), was) for parameter, was in before.items())
+    finally:
+        dist.destroy_process_group()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
-from lightning_reg.sharded import local
+from lightning_reg.sharded import is_sharded, local, placed_as
 
 __all__ = ["GradientInBackward"]
 
@@ -66,6 +66,8 @@ class GradientInBackward:
         tensor = self._awaited.pop(key)
         gradient = tensor.grad
         assert gradient is not None
+        if is_sharded(gradient):
+            tensor.grad = gradient = placed_as(gradient, tensor)  # as in add_gradient_
         if bound.couples:
             tensor.grad = self._coupled.pop(key).add_(gradient)
         elif gradient.is_sparse:  # the sum is dense, as autograd's would be

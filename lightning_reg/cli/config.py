@@ -63,12 +63,10 @@ def make_callbacks(entries: Sequence[Mapping[str, Any]]) -> list[Callback]:
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--callbacks", type=list[Callback])
-    # its name since jsonargparse 4.49, and the one before
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     made: list[Callback] = []
     for entry in entries:
         try:
-            made += instantiate(parser.parse_object({"callbacks": [entry]})).callbacks
+            made += parser.instantiate(parser.parse_object({"callbacks": [entry]})).callbacks
         except Exception as error:
             raise UsageError(one_line(error, lightning_reg.callbacks.__all__)) from error
     return made

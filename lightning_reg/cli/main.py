@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_reg.cli.errors import OneLineParser, UsageError, one_line, positive, refusal
+from lightning_reg.cli.script import current_directory_first
 
 __all__ = ["main"]
 
@@ -40,17 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     command = argv[0] if argv else ""
     try:
-        if command in _TRAINER:
-            from lightning_reg.cli.fit import main as fit
-
-            fit(argv)
-            return 0
-        if command == "run":
+        if command == "run":  # the script's own directory comes first there
             from lightning_reg.cli.run import main as run
 
             return run(argv[1:])
-        arguments = _parser().parse_args(argv)
-        return int(_COMMANDS[arguments.command](arguments))
+        with current_directory_first():
+            if command in _TRAINER:
+                from lightning_reg.cli.fit import main as fit
+
+                fit(argv)
+                return 0
+            arguments = _parser().parse_args(argv)
+            return int(_COMMANDS[arguments.command](arguments))
     except UsageError as error:
         print(f"{' '.join(['lightning-reg', *argv[:1]])}: {error}", file=sys.stderr)
         return 2

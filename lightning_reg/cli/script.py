@@ -22,7 +22,7 @@ from lightning_reg.cli.plan import Plan
 from lightning_reg.cli.trainer_options import trainer_options
 from lightning_reg.external import VARIABLE
 
-__all__ = ["as_program", "main", "run_script"]
+__all__ = ["as_program", "current_directory_first", "main", "run_script"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,12 +63,34 @@ def as_program(target: str, arguments: Sequence[str], is_module: bool) -> Iterat
     """``sys.argv`` and ``sys.path`` as the interpreter would set them."""
     argv, path, main = sys.argv, list(sys.path), sys.modules["__main__"]
     sys.argv = [target, *arguments]
-    if not getattr(sys.flags, "safe_path", False):  # Python 3.11
+    if not _is_safe_path():
         sys.path[0] = os.getcwd() if is_module else os.path.dirname(os.path.realpath(target))
     try:
         yield
     finally:
         sys.argv, sys.path[:], sys.modules["__main__"] = argv, path, main
+
+
+@contextmanager
+def current_directory_first() -> Iterator[None]:
+    """Look for modules in the current directory first, as ``python -m`` does and installed commands do not.
+
+    Under ``python -P``, or with ``PYTHONSAFEPATH`` set, nothing changes.
+    """
+    if _is_safe_path():
+        yield
+        return
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+
+
+def _is_safe_path() -> bool:
+    return getattr(sys.flags, "safe_path", False)  # Python 3.11
 
 
 def _run_file(target: str) -> None:

@@ -24,9 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lightning_reg.cli.errors import UsageError, one_line
 from lightning_reg.penalties import Penalty
-from lightning_reg.tune.finder import find_dropout, find_strength
+from lightning_reg.tune.finder import check_rates, check_strengths, find_dropout, find_strength
 from lightning_reg.tune.frame import PathFrame, Row
-from lightning_reg.tune.path import regularization_path
+from lightning_reg.tune.path import check_path, regularization_path
 from lightning_reg.tune.sweep import Sweep
 
 __all__ = ["find", "path"]
@@ -40,6 +40,8 @@ def path(config: Path, output: Path) -> int:
     """
     console = Console()
     made, options = _read(config, regularization_path)
+    asked = {name: options[name] for name in signature(check_path).parameters if name in options}
+    check_path(has_validation=_has_validation(made.data), **asked)
     train, validation = _batches(made.data)
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
@@ -93,11 +95,13 @@ def find(config: Path, output: Path, dropout: bool = False) -> int:
     """
     console = Console()
     made, options = _read(config, find_dropout if dropout else find_strength)
-    train, validation = _batches(made.data)
-    if validation is None:
+    check = check_rates if dropout else check_strengths
+    check(**{name: options[name] for name in signature(check).parameters})
+    if not _has_validation(made.data):
         raise ValueError(
             f"{type(made.data).__name__} has no val_dataloader, by which find tells strengths apart"
         )
+    train, validation = _batches(made.data)
     output.mkdir(parents=True, exist_ok=True)
     sweep = Sweep("rate" if dropout else "strength")
     interrupted = False
@@ -144,22 +148,23 @@ def _read(config: Path, function: Callable[..., Any]) -> tuple[Any, dict[str, An
     not_options = {"module", "penalty", "data", "validation", "directory", "map", "on_point"}
     skip: set[str | int] = {name for name in takes if name in not_options}
     parser.add_function_arguments(function, "options", skip=skip)
-    # its name since jsonargparse 4.49, and the one before
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     try:
         parsed = parser.parse_path(config)
     except Exception as error:
         keys = [action.dest for action in parser._actions]
         raise UsageError(f"{config}: {one_line(error, keys)}") from error
-    made = instantiate(parsed)
+    made = parser.instantiate(parsed)
     return made, vars(made.options)
 
 
 def _batches(data: LightningDataModule) -> tuple[Any, Any]:
     data.prepare_data()
     data.setup("fit")
-    has_validation = type(data).val_dataloader is not LightningDataModule.val_dataloader
-    return data.train_dataloader(), data.val_dataloader() if has_validation else None
+    return data.train_dataloader(), data.val_dataloader() if _has_validation(data) else None
+
+
+def _has_validation(data: LightningDataModule) -> bool:
+    return type(data).val_dataloader is not LightningDataModule.val_dataloader
 
 
 def _progress(console: Console) -> Progress:

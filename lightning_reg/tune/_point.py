@@ -12,7 +12,8 @@ from torch import nn
 
 from lightning_reg.apply import Term
 from lightning_reg.penalties import Penalty
-from lightning_reg.tune._loss import batches_of, clone, loss_of, mean_loss
+from lightning_reg.tune._loss import batches_of, clone, mean_loss
+from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import quiet
 from lightning_reg.tune.frame import Row
 from lightning_reg.tune.predictor import predict_
@@ -62,7 +63,9 @@ def train_point(
     held_out = None if validation is None else batches_of(validation)
     with isolate_rng():
         module = make(recipe.module, recipe.seed)
-        loss = loss_of(module, None)
+        precision = TrainingPrecision(recipe.trainer)
+        precision.convert_(module)
+        loss = precision.loss(module)
         optimizer_state, gradients = None, 0
         if before is not None:
             module.load_state_dict(before["module"])
@@ -116,7 +119,7 @@ def train_point(
             "converged": point.converged,
         }
         if held_out is not None and recipe.metric is not None:
-            row["metric"] = float(recipe.metric(module, held_out))
+            row["metric"] = float(recipe.metric(module, precision.inputs(held_out)))
     state = {name: value.cpu().clone() for name, value in module.state_dict().items()}
     return {"row": row, "module": state, "optimizer": point.state}
 

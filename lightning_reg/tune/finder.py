@@ -13,11 +13,12 @@ from torch import nn
 
 from lightning_reg.apply import Apply, Metric
 from lightning_reg.penalties import Penalty
-from lightning_reg.tune._loss import Data, batches_of, clone, loss_of, mean_loss, same_order
+from lightning_reg.tune._loss import Data, batches_of, clone, mean_loss, same_order
+from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import quiet
 from lightning_reg.tune.sweep import Sweep
 
-__all__ = ["find_dropout", "find_strength"]
+__all__ = ["check_rates", "check_strengths", "find_dropout", "find_strength"]
 
 
 def find_strength(
@@ -66,11 +67,7 @@ def find_strength(
     Raises:
         ValueError: no range of strengths, or no epoch.
     """
-    if not 0.0 < lowest < highest < math.inf or points < 3 or epochs < 1:
-        raise ValueError(
-            f"lowest={lowest}, highest={highest}, points={points}, epochs={epochs} make no sweep; give "
-            "0 < lowest < highest, 3 or more points, and 1 epoch or more"
-        )
+    check_strengths(lowest, highest, points, epochs)
     values = [lowest * (highest / lowest) ** (i / (points - 1)) for i in range(points)]
     from lightning_reg.callbacks import PenaltyCallback
 
@@ -112,11 +109,7 @@ def find_dropout(
     Raises:
         ValueError: no range of rates, or the module has no dropout site.
     """
-    if not 0.0 < highest < 1.0 or points < 3 or epochs < 1:
-        raise ValueError(
-            f"highest={highest}, points={points}, epochs={epochs} make no sweep; give 0 < highest < 1, 3 or "
-            "more points, and 1 epoch or more"
-        )
+    check_rates(highest, points, epochs)
     from lightning_reg.dropout import find_sites
 
     def prepare(copied: nn.Module, rate: float) -> list[Any]:
@@ -132,6 +125,32 @@ def find_dropout(
     values = [highest * i / (points - 1) for i in range(points)]
     how = (data, validation, batch_size, epochs, seed, trainer, on_point)
     return _sweep("rate", module, prepare, values, how)
+
+
+def check_strengths(lowest: float, highest: float, points: int, epochs: int) -> None:
+    """Refuse options of :func:`find_strength` that make no sweep, whatever the data.
+
+    Raises:
+        ValueError: one of them does not.
+    """
+    if not 0.0 < lowest < highest < math.inf or points < 3 or epochs < 1:
+        raise ValueError(
+            f"lowest={lowest}, highest={highest}, points={points}, epochs={epochs} make no sweep; give "
+            "0 < lowest < highest, 3 or more points, and 1 epoch or more"
+        )
+
+
+def check_rates(highest: float, points: int, epochs: int) -> None:
+    """Refuse options of :func:`find_dropout` that make no sweep, whatever the data.
+
+    Raises:
+        ValueError: one of them does not.
+    """
+    if not 0.0 < highest < 1.0 or points < 3 or epochs < 1:
+        raise ValueError(
+            f"highest={highest}, points={points}, epochs={epochs} make no sweep; give 0 < highest < 1, 3 or "
+            "more points, and 1 epoch or more"
+        )
 
 
 def _sweep(
@@ -158,12 +177,13 @@ def _sweep(
         "max_epochs": epochs,
     }
     batches, held_out = batches_of(data, batch_size), batches_of(validation)
-    sweep = Sweep(kind)
+    sweep, precision = Sweep(kind), TrainingPrecision(options)
     for value in values:
         with isolate_rng(), quiet(), same_order(data, validation):
             torch.manual_seed(seed)
             copied = clone(module)
-            callbacks, loss = prepare(copied, value), loss_of(copied, None)
+            precision.convert_(copied)
+            callbacks, loss = prepare(copied, value), precision.loss(copied)
             last = LastEpochs(partial(mean_loss, copied, held_out, loss), -(-epochs // 12))
             runner = Trainer(**options | {"callbacks": [*options.get("callbacks", []), *callbacks, last]})
             runner.fit(copied, batches)

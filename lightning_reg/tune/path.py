@@ -15,10 +15,11 @@ from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._folds import split, with_folds
 from lightning_reg.tune._loss import Data, batches_of
 from lightning_reg.tune._point import Recipe, make, train_point
+from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune.frame import PathFrame, Row
 from lightning_reg.tune.lambda_max import is_linear, lambda_max
 
-__all__ = ["regularization_path"]
+__all__ = ["check_path", "regularization_path"]
 
 #: How independent pieces of a path are run: ``map``, or :func:`~lightning_reg.tune.ray_map`.
 Map: TypeAlias = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -102,15 +103,12 @@ def regularization_path(
         Descent*, Journal of Statistical Software 33(1), 2010; Park and Hastie, *L1-regularization path
         algorithm for generalized linear models*, Journal of the Royal Statistical Society B 69(4), 2007.
     """
-    if warm_start not in ("down", "up", None):
-        raise ValueError(f"warm_start={warm_start!r} is unknown; use 'down', 'up' or None")
-    if patience is not None and (patience < 1 or validation is None):
-        raise ValueError(
-            f"patience={patience} stops a point by its validation loss; give validation= and 1 epoch or more"
-        )
+    check_path(strengths, points, ratio, warm_start, patience, validation is not None, folds)
     first = make(module, seed)
     if strengths is None:
-        top = lambda_max(first, penalty, batches_of(data, batch_size))
+        precision = TrainingPrecision(trainer or {})
+        precision.convert_(first)
+        top = lambda_max(first, penalty, batches_of(data, batch_size), loss=precision.loss(first))
         if top == 0.0:
             raise ValueError("lambda_max is 0: the selected weights do nothing for the loss; give strengths=")
         strengths = _log_spaced(top, ratio, points)
@@ -141,6 +139,36 @@ def regularization_path(
         results[piece.chain] += rows
     rows = results.pop("path")
     return PathFrame(with_folds(rows, list(results.values())) if results else rows)
+
+
+def check_path(
+    strengths: Sequence[float] | None,
+    points: int,
+    ratio: float,
+    warm_start: str | None,
+    patience: int | None,
+    has_validation: bool,
+    folds: int | None,
+) -> None:
+    """Refuse options of :func:`regularization_path` that make no path, whatever the data.
+
+    Raises:
+        ValueError: one of them does not.
+    """
+    if warm_start not in ("down", "up", None):
+        raise ValueError(f"warm_start={warm_start!r} is unknown; use 'down', 'up' or None")
+    if patience is not None and (patience < 1 or not has_validation):
+        raise ValueError(
+            f"patience={patience} stops a point by its validation loss; give validation= and 1 epoch or more"
+        )
+    if folds is not None and folds < 2:
+        raise ValueError(f"folds={folds} is out of range; give 2 or more, 5 as a rule")
+    if strengths is not None:
+        _positive(strengths)
+    elif points < 2 or not 0.0 < ratio < 1.0:
+        raise ValueError(
+            f"points={points} and ratio={ratio} are no path; give 2 or more and one within (0, 1)"
+        )
 
 
 @dataclass(frozen=True)
@@ -195,10 +223,6 @@ def _about(
 
 
 def _log_spaced(top: float, ratio: float, points: int) -> list[float]:
-    if points < 2 or not 0.0 < ratio < 1.0:
-        raise ValueError(
-            f"points={points} and ratio={ratio} are no path; give 2 or more and one within (0, 1)"
-        )
     return [top * ratio ** (i / (points - 1)) for i in range(points)]
 
 

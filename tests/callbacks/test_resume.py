@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import L1, L2, Cosine, Linear
 from lightning_reg.callbacks import PenaltyCallback
-from tests.support import QUIET, Net, batches, data, weights
+from tests.support import QUIET, STRICT, Net, batches, data, weights
 
 EPOCHS = 4
-#: what `fit` takes from lightning 2.6 on
-STRICT = {"weights_only": True} if "weights_only" in signature(pl.Trainer.fit).parameters else {}
 KILL_AT = 21  # in the third epoch of eight batches
 MODES = ["gradient", "loss", "decoupled", "proximal"]
 #: at an epoch's end with a plain loader; in mid-epoch where every batch is the same

@@ -141,3 +141,31 @@ def test_ctrl_c_keeps_what_find_has_seen(tmp_path: Path) -> None:
 
     said = interrupted(["find", file, "--output", str(out)], ready)
     assert "stopped after" in said and 0 < len(lines(out / "find.csv")) < 300
+
+
+class Unread(Numbers):
+    def setup(self, stage: str) -> None:
+        raise AssertionError("the data were loaded")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "sentence"),
+    [
+        ("path", "points: 0", "points=0 and ratio=0.01 are no path"),
+        ("path", "ratio: 1.5", "ratio=1.5 are no path"),
+        ("path", "strengths: [0.1, -1]", "not all finite and above 0"),
+        ("path", "patience: 0", "patience=0 stops a point"),
+        ("path", "folds: 1", "folds=1 is out of range"),
+        ("find", "points: 0", "points=0, epochs=60 make no sweep"),
+        ("find --dropout", "highest: 1", "highest=1.0, points=9, epochs=60 make no sweep"),
+    ],
+)
+def test_options_are_refused_before_the_data_are_loaded(
+    command: str, options: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(config(tmp_path, options))
+    file.write_text(file.read_text().replace("Numbers", "Unread"))
+    assert main([*command.split(), str(file), "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

@@ -268,6 +268,26 @@ def partial_gradients(pair: tuple[nn.Module, nn.Module]) -> float:
     return apart(model, plain)
 
 
+def partial_gradients_in_backward(pair: tuple[nn.Module, nn.Module], penalty: Penalty) -> float:
+    """The same, where the backward pass of a batch that is shared out makes the sums; two make a step."""
+    plain, model = copy.deepcopy(pair[0]), pair[1]
+    torch.manual_seed(7)
+    full = torch.randn(2, 3 * RANKS, 6).double()
+    mesh = model.linear.weight.device_mesh
+    for one, batches in ((plain, list(full)), (model, [place(x, mesh, [Shard(0)]) for x in full])):
+        optimizer = torch.optim.SGD([*one.linear.parameters(), *one.next.parameters()], lr=0.1)
+        handle = attach(one, optimizer, penalty)
+        one.next(one.linear(batches[0])).square().mean().backward()
+        assert one is plain or any(p.is_partial() for p in one.linear.weight.grad.placements)
+        optimizer.zero_grad()
+        handle.add_gradient_in_backward()
+        for x in batches:
+            one.next(one.linear(x)).square().mean().backward()
+        optimizer.step()
+        handle.remove()
+    return apart(model, plain)
+
+
 def fsdp1(_: Any, apply: Any) -> float:
     """Torch's first FSDP, whose parameters are vectors: penalties of single weights, in a loop by hand."""
     torch.manual_seed(6)
@@ -333,6 +353,8 @@ def checks() -> Iterator[tuple[Any, ...]]:
             yield f"{way}-constraints-{groups}", way, constrain, groups
         yield f"{way}-metrics", way, measure
     yield "whole-partial_gradients", "whole", partial_gradients
+    for name in ("l1", "l2_norm", "group_coupled"):
+        yield f"whole-partial_in_backward-{name}", "whole", partial_gradients_in_backward, PENALTIES[name]
     for apply in ("gradient", "decoupled", "proximal"):
         yield f"fsdp1-{apply}", "rows", fsdp1, apply
     yield "fsdp1-refusals", "rows", fsdp1_refusals

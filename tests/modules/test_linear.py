@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_reg import Cosine, LinearRegression, LogisticRegression, PoissonRegression
 from lightning_reg.callbacks import L1PenaltyCallback
-from tests.support import QUIET
+from tests.support import QUIET, l1_logistic
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -120,7 +120,7 @@ def logistic_parity(
     prior = np.average(one_hot, axis=0, weights=weight) if bias else np.full(classes, 1 / classes)
     strength = fraction * largest_strength(x, one_hot - prior, weight)
     options: Any = (
-        {"l1_ratio": 1.0, "solver": "saga", "tol": 1e-10}
+        {**l1_logistic(), "solver": "saga", "tol": 1e-10}
         if penalty == "l1"
         else {"solver": "lbfgs", "tol": 1e-10}
     )

@@ -230,3 +230,14 @@ def test_the_suggestion_on_digits_is_near_the_best_of_a_grid(seed: int) -> None:
     ratio = sweep.suggestion() / best
     print(f"seed {seed}: suggestion {sweep.suggestion():.2e}, best {best:.2e}, ratio {ratio:.2f}")
     assert 1 / 3 <= ratio <= 3
+
+
+def test_a_sweep_in_double_precision() -> None:
+    def losses(dtype: torch.dtype, **trainer: Any) -> list[float]:
+        module, examples = Net().to(dtype), data()
+        if dtype == torch.float64:
+            examples = TensorDataset(*(tensor.double() for tensor in examples.tensors))
+        options: Any = {"points": 3, "epochs": 2, "trainer": {"accelerator": "cpu", **trainer}}
+        return find_strength(module, L2(1.0), examples, examples, **options).losses
+
+    assert losses(torch.float32, precision="64-true") == losses(torch.float64)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import L1, L2, ElasticNet, GroupLasso
 from lightning_reg.tune import lambda_max, lambda_max_by_layer
-from tests.support import Net, batches
+from tests.support import Net, batches, l1_logistic
 from tests.tune.problems import Linear, breast_cancer, diabetes
 
 
@@ -70,7 +70,11 @@ def test_logistic_regression_with_the_intercept_fitted() -> None:
     # and on the data as they are, scikit-learn's own solver changes from nothing to something there
     for factor, zeros in ((1 + 1e-4, True), (1 - 1e-2, False)):
         model = linear_model.LogisticRegression(
-            l1_ratio=1.0, C=1 / (found * factor * len(targets)), solver="saga", tol=1e-8, max_iter=20_000
+            **l1_logistic(),
+            C=1 / (found * factor * len(targets)),
+            solver="saga",
+            tol=1e-8,
+            max_iter=20_000,
         ).fit(inputs, targets)
         assert (not model.coef_.any()) is zeros
 

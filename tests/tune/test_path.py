@@ -20,7 +20,7 @@ from lightning_reg import L1, ElasticNet, GroupLasso
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune import PathFrame, lambda_max, regularization_path
 from lightning_reg.tune._folds import split
-from tests.support import Net, data
+from tests.support import Net, data, l1_logistic
 from tests.tune.problems import Linear, breast_cancer, diabetes
 
 CPU: dict[str, Any] = {"accelerator": "cpu"}
@@ -121,7 +121,7 @@ def test_breast_cancer_against_l1_logistic() -> None:
     top, *below = warm["strength"]
     for strength in [top * (1 + 1e-9), *below]:  # at lambda_max both round, to either side
         model = linear_model.LogisticRegression(
-            l1_ratio=1.0,
+            **l1_logistic(),
             C=1 / (strength * len(targets)),
             solver="saga",  # the one that leaves the intercept alone
             tol=1e-11,
@@ -400,3 +400,22 @@ def test_at_lambda_max_nothing_is_left_and_below_it_something_is() -> None:
         Linear(10), L1(1.0), diabetes(), [top, top * 0.999], max_epochs=5000, trainer=CPU
     )
     assert frame["nonzeros"][0] == 0 < frame["nonzeros"][1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_is_measured_in_the_precision_of_training(dtype: torch.dtype) -> None:
+    inputs, targets = (tensor.to(dtype) for tensor in diabetes().tensors)
+
+    def error(module: Any, batches: Any) -> float:
+        return sum(float((module.linear(x) - y).detach().abs().mean()) for x, y in batches)
+
+    def frame(module: Linear, tensors: TensorDataset, **trainer: Any) -> list[Any]:
+        options: Any = {"points": 3, "ratio": 0.3, "max_epochs": 20, "metric": error}
+        return list(
+            regularization_path(
+                module, L1(1.0), tensors, validation=tensors, trainer=CPU | trainer, **options
+            )
+        )
+
+    single = frame(Linear(10).float(), TensorDataset(inputs, targets), precision="64-true")
+    assert single == frame(Linear(10), TensorDataset(inputs.double(), targets.double()))
