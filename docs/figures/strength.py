@@ -55,7 +55,7 @@ def sweeps() -> Figure:
     """Return the validation loss of short runs at many strengths, and at many dropout rates."""
     train, validation = digits()
     options = {"batch_size": 50, "trainer": CPU}
-    figure = Figure(figsize=(6.6, 6.8), layout="constrained")
+    figure = Figure(figsize=(5.6, 6.4), layout="constrained")
     figure.patch.set_alpha(0.0)
     upper, lower = figure.subplots(2, 1)
     strengths = find_strength(module(0.0), L2(0.0), train, validation, lowest=1e-6, points=11, **options)
