@@ -122,6 +122,15 @@ def test_links_lead_somewhere(page):
             assert anchor[1:] in anchors(found), f"{page.name} links to {target}{anchor}"
 
 
+@pytest.mark.parametrize("page", sorted((DOCS / "methods").glob("*.md")), ids=lambda page: page.stem)
+def test_a_method_page_has_every_part_and_a_measured_cost(page):
+    text = page.read_text(encoding="utf-8")
+    parts = dict(re.findall(r"^\*\*(\w[^*]*)\.\*\*(.*?)(?=^\*\*\w[^*]*\.\*\*|\Z)", text, re.M | re.S))
+    names = ["What it does", "Formula", "When to use it", "When not", "Use", "Pitfalls", "Cost", "Reference"]
+    assert list(parts) == names
+    assert re.search(r"\d", parts["Cost"]) and re.search(r"\]\(\.\./\.\./benchmarks/\w+\.md\)", parts["Cost"])
+
+
 def test_every_figure_is_made_by_one_command(monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS / "figures"))
     made = {name for names in importlib.import_module("make").FIGURES for name in names}
