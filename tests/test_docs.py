@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +20,7 @@ import lightning_reg
 import lightning_reg.callbacks
 import lightning_reg.data
 import lightning_reg.metrics
+import lightning_reg.penalties
 import lightning_reg.plot
 import lightning_reg.tune
 
@@ -129,6 +131,15 @@ def test_a_method_page_has_every_part_and_a_measured_cost(page):
     names = ["What it does", "Formula", "When to use it", "When not", "Use", "Pitfalls", "Cost", "Reference"]
     assert list(parts) == names
     assert re.search(r"\d", parts["Cost"]) and re.search(r"\]\(\.\./\.\./benchmarks/\w+\.md\)", parts["Cost"])
+
+
+def test_every_penalty_is_measured():
+    records = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")]
+    cases = " ".join(row["case"] for record in records for row in record["rows"])
+    for name in lightning_reg.penalties.__all__:
+        named = "elastic net" if name == "ElasticNet" else name
+        abstract = inspect.isabstract(getattr(lightning_reg.penalties, name))
+        assert abstract or re.search(rf"\b{named}\b", cases), name
 
 
 def test_every_figure_is_made_by_one_command(monkeypatch):
