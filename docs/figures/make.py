@@ -1,4 +1,4 @@
-"""Make every figure in this folder anew: ``python docs/figures/make.py`` (some minutes, no network)."""
+"""Make every figure in this folder anew: ``python docs/figures/make.py`` (a minute, no network)."""
 
 from __future__ import annotations
 
