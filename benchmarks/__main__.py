@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from benchmarks import lists, paths, report, steps
+from benchmarks import costs, lists, paths, report, steps
 from benchmarks.harness import Row, record
 
 
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "steps-2": lambda: steps.large_steps(2),
     "overhead": lambda: list(steps.overhead()),
     "paths": paths.measure,
+    "costs": costs.measure,
 }
 #: Asked for by name only: it takes 8 GiB.
 OPTIONAL: dict[str, Callable[[], list[Row]]] = {"billion": lambda: on_lists(["one billion"], 2)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import json
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +21,7 @@ import lightning_reg
 import lightning_reg.callbacks
 import lightning_reg.data
 import lightning_reg.metrics
+import lightning_reg.penalties
 import lightning_reg.plot
 import lightning_reg.tune
 from lightning_reg import Penalty
@@ -139,6 +142,35 @@ def test_links_lead_somewhere(page):
             assert anchor[1:] in anchors(found), f"{page.name} links to {target}{anchor}"
 
 
+@pytest.mark.parametrize("page", sorted((DOCS / "methods").glob("*.md")), ids=lambda page: page.stem)
+def test_a_method_page_has_every_part_and_a_measured_cost(page):
+    text = page.read_text(encoding="utf-8")
+    parts = dict(re.findall(r"^\*\*(\w[^*]*)\.\*\*(.*?)(?=^\*\*\w[^*]*\.\*\*|\Z)", text, re.M | re.S))
+    names = ["What it does", "Formula", "When to use it", "When not", "Use", "Pitfalls", "Cost", "Reference"]
+    assert list(parts) == names
+    assert re.search(r"\d", parts["Cost"]) and re.search(r"\]\(\.\./\.\./benchmarks/\w+\.md\)", parts["Cost"])
+
+
+def test_every_penalty_is_measured():
+    records = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")]
+    cases = " ".join(row["case"] for record in records for row in record["rows"])
+    for name in lightning_reg.penalties.__all__:
+        named = "elastic net" if name == "ElasticNet" else name
+        abstract = inspect.isabstract(getattr(lightning_reg.penalties, name))
+        assert abstract or re.search(rf"\b{named}\b", cases), name
+
+
+def test_every_figure_is_made_by_one_command(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "figures"))
+    made = {name for names in importlib.import_module("make").FIGURES for name in names}
+    shown = set()
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]:
+        for target in re.findall(r"!\[[^\]]*\]\((?!https?:)([^)#]*)\)", page.read_text(encoding="utf-8")):
+            shown.add((page.parent / target).relative_to(DOCS / "figures").name)
+    assert shown == made  # what main() saves under these names, or it fails
+    assert {path.name for path in (DOCS / "figures").glob("*.[ps][nv]g")} == made
+
+
 def test_every_page_is_in_the_contents():
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     trees = re.findall(r"^```\{toctree\}\n(.*?)^```", index, re.MULTILINE | re.DOTALL)
@@ -146,6 +178,26 @@ def test_every_page_is_in_the_contents():
     for page in PAGES:
         name = page.relative_to(DOCS).with_suffix("").as_posix()
         assert name == "index" or any(fnmatchcase(name, entry) for entry in entries), name
+
+
+@pytest.mark.slow
+def test_a_page_that_is_wider_than_its_window_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    check_widths = importlib.import_module("check_widths")
+    if check_widths.browser() is None:
+        pytest.skip("Chromium is not installed")
+    page = '<!doctype html><meta name="viewport" content="width=device-width"><body>'
+    (tmp_path / "good.html").write_text(f'{page}<p style="overflow-x: auto"><img src="wide.svg"></p>')
+    (tmp_path / "wide.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="2000" height="9"/>')
+    (tmp_path / "wide.html").write_text(f'{page}<div style="width: 500px">text</div>')
+    (tmp_path / "lost.html").write_text(f'{page}<img src="lost.png"><span class="math">x</span>')
+    found = check_widths.look(tmp_path, check_widths.browser())
+    assert sorted({line.partition(":")[0] for line in found}) == [
+        "lost.html at 1280",
+        "lost.html at 390",
+        "wide.html at 390",
+    ]
+    assert len(found) == 2 * 2 + 2  # the picture and the formula at each width, both themes
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)

@@ -1,17 +1,20 @@
-"""Make the figures and the table in this folder: ``python docs/figures/make.py`` (a minute, no network)."""
+"""Make every figure in this folder anew: ``python docs/figures/make.py`` (a minute, no network)."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import Lasso
+from strength import sweeps  # beside this file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -40,7 +43,7 @@ QUIET = {
 LR, STEPS = 0.01, 4000
 
 
-def digits() -> None:
+def digits() -> tuple[Figure, Figure, str]:
     """A small network under proximal L1: its table, its zeros over training, its histograms."""
     pl.seed_everything(0)
     x, y = load_digits(return_X_y=True)
@@ -56,16 +59,16 @@ def digits() -> None:
     before = plot.weights_of(module)
     trainer = pl.Trainer(max_epochs=25, callbacks=[monitor], log_every_n_steps=10, **QUIET)
     trainer.fit(module, DataLoader(dataset, batch_size=64, shuffle=True))
-    save(plot.sparsity(monitor.history), "sparsity")
-    save(plot.weight_histograms(before, plot.weights_of(module)), "histograms")
     console = Console(record=True, width=110, force_terminal=True)
     console.print(monitor.as_table(trainer, module))
     svg = console.export_svg(title="RegularizationMonitor")
     # no fonts from the network: the viewer's own monospace serves
-    (HERE / "table.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S))
+    table = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)
+    histograms = plot.weight_histograms(before, plot.weights_of(module))
+    return plot.sparsity(monitor.history), histograms, table
 
 
-def path() -> None:
+def path() -> Figure:
     """The lasso path of scikit-learn's diabetes data."""
     data = load_diabetes()
     x = torch.tensor((data.data - data.data.mean(0)) / data.data.std(0))
@@ -79,10 +82,10 @@ def path() -> None:
         batches = DataLoader([(x, y)] * 300, batch_size=None, collate_fn=lambda batch: batch)
         pl.Trainer(max_steps=300, accelerator="cpu", barebones=True).fit(module.double(), batches)
         coefficients.append(module.linear.weight)
-    save(plot.regularization_path(strengths, coefficients, data.feature_names), "path")
+    return plot.regularization_path(strengths, coefficients, data.feature_names)
 
 
-def lasso() -> None:
+def lasso() -> Figure:
     """The lasso of scikit-learn's diabetes data, three ways under Adam, against scikit-learn's ``Lasso``."""
     data = load_diabetes()
     x = torch.tensor((data.data - data.data.mean(0)) / data.data.std(0))
@@ -140,10 +143,10 @@ def lasso() -> None:
         spine.set_color(ink)
         spine.set_visible(side in ("left", "bottom"))
     figure.legend(loc="outside lower left", frameon=False, labelcolor=ink, fontsize=11)
-    save(figure, "lasso")
+    return figure
 
 
-def schedules() -> None:
+def schedules() -> Figure:
     """A few schedules."""
     named = {
         "Linear(0, 1, until=0.5)": Linear(0.0, 1.0, until=0.5),
@@ -151,17 +154,31 @@ def schedules() -> None:
         "Exponential(0.01, 1)": Exponential(0.01, 1.0),
         "MultiStep(1, [0.3, 0.6], 0.5)": MultiStep(1.0, [0.3, 0.6], 0.5),
     }
-    save(plot.schedule(named), "schedules")
+    return plot.schedule(named)
 
 
-def save(figure: object, name: str) -> None:
-    """Save a figure as it is, transparent."""
-    figure.savefig(HERE / f"{name}.png", dpi=110)  # type: ignore[attr-defined]
+#: The files, and what makes them, in their order.
+FIGURES: dict[tuple[str, ...], Callable[[], object]] = {
+    ("lasso.png",): lasso,
+    ("schedules.png",): schedules,
+    ("sparsity.png", "histograms.png", "table.svg"): digits,
+    ("path.png",): path,
+    ("strength.png",): sweeps,
+}
+
+
+def main() -> None:
+    """Make them, transparent, and report each."""
+    for names, make in FIGURES.items():
+        made = make()
+        for name, one in zip(names, made if isinstance(made, tuple) else (made,), strict=True):
+            if isinstance(one, Figure):
+                one.savefig(HERE / name, dpi=110)
+            else:
+                (HERE / name).write_text(str(one), encoding="utf-8")
+            print(name, flush=True)
 
 
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    lasso()
-    schedules()
-    digits()
-    path()
+    main()

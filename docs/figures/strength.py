@@ -1,8 +1,6 @@
-"""Make ``strength.png``, both ends of a strength and of a rate: ``python docs/figures/strength.py``."""
+"""Both ends of a strength and of a rate: ``strength.png``, which ``make.py`` makes."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
@@ -14,7 +12,6 @@ from lightning_reg import L2, RegularizedClassifier
 from lightning_reg.plot import _COLOURS, _INK, _legend, _style
 from lightning_reg.tune import Sweep, find_dropout, find_strength
 
-HERE = Path(__file__).parent
 CPU = {"accelerator": "cpu"}
 
 
@@ -54,15 +51,15 @@ def draw(axes: object, sweep: Sweep, title: str, name: str) -> None:
     _legend(axes, 3)
 
 
-if __name__ == "__main__":
+def sweeps() -> Figure:
+    """Return the validation loss of short runs at many strengths, and at many dropout rates."""
     train, validation = digits()
     options = {"batch_size": 50, "trainer": CPU}
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.6, 6.4), layout="constrained")
     figure.patch.set_alpha(0.0)
-    left, right = figure.subplots(1, 2)
+    upper, lower = figure.subplots(2, 1)
     strengths = find_strength(module(0.0), L2(0.0), train, validation, lowest=1e-6, points=11, **options)
-    draw(left, strengths, "L2", "strength")
+    draw(upper, strengths, "L2", "strength")
     rates = find_dropout(module(0.5), train, validation, highest=0.96, points=9, **options)
-    draw(right, rates, "Dropout", "rate")
-    figure.savefig(HERE / "strength.png", dpi=110)
-    print(f"strength {strengths.suggestion():.2g}, rate {rates.suggestion():.2g}")
+    draw(lower, rates, "Dropout", "rate")
+    return figure

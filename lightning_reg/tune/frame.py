@@ -112,6 +112,8 @@ class PathFrame:
     def plot(self) -> Any:
         """Return a ``matplotlib`` figure: weights or layers against the strength, and the score.
 
+        A notebook shows it after ``%matplotlib inline`` or an import of ``matplotlib.pyplot``.
+
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """

@@ -93,6 +93,8 @@ class Sweep:
     def plot(self) -> Any:
         """Return a ``matplotlib`` figure of the points, the curve and the suggestion.
 
+        A notebook shows it after ``%matplotlib inline`` or an import of ``matplotlib.pyplot``.
+
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
