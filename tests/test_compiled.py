@@ -33,6 +33,7 @@ def tensors(dtype: torch.dtype, count: int = 4) -> list[Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("inductor")
 @pytest.mark.filterwarnings("default")  # what inductor imports warns
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("penalty", PENALTIES, ids=lambda p: type(p).__name__)
@@ -58,6 +59,7 @@ def test_fused_passes_do_what_eager_ones_do(penalty: Penalty, dtype: torch.dtype
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("inductor")
 @pytest.mark.filterwarnings("default")  # what inductor imports warns
 def test_a_schedule_takes_one_graph() -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
