@@ -171,7 +171,10 @@ def test_any_three_settings_meet() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "penalty", "accumulate", "clip", "precision"), crossed())
+@pytest.mark.parametrize(
+    ("optimizer", "penalty", "accumulate", "clip", "precision"),
+    [cell for cell in crossed() if cell not in EVERYDAY],
+)
 def test_equals_the_loop_by_hand_everywhere(
     optimizer: str, penalty: str, accumulate: int, clip: str | None, precision: str
 ) -> None:
