@@ -30,6 +30,7 @@ def tensors(dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("inductor")
 @pytest.mark.filterwarnings("default")  # what inductor imports warns
 @pytest.mark.parametrize(
     "penalty, dtype",
@@ -66,6 +67,7 @@ def test_fused_passes_do_what_eager_ones_do(penalty: Penalty, dtype: torch.dtype
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("inductor")
 @pytest.mark.filterwarnings("default")  # what inductor imports warns
 def test_one_graph_serves_schedules_and_any_shapes() -> None:
     from torch._dynamo.testing import CompileCounterWithBackend

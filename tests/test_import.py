@@ -74,6 +74,9 @@ file = io.BytesIO()
 torch.save(L1(0.5), file)
 file.seek(0)
 assert torch.load(file, weights_only=True) == L1(0.5) == lightning_reg.L1(0.5)
-assert "lightning" not in sys.modules, "the core needs torch alone"
+
+import lightning_reg.plot, lightning_reg.metrics
+loaded = {"lightning", "matplotlib", "rich", "torchmetrics"} & set(sys.modules)
+assert not loaded, f"the core and the functions need torch alone, not {loaded}"
 """
     assert in_fresh_interpreter(program) == "lightning_reg lightning_reg.external"

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 
 import matplotlib
 import numpy as np
@@ -79,12 +77,3 @@ def test_figures_are_transparent_and_closed() -> None:
     figure = plot.schedule(Linear(0.0, 1.0))
     assert figure.patch.get_alpha() == 0.0
     assert plt.get_fignums() == before
-
-
-def test_matplotlib_is_loaded_only_to_draw() -> None:
-    code = (
-        "import sys, lightning_reg, lightning_reg.plot, lightning_reg.metrics\n"
-        "loaded = {'matplotlib', 'rich', 'torchmetrics', 'lightning'} & set(sys.modules)\n"
-        "sys.exit(bool(loaded))"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -162,7 +162,8 @@ def test_injected_dropout_is_one_graph_too():
 
 def inductor(test):
     """Compiles with the real back end, whose import uses what torch itself deprecates."""
-    return pytest.mark.slow(pytest.mark.filterwarnings("ignore::DeprecationWarning")(test))
+    test = pytest.mark.filterwarnings("ignore::DeprecationWarning")(test)
+    return pytest.mark.slow(pytest.mark.xdist_group("inductor")(test))
 
 
 class Weights(Callback):

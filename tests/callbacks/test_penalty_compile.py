@@ -75,6 +75,7 @@ def test_a_penalty_adds_nothing_to_compile(how: str, apply: Any) -> None:
     assert not torch.allclose(plain, eager), "the penalties must matter"
 
 
+@pytest.mark.xdist_group("inductor")
 @pytest.mark.slow  # the C++ compiler takes its time
 @pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled", "proximal"])
 def test_inductor_trains_as_eager_does(apply: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -79,22 +80,14 @@ def last(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
-    """The last checkpoint of a killed run for each mode; the processes run side by side."""
+    """The last checkpoint of a killed run for each mode."""
     root = tmp_path_factory.mktemp("killed")
-    folders = {(apply, saves): root / f"{apply}-{saves}" for apply in MODES for saves in SAVES}
-    for saves in SAVES:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.callbacks.test_resume", apply, saves, folders[apply, saves]],
-                cwd=Path(__file__).parents[2],
-                stderr=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
-            for apply in MODES
-        ]
-        for process in processes:
-            assert process.wait(timeout=300) == -signal.SIGKILL
-    return {run: last(folder) for run, folder in folders.items()}
+    program = [sys.executable, "-W", "ignore", "-m", "tests.callbacks.test_resume", str(root)]
+    ended = subprocess.run(
+        program, cwd=Path(__file__).parents[2], timeout=300, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return {(apply, saves): last(root / f"{apply}-{saves}") for apply in MODES for saves in SAVES}
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
@@ -154,4 +147,10 @@ assert module.trainer.global_step == 24
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], sys.argv[2], Path(sys.argv[3]), Kill())
+    for apply, saves in itertools.product(MODES, SAVES):
+        child = os.fork()  # what is imported once serves all, and no thread has started
+        if child == 0:
+            run(apply, saves, Path(sys.argv[1]) / f"{apply}-{saves}", Kill())
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (apply, saves, status)

@@ -59,9 +59,9 @@ def test_one_process(tmp_path: Path) -> None:
     assert re.fullmatch(r"validation accuracy 9\d\.\d%, zeros [1-9]\d\.\d%", plain)
     outside = tool("lightning_reg.cli.main", "run", *ATTACHED, *EXAMPLE, *WITHOUT)
     assert run(outside, tmp_path) == plain
-    assert run(fabric(*EXAMPLE), tmp_path) == plain
 
 
+@pytest.mark.xdist_group("torchrun")
 def test_two_processes(torchrun: str, tmp_path: Path) -> None:
     two = ["--devices", "2", "--strategy", "ddp"]
     launched = [
@@ -90,6 +90,7 @@ def test_two_processes(torchrun: str, tmp_path: Path) -> None:
     assert report.count("Trainer(strategy='ddp') in place of the script's 'auto'") == 1
 
 
+@pytest.mark.xdist_group("torchrun")
 def test_two_nodes(torchrun: str, tmp_path: Path) -> None:
     """Two agents on this machine, of one process each, are two processes."""
     port = free_port()

@@ -30,11 +30,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("conformance")
 def test_no_run_is_silently_different(results: Results) -> None:
     assert not {cell: result for cell, result in results.items() if result.startswith(DIFFERS)}
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("conformance")
 def test_the_page_says_what_came_of_the_runs(results: Results) -> None:
     assert PAGE.read_text() == render(results), "run python -m tests.distributed.page, and look what changed"
 

@@ -29,6 +29,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Tensor]:
     return loaded
 
 
+@pytest.mark.xdist_group("fabric")
 @pytest.mark.parametrize("index", range(len(JOBS)), ids=["-".join(map(str, job.values())) for job in JOBS])
 def test_two_processes_are_one(index: int, results: list[Tensor]) -> None:
     job, got = JOBS[index], results[index]

@@ -14,7 +14,7 @@ import torch
 
 from tests.distributed.shards import RANKS, checks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("shards")]
 
 
 @pytest.fixture(scope="module")

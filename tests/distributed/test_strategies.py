@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,9 @@ import torch
 from tests.distributed.launch import Launch
 from tests.support import relative
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("strategies")]
+
+Results = dict[tuple[str, int], dict[str, Any]]
 
 APPLY = ["gradient", "loss", "decoupled", "proximal", "module"]
 BASE = {"optimizer": "sgd", "steps": 20, "penalty": "l1", "apply": "gradient"}
@@ -49,52 +49,38 @@ def names(job: dict[str, Any]) -> str:
     return "-".join(str(value) for key, value in job.items() if BASE.get(key) != value) or "base"
 
 
-def launch(jobs: list[dict[str, Any]], strategy: str, devices: int, folder: Path) -> list[dict[str, Any]]:
-    """Run the jobs in one process group, as ``torchrun`` would start it."""
-    out = folder / f"{strategy}-{devices}.pt"
+def prepared(strategy: str, index: int) -> dict[str, Any]:
     # ModelParallelStrategy refuses the other
     precision = "32-true" if strategy in ("fsdp2", "tensor_parallel") else "64-true"
-    jobs = [{**job, "precision": precision, "strategy": strategy, "devices": devices} for job in jobs]
-    started = 1 if strategy == "ddp_spawn" else devices  # which starts the others itself
-    arguments = [json.dumps(jobs), str(out)]
-    Launch("tests.distributed.program", arguments, started, folder, out.stem).wait(600)
-    results: list[dict[str, Any]] = torch.load(out)
-    return results
+    devices = 1 if strategy == "auto" else 2
+    return {**ALL[index], "precision": precision, "strategy": strategy, "devices": devices}
+
+
+def launch(cells: list[tuple[str, int]], processes: int, folder: Path) -> Results:
+    """Run the cells in one process group, as ``torchrun`` would start it."""
+    out = folder / f"{processes}.pt"
+    arguments = [json.dumps([prepared(*cell) for cell in cells]), str(out)]
+    Launch("tests.distributed.program", arguments, processes, folder, out.stem).wait(600)
+    return dict(zip(cells, torch.load(out), strict=False))  # none after one that failed
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("distributed")
-
-
-@pytest.fixture(scope="module")
-def one(folder: Path) -> list[dict[str, Any]]:
-    return launch(ALL, "auto", 1, folder)
-
-
-@pytest.fixture(scope="module")
-def two(folder: Path) -> Callable[[str], dict[int, dict[str, Any]]]:
-    @cache
-    def run(strategy: str) -> dict[int, dict[str, Any]]:
-        mine = [i for name, i in CELLS if name == strategy]
-        return dict(zip(mine, launch([ALL[i] for i in mine], strategy, 2, folder), strict=True))
-
-    return run
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("distributed")
+    spawned = [cell for cell in CELLS if cell[0] == "ddp_spawn"]  # which starts its processes itself
+    alone = [("auto", index) for index in range(len(ALL))]
+    launched = [cell for cell in CELLS if cell not in spawned]
+    return launch(alone + spawned, 1, folder) | launch(launched, 2, folder)
 
 
 @pytest.mark.parametrize(("strategy", "index"), CELLS, ids=[f"{s}-{names(ALL[i])}" for s, i in CELLS])
-def test_two_processes_equal_one(
-    strategy: str,
-    index: int,
-    one: list[dict[str, Any]],
-    two: Callable[[str], dict[int, dict[str, Any]]],
-) -> None:
-    reference, result = one[index], two(strategy)[index]
+def test_two_processes_equal_one(strategy: str, index: int, results: Results) -> None:
+    reference, result = results["auto", index], results[strategy, index]
     assert "error" not in result, result["error"]
     tolerance = 1e-12 if result["weights"].dtype == torch.float64 else 1e-5
     assert relative(result["weights"].double(), reference["weights"]) < tolerance
     torch.testing.assert_close(result["value"], reference["value"].to(result["value"]))
-    without = one[0]["weights"]
+    without = results["auto", 0]["weights"]
     assert relative(reference["weights"][: len(without)], without) > 1e-4, "the term must matter"
     assert len(result["history"]) == len(reference["history"])
     for logged, expected in zip(result["history"], reference["history"], strict=True):

@@ -13,7 +13,11 @@ from torch import Tensor
 from tests.networks.hf_program import JOBS, train
 from tests.support import relative
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.xdist_group("hf_two_processes"),
+]
 
 
 @pytest.fixture(scope="module")

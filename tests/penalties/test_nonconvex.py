@@ -144,6 +144,7 @@ def test_large_gamma_is_the_lasso():
 
 
 @pytest.mark.slow  # numba compiles for 15 seconds
+@pytest.mark.xdist_group("numba")
 def test_values_and_proxes_are_skglms():
     penalties = pytest.importorskip("skglm.penalties")
     rng = np.random.default_rng(0)

@@ -202,23 +202,27 @@ GRID = [1e-4 * 1e4 ** (i / 19) for i in range(20)]
 
 
 def best_of_the_grid(module: Digits, train: TensorDataset, validation: TensorDataset, seed: int) -> float:
-    """Train at every strength with a loop written by hand."""
-    losses = []
-    for strength in GRID:
-        copied = copy.deepcopy(module)
-        optimizer = copied.configure_optimizers()
-        weights = [p for p in copied.parameters() if p.dim() > 1]
-        torch.manual_seed(seed)
-        for _ in range(120):
-            for batch in TensorBatches(train, 30):
-                optimizer.zero_grad()
-                copied.training_step(batch, 0).backward()
-                for weight in weights:
-                    weight.grad.add_(weight.detach(), alpha=strength)
-                optimizer.step()
-        with torch.no_grad():
-            losses.append(float(copied.training_step(list(validation.tensors), 0)))
-    return GRID[losses.index(min(losses))]
+    """Train at every strength with a loop written by hand: a copy of the network for each, side by side."""
+    strengths = torch.tensor(GRID)[:, None, None]
+    copies = [torch.stack([p.detach()] * len(GRID)).requires_grad_() for p in module.parameters()]
+    weight, bias, weight2, bias2 = copies
+    optimizer = torch.optim.Adam(copies, lr=1e-2)
+
+    def losses(x: Tensor, y: Tensor) -> Tensor:
+        hidden = (x @ weight.mT + bias[:, None]).relu()
+        scores = (hidden @ weight2.mT + bias2[:, None]).transpose(1, 2)
+        return nn.functional.cross_entropy(scores, y.expand(len(GRID), -1), reduction="none").mean(1)
+
+    torch.manual_seed(seed)
+    for _ in range(120):
+        for batch in TensorBatches(train, 30):
+            optimizer.zero_grad()
+            losses(*batch).sum().backward()
+            for penalised in (weight, weight2):
+                penalised.grad.add_(penalised.detach() * strengths)
+            optimizer.step()
+    with torch.no_grad():
+        return GRID[int(losses(*validation.tensors).argmin())]
 
 
 @pytest.mark.slow

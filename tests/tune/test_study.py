@@ -58,6 +58,7 @@ def local_ray() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("how", [{"folds": 3}, {"warm_start": None}], ids=str)
 def test_two_workers_and_one_process_give_the_same_frame(local_ray: None, how: dict[str, Any]) -> None:
     def path(**options: Any) -> Any:
