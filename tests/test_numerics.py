@@ -35,7 +35,7 @@ def test_values_of_millions_of_weights(penalty: Penalty, shape: tuple[int, ...],
 
 
 def test_an_embeddings_norms() -> None:
-    """What ``torch.norm`` is 11 % and 0.2 % short of, on a CPU."""
+    """What ``torch.norm`` is 11 % and 0.2 % short of, on one thread of a CPU."""
     weight = weight_of((50257, 768))
     reference = weight.double()
     torch.testing.assert_close(norm(weight, 1).double(), reference.abs().sum(), rtol=1e-6, atol=0.0)
