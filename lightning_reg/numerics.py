@@ -37,7 +37,7 @@ def norm(weight: Tensor, order: float = 2.0) -> Tensor:
     """Return the vector norm over all entries, accumulated in float32 or wider; its gradient at 0 is 0.
 
     Of a large tensor it is the norm of its rows' norms: on CPUs torch 2.13 adds up the entries one after the
-    other in float32, and the 1-norm of 38.6 million normal numbers, an embedding's, is 11 % short on one thread.
+    other in float32, and the 1-norm of 38.6 million normal numbers is 11 % short on one thread.
 
     >>> norm(torch.ones(100_000, dtype=torch.float16), 1)
     tensor(100000.)
