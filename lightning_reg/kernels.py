@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from lightning_reg import compiled, cut
-from lightning_reg.cut import BATCH, pieces
+from lightning_reg import compiled
 from lightning_reg.numerics import without_grad
+from lightning_reg.pieces import BATCH, pieces
 from lightning_reg.step_size import StepSize
 
 __all__ = ["add_scaled_", "add_sign_", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
@@ -190,7 +190,7 @@ class _Scratch(threading.local):
         key = (index, like.dtype)
         buffer = self._kept.get(key)
         if buffer is None or buffer.numel() < size:
-            buffer = self._kept[key] = _empty(max(size, cut.PIECE), like.dtype)
+            buffer = self._kept[key] = _empty(size, like.dtype)
         return buffer[:size].view(like.shape)
 
     def pack(self, index: int, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_reg.cut import pieces
+from lightning_reg.pieces import pieces
 
 __all__ = ["accumulator", "norm", "real_dtype", "sum_of_squares", "wide", "without_grad"]
 

@@ -22,9 +22,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_reg.cut import pieces
 from lightning_reg.numerics import wide
 from lightning_reg.penalties.bound import Bound
+from lightning_reg.pieces import pieces
 from lightning_reg.sharded import is_sharded, local, local_parts
 from lightning_reg.step_size import StepSize
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_reg import L1, L2, GroupLasso, attach, cut
+from lightning_reg import L1, L2, GroupLasso, attach, pieces
 from lightning_reg.apply import Term, decay_, prox_
 from lightning_reg.callbacks import PenaltyCallback
 from lightning_reg.rounding import generator_at, round_
@@ -205,7 +205,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_no_tensor_of_the_weights_size_is_made() -> None:
-    weight = nn.Parameter(torch.randn(16, cut.PIECE).to(torch.bfloat16))
+    weight = nn.Parameter(torch.randn(16, pieces.PIECE).to(torch.bfloat16))
     module = nn.ParameterList([weight])
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     weight.grad = torch.zeros_like(weight)
@@ -213,7 +213,7 @@ def test_no_tensor_of_the_weights_size_is_made() -> None:
     with Largest() as made:
         decay_(term, optimizer, 0.1, 0)
         prox_(term, optimizer, 0.1, 0)
-    assert cut.PIECE <= made.largest <= 2 * cut.PIECE
+    assert pieces.PIECE <= made.largest <= 2 * pieces.PIECE
 
 
 def narrow_run(apply: Any, folder: Path, epochs: int, ckpt: Path | None = None) -> Tensor:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_reg.cut import pieces
 from lightning_reg.numerics import wide
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.pieces import pieces
 from lightning_reg.step_size import StepSize
 
 __all__ = ["ElementwisePenalty"]
