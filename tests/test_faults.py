@@ -46,8 +46,8 @@ def trace(module: nn.Module) -> dict[str, Any]:
 
 @pytest.fixture
 def _signals() -> Iterator[None]:
-    """Lightning leaves Ctrl-C ignored."""
-    before = signal.getsignal(signal.SIGINT)
+    """Lightning leaves Ctrl-C ignored, and so does a shell in what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
