@@ -16,9 +16,9 @@ def test_the_versions_are_those_of_the_project():
     versions = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
     assert JOBS["tests"]["strategy"]["matrix"]["python-version"] == versions
     assert project["requires-python"] == f">={versions[0]}"
-    (lightning,) = [line for line in project["dependencies"] if line.startswith("lightning")]
-    floor = re.search(r">=([0-9.]+)", lightning).group(1)
-    steps = JOBS["oldest-lightning"]["steps"]
+    floors = dict(re.match(r"(\w+)>=([0-9.]+)", line).groups() for line in project["dependencies"])
+    steps = JOBS["oldest-releases"]["steps"]
     assert versions[0] in [step.get("with", {}).get("python-version") for step in steps]
     (install,) = [step["run"] for step in steps if "pip install" in step.get("run", "")]
-    assert re.findall(r"lightning==(\S+)", install) == [f"{floor}.0"] * 2
+    assert re.findall(r"lightning==(\S+)", install) == [f"{floors['lightning']}.0"] * 2
+    assert re.findall(r"torch==(\S+)", install) == [f"{floors['torch']}.0"]

@@ -45,17 +45,17 @@ class Numbers(pl.LightningDataModule):
     val_dataloader = train_dataloader
 """
 CONFIG = """
-model: {class_path: mine.Net}
-data: {class_path: mine.Numbers}
+model: {class_path: found_here.Net}
+data: {class_path: found_here.Numbers}
 penalty: {class_path: lightning_reg.L1, init_args: {strength: 0}}
 options: {points: 3, EPOCHS: 1, trainer: {accelerator: cpu}}
 """
 EPOCHS = {"path": "max_epochs", "find": "epochs"}
-FIT = "fit --model mine.Net --data mine.Numbers --trainer.max_epochs 1 --trainer.accelerator cpu"
+FIT = "fit --model found_here.Net --data found_here.Numbers --trainer.max_epochs 1 --trainer.accelerator cpu"
 
 
 def test_the_installed_command_finds_a_module_in_the_current_directory(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "found_here.py").write_text(MINE)
     command = str(Path(sysconfig.get_path("scripts")) / "lightning-reg")
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     fit = subprocess.run(
@@ -69,13 +69,13 @@ def test_the_installed_command_finds_a_module_in_the_current_directory(tmp_path:
 def test_the_other_commands_find_it_too(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "found_here.py").write_text(MINE)
     (tmp_path / "config.yaml").write_text(CONFIG.replace("EPOCHS", EPOCHS[command]))
     monkeypatch.chdir(tmp_path)
     try:
         assert main([command, "config.yaml"]) == 0
     finally:
-        sys.modules.pop("mine", None)
+        sys.modules.pop("found_here", None)
     assert (tmp_path / f"lightning-reg-{command}" / f"{command}.csv").exists()
 
 
