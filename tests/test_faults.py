@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -44,14 +43,6 @@ def trace(module: nn.Module) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def _signals() -> Iterator[None]:
-    """Lightning leaves Ctrl-C ignored, and so does a shell in what it starts in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
     """The weights of a run without a fault."""
@@ -61,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
 # --- Ctrl-C ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("_signals")
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c(whole: Tensor, tmp_path: Path) -> None:
     module, plain = DropNet(), DropNet()
     with pytest.raises(SystemExit):
@@ -80,7 +71,7 @@ def test_ctrl_c(whole: Tensor, tmp_path: Path) -> None:
 @pytest.mark.skipif(
     "save_on_exception" not in signature(ModelCheckpoint).parameters, reason="Lightning's own came later"
 )
-@pytest.mark.usefixtures("_signals")
+@pytest.mark.usefixtures("_interruptible")
 def test_a_checkpoint_saved_on_the_way_out_holds_what_penalties_have_learned(tmp_path: Path) -> None:
     start = DropNet().net[3].weight.detach().clone()
     with pytest.raises(SystemExit):
@@ -96,7 +87,7 @@ def test_a_checkpoint_saved_on_the_way_out_holds_what_penalties_have_learned(tmp
 # --- a checkpoint that is cut short ------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("_signals")
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_truncated_checkpoint(share: float, whole: Tensor, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):

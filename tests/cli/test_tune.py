@@ -100,21 +100,22 @@ def test_find(tmp_path: Path, capsys: pytest.CaptureFixture[str], dropout: bool)
 def interrupted(arguments: list[str], ready: Any) -> str:
     """Send SIGINT to the command once it is ready, and return what it has said."""
     command = [sys.executable, "-m", "lightning_reg.cli.main", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        end = time.monotonic() + 90
-        while not ready():
-            assert process.poll() is None and time.monotonic() < end, process.communicate()[0]
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            end = time.monotonic() + 90
+            while not ready():
+                assert process.poll() is None and time.monotonic() < end, "ended, or was not ready in 90 s"
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, said
     return said
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     out = tmp_path / "out"
     file = config(tmp_path, "points: 5, max_epochs: 2", "tests.cli.test_tune.Slow")
@@ -129,6 +130,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_keeps_what_find_has_seen(tmp_path: Path) -> None:
     out, begun = tmp_path / "out", time.monotonic()
     file = config(tmp_path, "points: 300, epochs: 1", "tests.cli.test_tune.Slow")
