@@ -62,6 +62,7 @@ class _PenaltyCallback(BothCallback):
         if self._restored:
             self._work.term.load_state_dict(self._restored)
             self._restored = {}
+        self._work.warn_of_no_optimizer()
         self._work.warn_of_repetition(repr(self), _other_penalties(self, trainer, pl_module))
 
     def on_save_checkpoint(

@@ -116,6 +116,18 @@ class PenaltyWork:
                 stacklevel=2,
             )
 
+    def warn_of_no_optimizer(self) -> None:
+        """Warn where weights of the selection are trainable, and no optimizer holds any of them."""
+        trainable = [s for s in self.term.selected if s.parameter.requires_grad]
+        groups = [group for optimizer in self._optimizers() or [] for group in optimizer.param_groups]
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        if held and trainable and not any(id(s.parameter) in held for s in trainable):
+            warnings.warn(
+                f"{self.penalty!r} acts on nothing yet: no optimizer holds {trainable[0].name}, or any other "
+                "parameter of its selection; give them to the optimizer, or another select=",
+                stacklevel=2,
+            )
+
     def warn_of_repetition(self, me: str, others: Iterable[tuple[str, Penalty]]) -> None:
         """Warn where one of the ``others``, by their owners, penalises the same tensors the same way."""
         mine = {id(selected.parameter) for selected in self.term.selected}

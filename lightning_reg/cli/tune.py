@@ -12,6 +12,7 @@ a penalty, :func:`~lightning_reg.tune.find_dropout`::
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
@@ -105,7 +106,8 @@ def find(config: Path, output: Path, dropout: bool = False) -> int:
     output.mkdir(parents=True, exist_ok=True)
     sweep = Sweep("rate" if dropout else "strength")
     interrupted = False
-    with _progress(console) as progress:
+    with _progress(console) as progress, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"the (strength|rate) suggested")  # said below
         task = progress.add_task("find", total=options["points"])
 
         def on_point(value: float, loss: float) -> None:
@@ -127,6 +129,8 @@ def find(config: Path, output: Path, dropout: bool = False) -> int:
         console.print(f"stopped after {len(sweep.values)} points, which {output} keeps")
         return 130
     console.print(f"suggested {'dropout rate' if dropout else 'strength'}: {sweep.suggestion():.4g}")
+    if sweep.remark() is not None:
+        console.print(f"{sweep.remark()}", soft_wrap=True)
     console.print(f"wrote {output / 'find.csv'} and {output / 'find.png'}")
     return 0
 

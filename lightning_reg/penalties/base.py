@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +130,17 @@ class Penalty(Bound):
             local(weight).copy_(part(result, weight))
 
     # --- what users call -----------------------------------------------------------------------------
+
+    @property
+    def state_key(self) -> NoReturn:
+        """What a Trainer asks of its callbacks; a penalty is none.
+
+        Raises:
+            TypeError: always, with the callback to write.
+        """
+        raise TypeError(
+            f"{self!r} is a penalty and not a callback; write callbacks=[PenaltyCallback({self!r})]"
+        )
 
     @property
     def log_name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -193,4 +194,7 @@ def _sweep(
         sweep.losses.append(math.fsum(last.losses) / len(last.losses) if last.losses else math.nan)
         if on_point is not None:
             on_point(value, sweep.losses[-1])
+    remark = sweep.remark()
+    if remark is not None:
+        warnings.warn(remark, stacklevel=3)
     return sweep

@@ -42,7 +42,24 @@ class Sweep:
             ValueError: no finite loss was seen.
         """
         values, losses = self.curve()
-        return values[min(range(len(losses)), key=losses.__getitem__)]
+        return values[_lowest(losses)]
+
+    def remark(self) -> str | None:
+        """Return a sentence if the suggestion is an end of the range, beyond which a better one may lie.
+
+        A dropout rate of 0 is an answer, and no finite loss none.
+        """
+        if not any(map(math.isfinite, self.losses)):
+            return None
+        values, losses = self.curve()
+        at = _lowest(losses)
+        if at == len(values) - 1:
+            what, hint = "highest tried, and a higher one may be better", "raise highest="
+        elif at == 0 and values[0] > 0.0:
+            what, hint = "lowest tried, and a lower one, or none, may be better", "lower lowest="
+        else:
+            return None
+        return f"the {self.kind} suggested, {values[at]:.4g}, is the {what}; {hint}"
 
     def curve(self, places: int = 401) -> tuple[list[float], list[float]]:
         r"""Return places and the smooth loss there, whose minimum chance moves less than that of the points.
@@ -101,3 +118,7 @@ class Sweep:
         from lightning_reg.tune._plot import plot_sweep
 
         return plot_sweep(self)
+
+
+def _lowest(losses: list[float]) -> int:
+    return min(range(len(losses)), key=losses.__getitem__)

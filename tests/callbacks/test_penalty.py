@@ -708,6 +708,35 @@ def test_a_parameter_penalised_twice_is_warned_of(second: Any) -> None:
         fit(module, *callbacks, steps=1)
 
 
+class OfTheLast(Net):
+    """Its optimizer holds the last layer only."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net[2].parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled", "proximal"])
+def test_a_selection_that_no_optimizer_holds_is_warned_of(apply: Any) -> None:
+    plain, penalised = OfTheLast(), OfTheLast()
+    fit(plain)
+    with pytest.warns(UserWarning, match=r"no optimizer holds net\.0\.weight, or any other"):
+        fit(penalised, L1PenaltyCallback(0.1, "net.0.*", apply=apply))
+    assert torch.equal(weights(penalised), weights(plain)), "as the warning says"
+    fit(OfTheLast(), L1PenaltyCallback(0.1, apply=apply))  # acts on a part, as the optimizer does
+
+
+def test_weights_that_are_to_be_unfrozen_later_are_not_warned_of() -> None:
+    module = OfTheLast()
+    module.net[0].requires_grad_(False)
+    fit(module, L1PenaltyCallback(0.1, "net.0.*"))
+
+
+def test_a_penalty_among_callbacks_is_told_what_to_write() -> None:
+    write = r"is a penalty and not a callback; write callbacks=\[PenaltyCallback\(L1\(strength=0.1"
+    with pytest.raises(TypeError, match=write):
+        pl.Trainer(callbacks=[L1(0.1)], **QUIET)
+
+
 def test_different_kinds_on_one_parameter_are_not_warned_of() -> None:
     fit(
         RegularizedNet([L1(0.1), L2Norm(0.1)]),

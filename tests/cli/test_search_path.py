@@ -67,7 +67,7 @@ def test_the_installed_command_finds_a_module_in_the_current_directory(tmp_path:
 
 @pytest.mark.parametrize("command", ["path", "find"])
 def test_the_other_commands_find_it_too(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "found_here.py").write_text(MINE)
     (tmp_path / "config.yaml").write_text(CONFIG.replace("EPOCHS", EPOCHS[command]))
@@ -76,6 +76,7 @@ def test_the_other_commands_find_it_too(
         assert main([command, "config.yaml"]) == 0
     finally:
         sys.modules.pop("found_here", None)
+    assert ("1, is the highest tried, and" in capsys.readouterr().out) == (command == "find")
     assert (tmp_path / f"lightning-reg-{command}" / f"{command}.csv").exists()
 
 

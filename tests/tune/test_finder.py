@@ -129,18 +129,19 @@ def test_every_strength_starts_from_the_module_and_sees_the_same_batches() -> No
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             batches.append(batch)
 
-    sweep = find_strength(
-        module,
-        L2(1.0),
-        loader,
-        data(24),
-        lowest=1e-5,
-        highest=1e-1,
-        points=3,
-        epochs=13,
-        trainer=QUIET | {"callbacks": [Record()]},
-        on_point=lambda *point: seen.append(point),
-    )
+    with pytest.warns(UserWarning, match=r"0.1, is the highest tried"):
+        sweep = find_strength(
+            module,
+            L2(1.0),
+            loader,
+            data(24),
+            lowest=1e-5,
+            highest=1e-1,
+            points=3,
+            epochs=13,
+            trainer=QUIET | {"callbacks": [Record()]},
+            on_point=lambda *point: seen.append(point),
+        )
     assert list(sweep) == seen and sweep.values == pytest.approx([1e-5, 1e-3, 1e-1])
     assert torch.equal(loader.generator.get_state(), state)
     first, *others = (batches[i : i + 13 * 4] for i in range(0, len(batches), 13 * 4))
@@ -172,6 +173,20 @@ def test_the_curve_finds_a_parabola_and_stands_a_ruined_end() -> None:
     )
     with pytest.raises(ValueError, match="no run had a finite loss"):
         Sweep("rate", [0.0, 0.1, 0.2], [math.nan, math.inf, math.nan]).suggestion()
+
+
+def test_an_end_of_the_range_is_remarked_on() -> None:
+    strengths, falling = [1e-4, 1e-3, 1e-2, 1e-1], [4.0, 3.0, 2.0, 1.0]
+    remark = Sweep("strength", strengths, falling).remark()
+    assert remark == (
+        "the strength suggested, 0.1, is the highest tried, and a higher one may be better; raise highest="
+    )
+    remark = Sweep("strength", strengths, falling[::-1]).remark()
+    assert remark is not None and "0.0001, is the lowest tried, and a lower one, or none," in remark
+    assert Sweep("strength", strengths, [2.0, 1.0, 1.0, 2.0]).remark() is None
+    assert Sweep("rate", [0.0, 0.4, 0.8], [1.0, 2.0, 4.0]).remark() is None, "no dropout is an answer"
+    assert Sweep("rate", [0.0, 0.4, 0.8], [4.0, 2.0, 1.0]).remark() is not None
+    assert Sweep("rate", [0.0, 0.4, 0.8], [math.nan] * 3).remark() is None
 
 
 class Digits(pl.LightningModule):
