@@ -177,7 +177,7 @@ def test_clipped_gradients_make_lambda_count_for_more(clip: float) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     problem = diabetes()
     weight = nn.Parameter(torch.zeros(1, problem.inputs.shape[1], dtype=torch.float64))
-    optimizer = torch.optim.SGD([weight], lr=0.05)
+    optimizer = torch.optim.SGD([weight], lr=0.2)
     attach(nn.ParameterList([weight]), optimizer, LASSO, apply="proximal")
     for _ in range(STEPS):
         optimizer.zero_grad()

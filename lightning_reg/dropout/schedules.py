@@ -110,9 +110,8 @@ class CurriculumDropout(Schedule):
     r"""Rising from 0 and levelling off: :math:`\bar p\,(1 - e^{-\gamma t})`.
 
     The paper writes the probability of keeping, :math:`(1 - \bar\theta) e^{-\gamma t} + \bar\theta`, with
-    :math:`\bar p = 1 - \bar\theta`; and proposes
-    :math:`\gamma = 10/T`. The curve is that of the authors' code (``_prob`` of ``evaluate_dm.py``), where γ is
-    read from a configuration.
+    :math:`\bar p = 1 - \bar\theta`; and proposes :math:`\gamma = 10/T`. The curve is that of the
+    authors' code (``_prob`` of ``evaluate_dm.py``), where γ is read from a configuration.
 
     Args:
         rate: the limit :math:`\bar p` in [0, 1].
@@ -154,8 +153,8 @@ class CurriculumDropout(Schedule):
 class AnnealedDropout(Schedule):
     r"""Falling to nothing along a straight line: :math:`p_0 \max(0, 1 - t/N)`.
 
-    The paper's abstract has the rate annealed "from a high initial value to zero over the course of training";
-    the straight line is this library's choice.
+    The abstract has the rate annealed "from a high initial value to zero over the course of training"; the
+    straight line is this library's choice.
 
     Args:
         rate: :math:`p_0` in [0, 1].

@@ -29,8 +29,8 @@ class RDrop(ForwardPenalty):
     r"""R-Drop: :math:`\tfrac{\alpha}{2B}\sum_b(KL(p_b\|q_b) + KL(q_b\|p_b))` of two passes under dropout.
 
     The module is called a second time with the same inputs, so a step costs two forward passes, and batch
-    normalization sees the batch twice. The task loss stays that of the first pass; the authors' code takes the
-    mean of both, whose expectation is the same.
+    normalization sees the batch twice. The task loss stays that of the first pass; the authors' code takes
+    the mean of both, whose expectation is the same.
 
     Args:
         strength: α ≥ 0, a number or a schedule.
