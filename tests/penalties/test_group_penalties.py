@@ -150,6 +150,34 @@ def test_edges(name, step):
     torch.testing.assert_close(huge, weight * 1e150)
 
 
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("step", [0.5, torch.linspace(0.1, 1, 12, dtype=torch.float64).view(4, 3)])
+def test_a_weight_that_is_no_number_ends_no_other_group(name, bad, step):
+    penalty = PENALTIES[name]
+    weight, _ = _draw(6)
+    want = penalty.prox(weight, 0.1, step)
+    weight[3, 2] = bad
+    got = penalty.prox(weight, 0.1, step)
+    assert not got[3, 2].isfinite()
+    if name not in ("l2_norm", "group_lasso_plain"):
+        torch.testing.assert_close(got[:3], want[:3], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_level_is_that_of_the_sorted_moduli(seed):
+    """The largest root of the lines through the k largest moduli, written without Newton's method."""
+    torch.manual_seed(seed)
+    weight = torch.randn(50, dtype=torch.float64) * 10 ** (2 * torch.rand(50, dtype=torch.float64))
+    step = 10 ** (6 * torch.rand(50, dtype=torch.float64) - 3)
+    mu = float(10 ** (6 * torch.rand(()) - 3))
+    modulus, order = weight.abs().sort(descending=True)
+    pull = 1 / step[order]
+    level = (((pull * modulus).cumsum(0) - mu) / pull.cumsum(0)).max().clamp(min=0.0)
+    got = LInf(1.0, groups="tensor").prox(weight, mu, step)
+    torch.testing.assert_close(got, weight.clamp(-level, level), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("penalty", [GroupLasso(1.0), SparseGroupLasso(1.0), LInf(1.0), L2Norm(1.0)])
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1,), (1, 1)])
 @pytest.mark.parametrize("metric", [False, True])
