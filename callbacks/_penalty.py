@@ -45,10 +45,14 @@ class _PenaltyCallback(BothCallback):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_work": None}  # a copy is not attached to anything
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what an earlier run has learned: Lightning restores a checkpoint after this."""
+        if stage == "fit":
+            self._detach()
+            self._restored, self._left = {}, {}
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind to the module and its optimizers, or say why not."""
-        self._detach()
-        self._left = {}
         self._work = PenaltyWork(
             self.penalty,
             self.apply,
@@ -76,8 +80,12 @@ class _PenaltyCallback(BothCallback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep it until the fit starts."""
-        self._restored = checkpoint.get(_STATE_KEY, {}).get(_state_name(self, trainer), {})
+        """Take it up, or keep it until the fit starts."""
+        restored = checkpoint.get(_STATE_KEY, {}).get(_state_name(self, trainer), {})
+        if self._work is None:
+            self._restored = restored
+        elif restored:  # strategies that shard restore after the fit's start, and so do searches in it
+            self._work.term.load_state_dict(restored)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

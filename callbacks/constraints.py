@@ -265,7 +265,6 @@ class NormBudget(_Constraint):
                 "give a factor and a rate above 0, and 0 steps or more"
             )
         self.factor, self.warmup_steps, self.rate = factor, warmup_steps, rate
-        self._loaded = False
         self._steps: dict[str, int] = {}
         self._multipliers: dict[str, Tensor] = {}
         self._budgets: dict[str, Tensor] = {}
@@ -283,17 +282,14 @@ class NormBudget(_Constraint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` returned."""
-        self._loaded = True
         self._steps = dict(state_dict["steps"])
         self._multipliers = {name: value.clone() for name, value in state_dict["multipliers"].items()}
         self._budgets = {name: value.clone() for name, value in state_dict["budgets"].items()}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew in a new run; go on in one that is resumed."""
-        if not self._loaded and trainer.global_step == 0:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start anew in a new run: Lightning restores a checkpoint after this."""
+        if stage == "fit" and trainer.global_step == 0:
             self._steps, self._multipliers, self._budgets = {}, {}, {}
-        self._loaded = False
-        super().on_fit_start(trainer, pl_module)
 
     def multipliers(self) -> dict[str, float]:
         """Return λ by parameter name: which tensors press against their budgets, and how hard."""

@@ -234,8 +234,8 @@ def lower_maxima_(
         steps: the step of every weight of each tensor.
         threshold: :math:`\mu`, one number or ``(groups,)``.
 
-    Reference: Michelot, *A Finite Algorithm for Finding the Projection of a Point onto the Canonical Simplex*,
-    Journal of Optimization Theory and Applications 50(1), 1986, whose problem is this one's dual.
+    Reference: Michelot, *A Finite Algorithm for Finding the Projection of a Point onto the Canonical Simplex
+    of R^n*, Journal of Optimization Theory and Applications 50(1), 1986, whose problem is this one's dual.
     """
     views = [layout.view(tensor) for layout, tensor in zip(layouts, tensors, strict=True)]
     plain = all(step.second_moment is None and step.numerator == steps[0].numerator for step in steps)
@@ -268,7 +268,8 @@ def _lower_(
         return
     dtype = accumulator(views[0].dtype) or views[0].dtype
     moduli = [view.abs().to(dtype) for view in views]
-    pulls = None if etas is None else [eta.to(dtype).reciprocal_() for eta in etas]
+    # a step of 0 moves nothing, and its pull must stay a number
+    pulls = None if etas is None else [eta.to(dtype).clamp_(min=1e-30).reciprocal_() for eta in etas]
 
     def over_groups(tensors: Sequence[Tensor]) -> Tensor:
         if pulls is not None:

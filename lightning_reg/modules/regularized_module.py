@@ -76,6 +76,8 @@ class RegularizedModule(LightningModule):
     def on_fit_start(self) -> None:
         """Say before training starts what is wrong with a selection or a schedule."""
         self._bound = None
+        if self.trainer.ckpt_path is None:  # a checkpoint that was loaded for another purpose
+            self._restored = None
         self._terms()
         self._unwatch()
         for penalty in self.forward_penalties:

@@ -178,6 +178,12 @@ def test_the_level_is_that_of_the_sorted_moduli(seed):
     torch.testing.assert_close(got, weight.clamp(-level, level), rtol=1e-12, atol=0)
 
 
+def test_a_weight_with_a_step_of_0_does_not_disturb_the_level():
+    weight, step = (torch.tensor(t, dtype=torch.float64) for t in ([3.0, 2.9, 0.1], [0.5, 0.5, 0.0]))
+    got = LInf(1.0).prox(weight, 0.3, step)
+    torch.testing.assert_close(got, torch.tensor([2.875, 2.875, 0.1], dtype=torch.float64))
+
+
 @pytest.mark.parametrize("penalty", [GroupLasso(1.0), SparseGroupLasso(1.0), LInf(1.0), L2Norm(1.0)])
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1,), (1, 1)])
 @pytest.mark.parametrize("metric", [False, True])

@@ -257,6 +257,21 @@ def test_prox_at_strength_0_is_the_identity(case: Case, data: st.DataObject) -> 
     assert torch.equal(case.penalty.prox(weight, 0.0, draw_step(data, case, weight)), weight)
 
 
+@prox_case
+def test_prox_with_a_step_of_0_is_the_identity(case: Case) -> None:
+    """As in the first step of a learning rate that warms up from 0; also through what optimizers tell."""
+    for shape in case.shapes:
+        weight = torch.randn(shape, dtype=torch.float64)
+        steps = [0.0, torch.zeros(shape, dtype=torch.float64)] if case.prox_in_metric else [0.0]
+        for step in steps:
+            got = case.penalty.prox(weight, 0.3, step)
+            torch.testing.assert_close(got, weight, rtol=1e-12, atol=0)
+        if case.prox_in_metric:
+            still = torch.rand(shape) < 0.5
+            got = case.penalty.prox(weight, 0.3, torch.where(still, 0.0, 0.5).double())
+            torch.testing.assert_close(got[still], weight[still], rtol=1e-12, atol=0)
+
+
 @metric_case
 @law
 @given(data=st.data())
