@@ -38,7 +38,7 @@ class Term:
         label: a name that no other term at work on the module has; the penalty's where None.
 
     Raises:
-        ValueError: the selection matches nothing.
+        ValueError: the selection matches nothing, or a weight that the penalty is not for.
     """
 
     def __init__(
@@ -148,6 +148,7 @@ class Term:
         self.selected = [s for s in parameters if matches(s, self.penalty.select)]
         if not self.selected and not self._known:
             select_parameters(self.module, self.penalty.select)  # raises, as nothing matches
+        self.penalty.check_weights(self.selected)
         # a lazy tensor takes its shape at the first forward, and is looked at again then
         self._known.update((id(s.parameter), s.parameter) for s in parameters if not is_lazy(s.parameter))
         self._chosen.update((id(s.parameter), s) for s in self.selected if not is_lazy(s.parameter))

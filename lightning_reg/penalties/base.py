@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class Penalty(Bound):
     strength: ScheduleLike
     select: Select
     name: str | None
+    #: Whether the formula holds for complex weights, whose modulus it then takes.
+    takes_complex: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -147,6 +149,19 @@ class Penalty(Bound):
         """``name``, or the class name in snake case: ``elastic_net``."""
         return self.name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
+    def check_weights(self, selected: Iterable[Selected]) -> None:
+        """Refuse weights that the formula is not for.
+
+        Raises:
+            ValueError: one is complex, and :attr:`takes_complex` is false.
+        """
+        for s in selected:
+            if s.parameter.is_complex() and not self.takes_complex:
+                raise ValueError(
+                    f"{type(self).__name__} is for real weights, and {s.name} is complex; leave it out with "
+                    "select="
+                )
+
     def __call__(self, module: nn.Module, step: int | None = None, total_steps: int | None = None) -> Tensor:
         """Return the penalty of ``module``, a differentiable scalar to add to a loss.
 
@@ -158,8 +173,8 @@ class Penalty(Bound):
             total_steps: length of the run, where the schedule needs it.
 
         Raises:
-            ValueError: the selection matches nothing, the strength is a schedule and ``step`` is None, or the
-                parameters are FSDP1's or of DeepSpeed's stage 3.
+            ValueError: the selection matches nothing, the strength is a schedule and ``step`` is None, a
+                weight is complex that may not be, or the parameters are FSDP1's or of DeepSpeed's stage 3.
         """
         if isinstance(self.strength, TargetSparsity):
             raise ValueError(
@@ -173,6 +188,7 @@ class Penalty(Bound):
             )
         strength = evaluate(self.strength, step or 0, total_steps)
         selected = select_parameters(module, self.select)
+        self.check_weights(selected)
         check_whole((s.parameter for s in selected), "a term of the loss")
         weights = [s.parameter for s in selected if s.parameter.requires_grad]
         return self.bind(selected).total(weights, strength, like=next(module.parameters()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ class LHalf(ElementwisePenalty):
     select: Select = "weights"
     _: KW_ONLY
     name: str | None = None
+    takes_complex: ClassVar[bool] = False
 
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda\sum_i|w_i|^{1/2}`, in float32 or wider; its gradient at 0 is 0."""

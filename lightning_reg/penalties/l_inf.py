@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +53,7 @@ class LInf(GroupedPenalty):
     _: KW_ONLY
     groups: Groups = "tensor"
     name: str | None = None
+    takes_complex: ClassVar[bool] = False
     gathers = True
 
     def joint_value(self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class MCP(ElementwisePenalty):
     _: KW_ONLY
     gamma: float = 3.0
     name: str | None = None
+    takes_complex: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

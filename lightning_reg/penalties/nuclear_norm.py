@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class NuclearNorm(Penalty):
     select: Select = "weights"
     _: KW_ONLY
     name: str | None = None
+    takes_complex: ClassVar[bool] = False
 
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda\sum_i\sigma_i`."""

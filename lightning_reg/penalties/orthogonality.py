@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ class Orthogonality(IteratedPenalty):
     form: Form = "soft"
     iterations: int = 2
     name: str | None = None
+    takes_complex: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class SCAD(ElementwisePenalty):
     _: KW_ONLY
     a: float = 3.7
     name: str | None = None
+    takes_complex: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

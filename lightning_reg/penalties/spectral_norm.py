@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class SpectralNorm(IteratedPenalty):
     _: KW_ONLY
     iterations: int = 1
     name: str | None = None
+    takes_complex: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lightning_reg
-from lightning_reg import L1, L2, ElasticNet, L2Norm, Penalty
+from lightning_reg import L1, L2, ElasticNet, L2Norm, Penalty, attach
 from tests.penalties.cases import CASES, Case
 
 law = settings(
@@ -255,6 +256,16 @@ def test_prox_is_firmly_non_expansive(case: Case, data: st.DataObject) -> None:
 def test_prox_at_strength_0_is_the_identity(case: Case, data: st.DataObject) -> None:
     weight = draw_weight(data, case)
     assert torch.equal(case.penalty.prox(weight, 0.0, draw_step(data, case, weight)), weight)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.penalty.takes_complex], ids=str)
+def test_complex_weights_are_refused_where_the_formula_is_for_real_ones(case: Case) -> None:
+    module = torch.nn.Linear(3, 2, dtype=torch.complex64)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    apply: Any = "gradient" if case.penalty.has_gradient else "proximal"
+    for use in (lambda: case.penalty(module), lambda: attach(module, optimizer, case.penalty, apply=apply)):
+        with pytest.raises(ValueError, match=r"is for real weights, and weight is complex"):
+            use()
 
 
 @prox_case
