@@ -14,7 +14,8 @@ and Sorensen, *Computing a Trust Region Step*, SIAM J. Sci. Stat. Comput. 4(3), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,22 +129,37 @@ def shrink_groups_in_metric_(
                 tensor.copy_(soft_threshold(tensor, eta * soft))
         shrink_groups_(tensors, layouts, threshold * eta)
         return
+    for views, etas in _pieces(tensors, layouts, steps, threshold):
+        _newton_(views, etas, layouts, threshold, soft)
+
+
+def _pieces(
+    tensors: Sequence[Tensor],
+    layouts: Sequence[Layout],
+    steps: Sequence[StepSize],
+    threshold: float | Tensor,
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Views of the tensors with the step of every weight; cut to a cache where groups lie in one tensor."""
     if len(tensors) == 1 and isinstance(threshold, (int, float)):
         layout, step = layouts[0], steps[0]
         views = [layout.view(tensors[0]), *(layout.view(moment) for moment in step.tensors)]
-        size = PIECE if tensors[0].is_cpu else 2**62
-        for piece, *moments in layout.pieces(*views, size=size):
-            _newton_([piece], [step.on([wide(moment) for moment in moments])], [layout], threshold, soft)
+        for view, *moments in layout.pieces(*views, size=PIECE if tensors[0].is_cpu else 2**62):
+            yield [view], [_steps(step, moments, view)]
         return
-    views, etas = [], []
-    for tensor, layout, step in zip(tensors, layouts, steps, strict=True):
-        view = layout.view(tensor)
-        views.append(view)
-        if step.second_moment is None:
-            etas.append(torch.full_like(view, step.numerator))
-        else:
-            etas.append(step.on([wide(layout.view(moment)) for moment in step.tensors]))
-    _newton_(views, etas, layouts, threshold, soft)
+    whole = [layout.view(tensor) for layout, tensor in zip(layouts, tensors, strict=True)]
+    yield (
+        whole,
+        [
+            _steps(step, [layout.view(moment) for moment in step.tensors], view)
+            for layout, step, view in zip(layouts, steps, whole, strict=True)
+        ],
+    )
+
+
+def _steps(step: StepSize, moments: Sequence[Tensor], view: Tensor) -> Tensor:
+    if step.second_moment is None:
+        return torch.full_like(view, step.numerator)
+    return step.on([wide(moment) for moment in moments])
 
 
 def _newton_(
@@ -237,24 +253,11 @@ def lower_maxima_(
     Reference: Michelot, *A Finite Algorithm for Finding the Projection of a Point onto the Canonical Simplex
     of R^n*, Journal of Optimization Theory and Applications 50(1), 1986, whose problem is this one's dual.
     """
-    views = [layout.view(tensor) for layout, tensor in zip(layouts, tensors, strict=True)]
     plain = all(step.second_moment is None and step.numerator == steps[0].numerator for step in steps)
     if plain:
         threshold = threshold * steps[0].numerator
-    if len(tensors) == 1 and isinstance(threshold, (int, float)):
-        layout, step = layouts[0], steps[0]
-        cut = [views[0], *(layout.view(moment) for moment in step.tensors)]
-        for piece, *moments in layout.pieces(*cut, size=PIECE if views[0].is_cpu else 2**62):
-            eta = None if plain else step.on([wide(moment) for moment in moments])
-            _lower_([piece], None if eta is None else [eta], [layout], threshold)
-        return
-    etas = []
-    for view, layout, step in zip(views, layouts, steps, strict=True):
-        if step.second_moment is None:
-            etas.append(torch.full_like(view, step.numerator))
-        else:
-            etas.append(step.on([wide(layout.view(moment)) for moment in step.tensors]))
-    _lower_(views, None if plain else etas, layouts, threshold)
+    for views, etas in _pieces(tensors, layouts, steps, threshold):
+        _lower_(views, None if plain else etas, layouts, threshold)
 
 
 def _lower_(
@@ -268,37 +271,36 @@ def _lower_(
         return
     dtype = accumulator(views[0].dtype) or views[0].dtype
     moduli = [view.abs().to(dtype) for view in views]
-    # a step of 0 moves nothing, and its pull must stay a number
-    pulls = None if etas is None else [eta.to(dtype).clamp_(min=1e-30).reciprocal_() for eta in etas]
+    # a step of 0 moves nothing, and what pulls must stay a number
+    etas = None if etas is None else [eta.to(dtype).clamp_(min=1e-30) for eta in etas]
+
+    def spread(per_group: Tensor) -> list[Tensor]:
+        return [layout.spread(per_group.to(m.device), m) for layout, m in zip(layouts, moduli, strict=True)]
 
     def over_groups(tensors: Sequence[Tensor]) -> Tensor:
-        if pulls is not None:
-            tensors = [tensor.mul_(pull) for tensor, pull in zip(tensors, pulls, strict=True)]
+        if etas is not None:
+            tensors = [tensor.div_(eta) for tensor, eta in zip(tensors, etas, strict=True)]
         return _sum_over(layouts, tensors)
 
     mu = threshold.to(moduli[0]) if isinstance(threshold, Tensor) else threshold
-    # two levels below the root: of the line through all moduli, and of the steepest one through a single one
-    above = over_groups([torch.ones_like(modulus) for modulus in moduli])
-    level = (over_groups([modulus.clone() for modulus in moduli]) - mu) / above
-    if isinstance(mu, Tensor):
-        reach = [layout.spread(mu.to(m.device), m) for layout, m in zip(layouts, moduli, strict=True)]
-    else:
-        reach = [torch.full((), mu, dtype=dtype)] * len(moduli)
-    if pulls is not None:
-        reach = [r / pull for r, pull in zip(reach, pulls, strict=True)]
-    lowered = [modulus - r for modulus, r in zip(moduli, reach, strict=True)]
-    level = torch.fmax(level, _largest(layouts, lowered)).clamp_(min=0.0)
-    above = torch.full_like(above, torch.inf)
+    # two levels below the root: of the line through all moduli, and of the best one through a single one
+    above = over_groups([torch.ones_like(m) for m in moduli])
+    level = (over_groups([m.clone() for m in moduli]) - mu) / above
+    reach: Sequence[Any] = spread(mu) if isinstance(mu, Tensor) else [mu] * len(moduli)
+    if etas is not None:
+        reach = [r * eta for r, eta in zip(reach, etas, strict=True)]
+    level = torch.fmax(level, _largest(layouts, [m - r for m, r in zip(moduli, reach, strict=True)]))
+    level.clamp_(min=0.0)
+    above = torch.full_like(level, torch.inf)
     while True:
-        spread = [layout.spread(level.to(m.device), m) for layout, m in zip(layouts, moduli, strict=True)]
-        excess = [(modulus - limit).clamp_(min=0.0) for modulus, limit in zip(moduli, spread, strict=True)]
+        excess = [(m - limit).clamp_(min=0.0) for m, limit in zip(moduli, spread(level), strict=True)]
         before, above = above, over_groups([part.sign() for part in excess])
         gap = over_groups(excess) - mu
         climbs = (gap > 0) & (above < before)  # neither for NaN
         if not bool(climbs.any()):
             break
         level = torch.where(climbs, level + gap / above, level)
-    for view, limit in zip(views, spread, strict=True):
+    for view, limit in zip(views, spread(level), strict=True):
         limit = limit.to(view.dtype)
         view.copy_(torch.maximum(torch.minimum(view, limit), -limit))
 
