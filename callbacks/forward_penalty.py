@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -84,6 +85,9 @@ class ForwardPenaltyCallback(BothCallback):
     def _value(self) -> Tensor:
         assert self._work is not None
         trainer, module, recorder, total_steps = self._work
+        if not trainer.training:  # validation_step may call training_step
+            recorder.clear()
+            return torch.zeros((), device=module.device)
         value = recorder.value(trainer.global_step, total_steps)
         if self.logs and logs_this_step(trainer):
             key = f"penalty/{self.penalty.log_name}"

@@ -25,7 +25,18 @@ from lightning_reg import (
 )
 from lightning_reg.callbacks import ForwardPenaltyCallback, PenaltyCallback
 from lightning_reg.penalties.jacobian import jacobian_penalty
-from tests.support import Net, RegularizedNet, batches, data, fit, network, relative, tutorial_sgd, weights
+from tests.support import (
+    QUIET,
+    Net,
+    RegularizedNet,
+    batches,
+    data,
+    fit,
+    network,
+    relative,
+    tutorial_sgd,
+    weights,
+)
 
 STEPS = 20
 
@@ -210,6 +221,22 @@ def test_only_training_steps_are_seen_and_nothing_is_left() -> None:
     carrying = RegularizedNet([ActivityPenalty(L1(0.1))])
     fit(carrying, steps=2)
     assert not carrying.net[1]._forward_hooks
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_validation_that_calls_the_training_step_is_not_penalised(training: bool) -> None:
+    class Validated(Net):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.train(training)
+            with torch.set_grad_enabled(training):
+                loss = self.training_step(batch, batch_idx)
+            assert loss == super().training_step(batch, batch_idx)
+            assert not callback._work[2]._calls
+
+    module, callback = Validated(), ForwardPenaltyCallback(ActivityPenalty(L1(0.1)))
+    trainer = pl.Trainer(callbacks=[callback], max_steps=16, **QUIET)
+    trainer.fit(module, batches(), batches())
+    assert trainer.global_step == 16
 
 
 def test_a_module_is_not_watched_after_an_exception() -> None:
