@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_reg.apply import add_to_training_step, remove_from_training_step
 from lightning_reg.callbacks._base import BothCallback
-from lightning_reg.host import logs_this_step, run_length
+from lightning_reg.host import run_length, values_this_step
 from lightning_reg.penalties import ForwardPenalty
 from lightning_reg.penalties.forward import Recorder
 from lightning_reg.schedules import check_schedule
@@ -89,7 +89,7 @@ class ForwardPenaltyCallback(BothCallback):
             recorder.clear()
             return torch.zeros((), device=module.device)
         value = recorder.value(trainer.global_step, total_steps)
-        if self.logs and logs_this_step(trainer):
+        if self.logs and values_this_step(trainer):
             key = f"penalty/{self.penalty.log_name}"
             module.log(key, value.detach())
             if callable(self.penalty.schedule):

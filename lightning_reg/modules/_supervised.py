@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection, R2Score
 
 from lightning_reg.apply import check_apply, check_optimizer, decay_, prox_
-from lightning_reg.host import logs_this_step, run_length, scaler_of
+from lightning_reg.host import run_length, scaler_of, values_this_step
 from lightning_reg.modules._batch import check_finite, check_weights, split_batch
 from lightning_reg.modules.regularized_module import RegularizedModule
 from lightning_reg.penalties import Penalty
@@ -212,7 +212,7 @@ class SupervisedModule(RegularizedModule):
         task, values = loss.detach(), self._forward_values()
         for _, _, value in values:
             loss = loss + value
-        if self._trainer is not None and self._trainer.training and logs_this_step(self._trainer):
+        if self._trainer is not None and self._trainer.training and values_this_step(self._trainer):
             with torch.no_grad():
                 values = values + self._values()
             self.log("loss/task", task)

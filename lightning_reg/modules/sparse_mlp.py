@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanAbsoluteError, Metric, R2Score
 
-from lightning_reg.host import logs_this_step, run_length
+from lightning_reg.host import run_length, values_this_step
 from lightning_reg.modules._batch import check_features, check_labels, check_targets
 from lightning_reg.modules._supervised import LearningRateSchedule, MakeOptimizer, SupervisedModule
 from lightning_reg.modules.classifier import classification_metrics
@@ -133,7 +133,7 @@ class SparseMLP(SupervisedModule):
         skip, hidden = hierarchical_prox(self.skip.weight, weight, step * strength, self.hierarchy)
         self.skip.weight.copy_(skip)
         weight.copy_(hidden)
-        if logs_this_step(self.trainer):
+        if values_this_step(self.trainer):
             self.log("features", float(len(self.selected_features())))
 
     def _check(self, x: Any, y: Tensor) -> Tensor:

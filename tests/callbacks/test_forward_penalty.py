@@ -264,6 +264,12 @@ def test_terms_and_scheduled_strengths_are_logged() -> None:
         assert trainer.callback_metrics["penalty/activity_l1"] > 0
 
 
+def test_an_epoch_shorter_than_the_logging_interval_has_a_value() -> None:
+    callback = ForwardPenaltyCallback(ActivityPenalty(L1(0.1)))
+    trainer = fit(Net(), callback, steps=8, log_every_n_steps=50)
+    assert trainer.callback_metrics["penalty/activity_l1"] > 0
+
+
 def test_bad_input() -> None:
     with pytest.raises(TypeError, match="takes an L1, L2 or ElasticNet"):
         ActivityPenalty(L2Norm(0.1))

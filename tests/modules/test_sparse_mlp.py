@@ -114,3 +114,10 @@ def test_against_the_lassonet_package_at_equal_numbers_of_features() -> None:
             assert error - errors[features] <= noise, features
             compared += 1
     assert compared >= 4
+
+
+def test_an_epoch_shorter_than_the_logging_interval_has_a_number_of_features() -> None:
+    module = SparseMLP(3, 1, (4,), strength=0.0, task="regression")
+    trainer = pl.Trainer(**QUIET, max_epochs=1, log_every_n_steps=50)
+    trainer.fit(module, DataLoader(TensorDataset(torch.randn(8, 3), torch.randn(8, 1)), batch_size=4))
+    assert trainer.callback_metrics["features"] == 3

@@ -37,6 +37,15 @@ def trainer(**options: Any) -> pl.Trainer:
     return pl.Trainer(**{**QUIET, "max_epochs": 2, **options})
 
 
+@pytest.mark.parametrize("apply", ["loss", "decoupled", "proximal"])
+def test_an_epoch_shorter_than_the_logging_interval_has_a_value(apply: Any) -> None:
+    module = RegularizedClassifier(network(), 3, L1(0.1), apply=apply, optimizer=SGD)
+    run = trainer(log_every_n_steps=50)
+    run.fit(module, loader(labelled()))
+    assert run.callback_metrics["penalty/l1"] > 0
+    assert run.callback_metrics["loss/task"] > 0
+
+
 def test_the_classifier_is_a_loop_by_hand() -> None:
     """Label smoothing, class weights and sample weights, against torch's own loss where it has one."""
     dataset = labelled()
