@@ -9,10 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.apply import Apply, Metric, check_apply
+from lightning_reg.apply import Apply, Metric, Term, check_apply
 from lightning_reg.callbacks._base import BothCallback
 from lightning_reg.callbacks._penalty_work import PenaltyWork
-from lightning_reg.host import warn_of_cut_checkpoint
+from lightning_reg.host import run_length, warn_of_cut_checkpoint
 from lightning_reg.penalties import Penalty
 from lightning_reg.schedules import check_schedule
 
@@ -118,6 +118,19 @@ class _PenaltyCallback(BothCallback):
 
 def _penalty_callbacks(trainer: Trainer) -> Iterator[_PenaltyCallback]:
     return (c for c in trainer.callbacks if isinstance(c, _PenaltyCallback))  # type: ignore[attr-defined]
+
+
+def term_of(callback: _PenaltyCallback, trainer: Trainer, module: LightningModule) -> Term:
+    """Return the run's own term; outside a run, one that goes on from what the last has learned."""
+    if callback._work is not None:
+        return callback._work.term
+    total_steps = callback.total_steps
+    if total_steps is None and callable(callback.penalty.strength):
+        total_steps = run_length(trainer)
+    term = Term(callback.penalty, module, total_steps)
+    if callback._left:
+        term.load_state_dict(callback._left)
+    return term
 
 
 def _log_name(callback: _PenaltyCallback, trainer: Trainer) -> str:

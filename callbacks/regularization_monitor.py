@@ -8,10 +8,10 @@ from typing import Any, final
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
-from lightning_reg.apply import Term
 from lightning_reg.callbacks._base import BothCallback
-from lightning_reg.host import logs_this_step, run_length, scaler_of
-from lightning_reg.penalties import Penalty
+from lightning_reg.callbacks._penalty import _PenaltyCallback, term_of
+from lightning_reg.host import logs_this_step, scaler_of
+from lightning_reg.modules import RegularizedModule
 from lightning_reg.report import Acting, LayerState, dropout_rates, gradient_ratios, layer_states
 from lightning_reg.select import Select
 from lightning_reg.sharded import is_sharded
@@ -121,25 +121,18 @@ class RegularizationMonitor(BothCallback):
 
     def _acting(self, trainer: Trainer, module: LightningModule) -> list[Acting]:
         """The penalties of callbacks and of the module, and which the gradients hold at this hook."""
-        found: list[tuple[Penalty, str, bool]] = []
+        acting: list[Acting] = []
         before_me = True
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             before_me = before_me and callback is not self
-            penalty, apply = getattr(callback, "penalty", None), getattr(callback, "apply", None)
-            if isinstance(penalty, Penalty) and isinstance(apply, str):
-                found.append((penalty, apply, apply == "loss" or (apply == "gradient" and before_me)))
-        for penalty in getattr(module, "penalties", ()):
-            apply = str(getattr(module, "apply_penalties", "loss"))
-            if isinstance(penalty, Penalty):
-                found.append((penalty, apply, apply == "loss"))
-        return [
-            Acting(
-                Term(penalty, module, run_length(trainer) if callable(penalty.strength) else None),
-                apply,
-                in_gradients,
-            )
-            for penalty, apply, in_gradients in found
-        ]
+            if isinstance(callback, _PenaltyCallback):
+                apply = callback.apply
+                in_gradients = apply == "loss" or (apply == "gradient" and before_me)
+                acting.append(Acting(term_of(callback, trainer, module), apply, in_gradients))
+        if isinstance(module, RegularizedModule):
+            way = str(getattr(module, "apply_penalties", "loss"))
+            acting += [Acting(term, way, way == "loss") for term in module._terms()]
+        return acting
 
 
 def _takes_part(trainer: Trainer, module: LightningModule) -> bool:

@@ -14,7 +14,7 @@ from lightning_reg.dropout import find_sites
 from lightning_reg.metrics.functional import named_tensors
 from lightning_reg.numerics import norm
 from lightning_reg.select import Select
-from lightning_reg.sharded import whole
+from lightning_reg.sharded import local_parts, whole
 
 __all__ = ["Acting", "LayerState", "dropout_rates", "gradient_ratios", "layer_states"]
 
@@ -68,7 +68,7 @@ class Acting:
     """A penalty at work, as a report names it.
 
     Attributes:
-        term: the penalty, bound to the module.
+        term: the penalty as bound in the run, with what it has learned there.
         apply: how it acts.
         in_gradients: whether the gradients at hand hold its gradient already.
     """
@@ -90,18 +90,16 @@ def gradient_ratios(optimizer: Optimizer, acting: Sequence[Acting], step: int) -
         acting: the penalties.
         step: optimizer steps taken, for scheduled strengths.
     """
-    strengths = [one.term.strength(step) for one in acting]
-    members = [{id(p) for _, ps in one.term.stepped(optimizer) for p in ps} for one in acting]
+    gradients = [_gradients(one.term, optimizer, one.term.strength(step)) for one in acting]
     above, below = [0.0] * len(acting), [0.0] * len(acting)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            mine = [index for index, ids in enumerate(members) if id(parameter) in ids]
+            mine = [index for index, found in enumerate(gradients) if id(parameter) in found]
             if not mine:
                 continue
             loss = whole(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
-            weight = whole(parameter)
             for index in mine:
-                gradient = acting[index].term.penalty.gradient(weight, strengths[index])
+                gradient = whole(gradients[index][id(parameter)])
                 above[index] += float(norm(gradient)) ** 2
                 if acting[index].in_gradients:
                     loss = loss - gradient
@@ -112,3 +110,15 @@ def gradient_ratios(optimizer: Optimizer, acting: Sequence[Acting], step: int) -
         one.term.penalty.log_name: (up / down) ** 0.5 if down else (0.0 if not up else float("inf"))
         for one, up, down in zip(acting, above, below, strict=True)
     }
+
+
+def _gradients(term: Term, optimizer: Optimizer, strength: float) -> dict[int, Tensor]:
+    """The penalty's gradient of each tensor about to be stepped, by the tensor's identity."""
+    weights: list[Tensor] = [p for _, parameters in term.stepped(optimizer) for p in parameters]
+    gradients = [torch.zeros_like(weight) for weight in weights]
+    found = {id(weight): gradient for weight, gradient in zip(weights, gradients, strict=True)}
+    if weights and strength != 0.0:
+        if term.bound.elementwise:
+            weights, gradients = local_parts(weights), local_parts(gradients)
+        term.bound.at_rest().add_gradient_(gradients, weights, strength)
+    return found

@@ -68,6 +68,12 @@ class _Iterations(Bound):
         twin._names = {id(o): self._names[id(w)] for w, o in zip(weights, others, strict=True)}
         return twin
 
+    def at_rest(self) -> Bound:
+        """Return this with vectors of its own."""
+        twin = copy.copy(self)
+        twin._vectors = dict(self._vectors)  # they are replaced, never written to
+        return twin
+
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Sum over the tensors; the vectors move only where a gradient is wanted: a log changes nothing."""
         total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))

@@ -52,6 +52,10 @@ class Bound(ABC):
         """Return what acts on each of ``others`` as this does on the one of ``weights`` in its place."""
         return self
 
+    def at_rest(self) -> Bound:
+        """Return what gives the same gradient and is not moved on by it."""
+        return self
+
     #: Whether tensors share groups, so that they need one call together.
     couples = False
 

@@ -7,11 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_reg import L1, Linear, LinearRegression
+from lightning_reg import (
+    L1,
+    L2SP,
+    Coupled,
+    GroupLasso,
+    Linear,
+    LinearRegression,
+    SparseGroupLasso,
+    SpectralNorm,
+    TargetSparsity,
+)
+from lightning_reg.apply import Term
 from lightning_reg.callbacks import PenaltyCallback, RegularizationMonitor
 from tests.support import Net, RegularizedNet, batches, fit, network
 
@@ -50,6 +62,101 @@ def test_the_gradient_ratio_of_penalties_in_the_module() -> None:
     monitor = RegularizationMonitor(table=False)
     fit(RegularizedNet([L1(0.3)]), monitor, steps=1, log_every_n_steps=1)
     assert monitor.history[0]["gradient_ratio/l1"] == pytest.approx(ratio_by_hand(0.3), rel=1e-4)
+
+
+class Attending(Net):
+    def __init__(self) -> None:
+        super().__init__(lambda parameters: torch.optim.SGD(parameters, lr=0.01))
+        self.attention = nn.MultiheadAttention(10, 2)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x = batch[0][None]
+        return nn.functional.mse_loss(self.net(self.attention(x, x, x)[0][0]), batch[1])
+
+
+def pairs(name: str, parameter: Tensor, module: nn.Module) -> Tensor:
+    return torch.arange(parameter.numel()).view(parameter.shape) // 2
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        GroupLasso(0.3, groups=pairs),
+        GroupLasso(0.3, "attention*weight", groups="heads"),
+        GroupLasso(
+            0.3, groups=Coupled([{"net.0.weight": "rows", "net.0.bias": "rows", "net.2.weight": "columns"}])
+        ),
+        SparseGroupLasso(0.3, groups=pairs),
+        SpectralNorm(0.3),
+    ],
+    ids=["labels", "heads", "coupled", "sparse", "spectral"],
+)
+def test_the_gradient_ratio_is_that_of_autograd_whatever_the_groups(penalty: Any) -> None:
+    module, monitor = Attending(), RegularizationMonitor(table=False)
+    term = Term(penalty, module)
+    chosen = [selected.parameter for selected in term.selected]
+    terms = torch.autograd.grad(term.value(0.3), chosen)
+    losses = torch.autograd.grad(module.training_step(next(iter(batches())), 0), chosen)
+    above, below = (nn.utils.parameters_to_vector(found).norm() for found in (terms, losses))
+    fit(module, PenaltyCallback(penalty), monitor, steps=1, log_every_n_steps=1)
+    ratio = monitor.history[0][f"gradient_ratio/{penalty.log_name}"]
+    assert ratio == pytest.approx(float(above / below), rel=1e-4)
+
+
+@pytest.mark.parametrize("where", ["callback", "module"])
+def test_the_gradient_ratio_of_l2_sp_is_from_the_starting_weights(where: str) -> None:
+    class Losses(Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            layers = [module.net[0].weight, module.net[2].weight]
+            distance = torch.cat([(w - s).detach().flatten() for w, s in zip(layers, starts, strict=True)])
+            total = torch.cat([w.grad.flatten() for w in layers])
+            self.ratio = float((5.0 * distance).norm() / (total - 5.0 * distance).norm())
+
+    penalty, losses, monitor = L2SP(5.0), Losses(), RegularizationMonitor(table=False)
+    module = RegularizedNet(penalty) if where == "module" else Net()
+    starts = [module.net[i].weight.detach().clone() for i in (0, 2)]
+    penalties = [] if where == "module" else [PenaltyCallback(penalty)]
+    fit(module, *penalties, losses, monitor, steps=3, log_every_n_steps=1)
+    ratios = [row["gradient_ratio/l2_sp"] for row in monitor.history]
+    assert ratios[0] == 0.0
+    assert ratios[2] == pytest.approx(losses.ratio, rel=1e-4)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_the_strength_of_a_target_sparsity_is_the_one_found(order: str) -> None:
+    monitor = RegularizationMonitor(table=False)
+    penalty = PenaltyCallback(L1(TargetSparsity(0.5, initial=1e-6)), apply="proximal")
+    found, tables = [], []
+
+    class Watching(Callback):
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            strength = penalty._work.term.strength(trainer.global_step)
+            layers = [module.net[0].weight, module.net[2].weight]
+            above = nn.utils.parameters_to_vector(layers).detach().sign().norm() * strength
+            found.append(float(above / torch.cat([w.grad.flatten() for w in layers]).norm()))
+
+        def on_fit_end(self, trainer: Any, module: Any) -> None:
+            strength = penalty._work.term.strength(trainer.global_step)
+            tables.append((f"l1 {strength:.3g} (proximal)", monitor.as_table(trainer, module)))
+
+    callbacks = [monitor, penalty] if order == "before" else [penalty, monitor]
+    module = Net(lambda parameters: torch.optim.SGD(parameters, lr=0.01))
+    trainer = fit(module, *callbacks, Watching(), steps=200, max_epochs=-1, log_every_n_steps=1)
+    ratios = [row["gradient_ratio/l1"] for row in monitor.history]
+    assert ratios == pytest.approx(found, rel=1e-4)
+    ((expected, table),) = tables
+    for at in (table, monitor.as_table(trainer, module)):
+        console = Console(file=io.StringIO(), width=160)
+        console.print(at)
+        assert expected in console.file.getvalue()
+
+
+def test_looking_at_a_power_iteration_does_not_move_it_on() -> None:
+    monitored, plain = Net(), Net()
+    callbacks = PenaltyCallback(SpectralNorm(0.3)), RegularizationMonitor(table=False)
+    fit(monitored, *callbacks, steps=5, log_every_n_steps=1)
+    fit(plain, PenaltyCallback(SpectralNorm(0.3)), steps=5, log_every_n_steps=1)
+    assert all(torch.equal(a, b) for a, b in zip(monitored.parameters(), plain.parameters(), strict=True))
 
 
 def test_history_is_numpys_and_only_on_logged_steps() -> None:
