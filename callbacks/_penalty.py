@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -13,7 +14,8 @@ from lightning_reg.apply import Apply, Metric, Term, check_apply
 from lightning_reg.callbacks._base import BothCallback
 from lightning_reg.callbacks._penalty_work import PenaltyWork
 from lightning_reg.host import run_length, warn_of_cut_checkpoint
-from lightning_reg.penalties import Penalty
+from lightning_reg.names import numbered
+from lightning_reg.penalties import ForwardPenalty, Penalty
 from lightning_reg.schedules import check_schedule
 
 #: Where a checkpoint holds the state of penalties that have one; Lightning leaves unknown keys alone.
@@ -61,7 +63,7 @@ class _PenaltyCallback(BothCallback):
             pl_module,
             total_steps=self.total_steps,
             label=_state_name(self, trainer),
-            log_name=_log_name(self, trainer) if self.logs else None,
+            log_name=log_name_of(self, trainer, pl_module) if self.logs else None,
         )
         if self._restored:
             self._work.term.load_state_dict(self._restored)
@@ -133,15 +135,22 @@ def term_of(callback: _PenaltyCallback, trainer: Trainer, module: LightningModul
     return term
 
 
-def _log_name(callback: _PenaltyCallback, trainer: Trainer) -> str:
-    """The penalty's name, with a number from the second of that name on."""
-    name = callback.penalty.log_name
-    before = 1
-    for other in _penalty_callbacks(trainer):
-        if other is callback:
-            break
-        before += other.logs and other.penalty.log_name == name
-    return name if before == 1 else f"{name}_{before}"
+def log_name_of(callback: Any, trainer: Trainer, module: LightningModule) -> str:
+    """Return the penalty's name, with a number from the second of that name on.
+
+    The module's penalties come first, then the callbacks that log, those on the forward pass among them.
+    """
+    from lightning_reg.modules import RegularizedModule
+
+    names: list[str] = []
+    if isinstance(module, RegularizedModule):
+        names += [penalty.log_name for penalty in module.penalties]
+        names += [penalty.log_name for penalty in module.forward_penalties]
+    for other in takewhile(lambda other: other is not callback, trainer.callbacks):  # type: ignore[attr-defined]
+        penalty = getattr(other, "penalty", None)
+        if isinstance(penalty, (Penalty, ForwardPenalty)) and getattr(other, "logs", False):
+            names.append(penalty.log_name)
+    return numbered([*names, callback.penalty.log_name])[-1]
 
 
 def _state_name(callback: _PenaltyCallback, trainer: Trainer) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_reg.apply import add_to_training_step, remove_from_training_step
 from lightning_reg.callbacks._base import BothCallback
+from lightning_reg.callbacks._penalty import log_name_of
 from lightning_reg.host import run_length, values_this_step
 from lightning_reg.penalties import ForwardPenalty
 from lightning_reg.penalties.forward import Recorder
@@ -48,7 +49,7 @@ class ForwardPenaltyCallback(BothCallback):
             )
         self.penalty = penalty
         self.logs = log  # Lightning sets `log` on every callback: the method
-        self._work: tuple[Trainer, LightningModule, Recorder, int | None] | None = None
+        self._work: tuple[Trainer, LightningModule, Recorder, int | None, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_work": None}  # a copy is not attached to anything
@@ -63,7 +64,8 @@ class ForwardPenaltyCallback(BothCallback):
             )
         total_steps = run_length(trainer) if callable(self.penalty.schedule) else None
         check_schedule(self.penalty.schedule, total_steps)
-        self._work = (trainer, pl_module, Recorder(self.penalty, pl_module), total_steps)
+        key = f"penalty/{log_name_of(self, trainer, pl_module)}"
+        self._work = (trainer, pl_module, Recorder(self.penalty, pl_module), total_steps, key)
         add_to_training_step(pl_module, self._value)
 
     def on_train_batch_start(
@@ -84,13 +86,12 @@ class ForwardPenaltyCallback(BothCallback):
 
     def _value(self) -> Tensor:
         assert self._work is not None
-        trainer, module, recorder, total_steps = self._work
+        trainer, module, recorder, total_steps, key = self._work
         if not trainer.training:  # validation_step may call training_step
             recorder.clear()
             return torch.zeros((), device=module.device)
         value = recorder.value(trainer.global_step, total_steps)
         if self.logs and values_this_step(trainer):
-            key = f"penalty/{self.penalty.log_name}"
             module.log(key, value.detach())
             if callable(self.penalty.schedule):
                 module.log(f"{key}/strength", self.penalty.schedule(trainer.global_step, total_steps))
@@ -98,7 +99,7 @@ class ForwardPenaltyCallback(BothCallback):
 
     def _detach(self) -> None:
         if self._work is not None:
-            _, module, recorder, _ = self._work
+            _, module, recorder, _, _ = self._work
             recorder.remove()
             remove_from_training_step(module, self._value)
             self._work = None

@@ -8,10 +8,12 @@ from typing import Any, final
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
+from lightning_reg.apply import Term
 from lightning_reg.callbacks._base import BothCallback
 from lightning_reg.callbacks._penalty import _PenaltyCallback, term_of
 from lightning_reg.host import logs_this_step, scaler_of
 from lightning_reg.modules import RegularizedModule
+from lightning_reg.names import numbered
 from lightning_reg.report import Acting, LayerState, dropout_rates, gradient_ratios, layer_states
 from lightning_reg.select import Select
 from lightning_reg.sharded import is_sharded
@@ -120,19 +122,20 @@ class RegularizationMonitor(BothCallback):
         )
 
     def _acting(self, trainer: Trainer, module: LightningModule) -> list[Acting]:
-        """The penalties of callbacks and of the module, and which the gradients hold at this hook."""
-        acting: list[Acting] = []
+        """The penalties of the module and of callbacks, and which the gradients hold at this hook."""
+        found: list[tuple[Term, str, bool]] = []
+        if isinstance(module, RegularizedModule):
+            way = str(getattr(module, "apply_penalties", "loss"))
+            found += [(term, way, way == "loss") for term in module._terms()]
         before_me = True
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             before_me = before_me and callback is not self
             if isinstance(callback, _PenaltyCallback):
                 apply = callback.apply
                 in_gradients = apply == "loss" or (apply == "gradient" and before_me)
-                acting.append(Acting(term_of(callback, trainer, module), apply, in_gradients))
-        if isinstance(module, RegularizedModule):
-            way = str(getattr(module, "apply_penalties", "loss"))
-            acting += [Acting(term, way, way == "loss") for term in module._terms()]
-        return acting
+                found.append((term_of(callback, trainer, module), apply, in_gradients))
+        names = numbered(term.penalty.log_name for term, _, _ in found)
+        return [Acting(name, *one) for name, one in zip(names, found, strict=True)]
 
 
 def _takes_part(trainer: Trainer, module: LightningModule) -> bool:

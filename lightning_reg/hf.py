@@ -11,6 +11,7 @@ import torch
 
 from lightning_reg.apply import Apply, Metric, check_apply
 from lightning_reg.attach import Attachment, attach
+from lightning_reg.names import numbered
 from lightning_reg.penalties.base import Penalty
 
 if TYPE_CHECKING:
@@ -155,8 +156,7 @@ def _name_in_run(penalty: Penalty, state: Any) -> str:
     """The penalty's name, with a number from the second of that name on."""
     seen = vars(state).setdefault("_lightning_reg_seen", [])  # not a field, so it is not saved
     seen.append(penalty.log_name)
-    count = seen.count(penalty.log_name)
-    return penalty.log_name if count == 1 else f"{penalty.log_name}_{count}"
+    return numbered(seen)[-1]
 
 
 def _restore(handle: Attachment, name: str, state: Any) -> None:

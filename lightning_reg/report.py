@@ -68,11 +68,13 @@ class Acting:
     """A penalty at work, as a report names it.
 
     Attributes:
+        name: its name in the report, which no other has.
         term: the penalty as bound in the run, with what it has learned there.
         apply: how it acts.
         in_gradients: whether the gradients at hand hold its gradient already.
     """
 
+    name: str
     term: Term
     apply: str
     in_gradients: bool
@@ -80,7 +82,7 @@ class Acting:
 
 @torch.no_grad()
 def gradient_ratios(optimizer: Optimizer, acting: Sequence[Acting], step: int) -> dict[str, float]:
-    """Return ‖∇penalty‖/‖∇loss‖ by the penalty's name, each over the weights that it penalises.
+    """Return ‖∇penalty‖/‖∇loss‖ by the name of the penalty, each over the weights that it penalises.
 
     The gradient of the loss is what the parameters hold, less the penalties already in it; the ratio is
     infinite where the loss has no gradient.
@@ -107,7 +109,7 @@ def gradient_ratios(optimizer: Optimizer, acting: Sequence[Acting], step: int) -
             for index in mine:
                 below[index] += length
     return {
-        one.term.penalty.log_name: (up / down) ** 0.5 if down else (0.0 if not up else float("inf"))
+        one.name: (up / down) ** 0.5 if down else (0.0 if not up else float("inf"))
         for one, up, down in zip(acting, above, below, strict=True)
     }
 

@@ -59,9 +59,7 @@ def regularization_table(
     started = {state.name: state for state in before}
     for state in after:
         names = [
-            one.term.penalty.log_name
-            for one in acting
-            if any(selected.name == state.name for selected in one.term.selected)
+            one.name for one in acting if any(selected.name == state.name for selected in one.term.selected)
         ]
         first = started.get(state.name, state)
         zero = f"{state.sparsity:.1%}"
@@ -80,7 +78,7 @@ def regularization_table(
 
 
 def _describe(one: Acting, step: int) -> str:
-    return f"{one.term.penalty.log_name} {one.term.strength(step):.3g} ({one.apply})"
+    return f"{one.name} {one.term.strength(step):.3g} ({one.apply})"
 
 
 def _total(states: Sequence[LayerState]) -> float:

@@ -214,12 +214,9 @@ class SupervisedModule(RegularizedModule):
             loss = loss + value
         if self._trainer is not None and self._trainer.training and values_this_step(self._trainer):
             with torch.no_grad():
-                values = values + self._values()
+                values = self._values() + values
             self.log("loss/task", task)
-            for name, strength, value in values:
-                self.log(f"penalty/{name}", value.detach())
-                if strength is not None:
-                    self.log(f"penalty/{name}/strength", strength)
+            self._log_terms(values)
         return loss
 
     def _prox(self, optimizer: Optimizer, *_: object) -> None:

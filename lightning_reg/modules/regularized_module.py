@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_reg.apply import Term, check_apply
 from lightning_reg.host import run_length, values_this_step
+from lightning_reg.names import numbered
 from lightning_reg.penalties import ForwardPenalty, Penalty
 from lightning_reg.penalties.forward import Recorder
 from lightning_reg.schedules import check_schedule
@@ -131,11 +132,15 @@ class RegularizedModule(LightningModule):
         if trainer is not None and values_this_step(trainer):
             self.log("loss/task", loss.detach())
             self.log("loss/regularized", total.detach())
-            for name, strength, value in values:
-                self.log(f"penalty/{name}", value.detach())
-                if strength is not None:
-                    self.log(f"penalty/{name}/strength", strength)
+            self._log_terms(values)
         return total
+
+    def _log_terms(self, values: list[tuple[str, float | None, Tensor]]) -> None:
+        names = numbered(name for name, _, _ in values)
+        for name, (_, strength, value) in zip(names, values, strict=True):
+            self.log(f"penalty/{name}", value.detach())
+            if strength is not None:
+                self.log(f"penalty/{name}/strength", strength)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the penalties have learned of the module, if anything."""
@@ -163,13 +168,10 @@ class RegularizedModule(LightningModule):
         """Name, strength where it is scheduled, and value of each term."""
         step = self.global_step if self._trainer is not None else 0
         values: list[tuple[str, float | None, Tensor]] = []
-        names: dict[str, int] = {}
         for term in self._terms():
-            name, strength = term.penalty.log_name, term.strength(step)
-            names[name] = names.get(name, 0) + 1
-            label = name if names[name] == 1 else f"{name}_{names[name]}"
+            strength = term.strength(step)
             scheduled = strength if callable(term.penalty.strength) else None
-            values.append((label, scheduled, term.value(strength)))
+            values.append((term.penalty.log_name, scheduled, term.value(strength)))
         return values
 
     def _forward_values(self) -> list[tuple[str, float | None, Tensor]]:

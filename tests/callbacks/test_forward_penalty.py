@@ -264,6 +264,22 @@ def test_terms_and_scheduled_strengths_are_logged() -> None:
         assert trainer.callback_metrics["penalty/activity_l1"] > 0
 
 
+@pytest.mark.parametrize("where", ["callback", "module"])
+def test_two_of_a_name_are_kept_apart_in_logs(where: str) -> None:
+    penalties = [ActivityPenalty(L1(0.1), modules="net.0"), ActivityPenalty(L1(10.0), modules="net.0")]
+    module = RegularizedNet(penalties) if where == "module" else Net()
+    callbacks = [] if where == "module" else [ForwardPenaltyCallback(penalty) for penalty in penalties]
+    metrics = fit(module, *callbacks, steps=1, log_every_n_steps=1).callback_metrics
+    assert metrics["penalty/activity_l1_2"] == pytest.approx(100.0 * metrics["penalty/activity_l1"])
+
+
+def test_a_module_keeps_weights_and_activities_of_one_name_apart() -> None:
+    module = RegularizedNet([L1(0.1, name="mine"), ActivityPenalty(L1(0.1), modules="net.0", name="mine")])
+    metrics = fit(module, steps=1, log_every_n_steps=1).callback_metrics
+    terms = metrics["penalty/mine"] + metrics["penalty/mine_2"]
+    torch.testing.assert_close(metrics["loss/task"] + terms, metrics["loss/regularized"])
+
+
 def test_an_epoch_shorter_than_the_logging_interval_has_a_value() -> None:
     callback = ForwardPenaltyCallback(ActivityPenalty(L1(0.1)))
     trainer = fit(Net(), callback, steps=8, log_every_n_steps=50)

@@ -24,9 +24,10 @@ from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_reg import L1, Constant, Cosine, ElasticNet, L2Norm, Linear, RegularizedModule
+from lightning_reg import L1, ActivityPenalty, Constant, Cosine, ElasticNet, L2Norm, Linear, RegularizedModule
 from lightning_reg.callbacks import (
     ElasticNetPenaltyCallback,
+    ForwardPenaltyCallback,
     L1PenaltyCallback,
     L2PenaltyCallback,
     PenaltyCallback,
@@ -537,6 +538,17 @@ def test_two_of_a_kind_are_kept_apart_in_logs() -> None:
         log_every_n_steps=1,
     )
     assert {"penalty/l1", "penalty/l1_2", "penalty/bias"} <= set(trainer.callback_metrics)
+
+
+def test_the_module_s_and_those_on_the_forward_pass_are_kept_apart_too() -> None:
+    penalties = [L1(0.1, "net.0.weight", name="mine"), L1(0.1, "net.2.weight", name="mine")]
+    forward = ForwardPenaltyCallback(ActivityPenalty(L1(0.1), modules="net.0", name="mine"))
+    module = RegularizedNet(penalties[0])
+    callbacks = PenaltyCallback(penalties[1]), forward
+    expected = [float(penalty(module).detach()) for penalty in penalties]
+    metrics = fit(module, *callbacks, steps=1, log_every_n_steps=1).callback_metrics
+    assert [float(metrics[f"penalty/{name}"]) for name in ("mine", "mine_2")] == pytest.approx(expected)
+    assert "penalty/mine_3" in metrics
 
 
 def test_log_false_logs_nothing() -> None:

@@ -151,6 +151,21 @@ def test_the_strength_of_a_target_sparsity_is_the_one_found(order: str) -> None:
         assert expected in console.file.getvalue()
 
 
+@pytest.mark.parametrize("where", ["callback", "module"])
+def test_two_penalties_of_a_name_have_a_ratio_each(where: str) -> None:
+    monitor, penalties = RegularizationMonitor(table=False), [L1(0.1, "net.0.*"), L1(10.0, "net.2.*")]
+    module = RegularizedNet(penalties) if where == "module" else Net()
+    callbacks = [] if where == "module" else [PenaltyCallback(penalty) for penalty in penalties]
+    trainer = fit(module, *callbacks, monitor, steps=1, log_every_n_steps=1)
+    ratios = monitor.history[0]
+    assert ratios["gradient_ratio/l1"] < ratios["gradient_ratio/l1_2"]
+    console = Console(file=io.StringIO(), width=160)
+    console.print(monitor.as_table(trainer, module))
+    table = console.file.getvalue()
+    for expected in ("l1 0.1", "l1_2 10", "‖∇l1_2‖", " l1_2 "):
+        assert expected in table
+
+
 def test_looking_at_a_power_iteration_does_not_move_it_on() -> None:
     monitored, plain = Net(), Net()
     callbacks = PenaltyCallback(SpectralNorm(0.3)), RegularizationMonitor(table=False)
