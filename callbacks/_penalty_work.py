@@ -197,8 +197,9 @@ class PenaltyWork:
         if self.logged_at == step:  # another optimizer of the same batch
             return
         self.logged_at = step
+        toggled: Any = self.module._param_requires_grad_state  # by toggle_optimizer; else empty
         with torch.no_grad():
-            value = self.term.value(strength, self._optimizers())
+            value = self.term.value(strength, self._optimizers(), toggled)
         self.module.log(self.log_key, value)
         if callable(self.penalty.strength):
             self.module.log(f"{self.log_key}/strength", strength)

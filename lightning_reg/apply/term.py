@@ -85,14 +85,23 @@ class Term:
         if self._controller is not None:
             self._controller.load_state_dict(state)
 
-    def value(self, strength: float, optimizers: Iterable[Optimizer] | None = None) -> Tensor:
-        """Return the penalty over the trainable tensors, or those of them that ``optimizers`` hold."""
+    def value(
+        self,
+        strength: float,
+        optimizers: Iterable[Optimizer] | None = None,
+        toggled: Mapping[nn.Parameter, bool] | None = None,
+    ) -> Tensor:
+        """Return the penalty over the trainable tensors, or those of them that ``optimizers`` hold.
+
+        ``toggled`` says which are trainable where ``requires_grad`` is off for the moment.
+        """
         if optimizers is None:
             tensors = [s.parameter for s in self.selected]
         else:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             tensors = list(dict.fromkeys(p for group in groups for p in self._members(group)))
-        trainable = [tensor for tensor in tensors if tensor.requires_grad]
+        told = toggled or {}
+        trainable = [tensor for tensor in tensors if told.get(tensor, tensor.requires_grad)]
         check_whole(trainable, "a term of the loss")
         return self.bound.total(trainable, strength, like=next(self.module.parameters()))
 

@@ -528,6 +528,31 @@ def test_the_logged_value_is_the_penalty_at_the_step() -> None:
     assert "penalty/l1/strength" not in trainer.callback_metrics
 
 
+def test_the_logged_value_counts_weights_that_are_only_toggled_off() -> None:
+    class Toggling(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.frozen = nn.Linear(10, 5).requires_grad_(False)
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            for optimizer in self.optimizers():
+                self.toggle_optimizer(optimizer)
+                optimizer.zero_grad()
+                self.manual_backward(super().training_step(batch, batch_idx))
+                optimizer.step()
+                self.untoggle_optimizer(optimizer)
+
+        def configure_optimizers(self) -> Any:
+            first, last = nn.ModuleList([self.net[0], self.frozen]), self.net[2]
+            return [torch.optim.SGD(part.parameters(), lr=0.01) for part in (first, last)]
+
+    module = Toggling()
+    expected = float(L1(0.1, "net.*weight")(module).detach())
+    trainer = fit(module, L1PenaltyCallback(0.1), steps=2, log_every_n_steps=1)
+    assert float(trainer.callback_metrics["penalty/l1"]) == pytest.approx(expected, rel=1e-6)
+
+
 def test_two_of_a_kind_are_kept_apart_in_logs() -> None:
     trainer = fit(
         Net(),
