@@ -209,10 +209,13 @@ class SupervisedModule(RegularizedModule):
         """Return ``loss`` with the terms added where ``apply="loss"``; log them apart in any case."""
         if self.apply_penalties == "loss":
             return super().regularize(loss)
+        trainer = self._trainer
+        if trainer is not None and not trainer.training:
+            return loss
         task, values = loss.detach(), self._forward_values()
         for _, _, value in values:
             loss = loss + value
-        if self._trainer is not None and self._trainer.training and values_this_step(self._trainer):
+        if trainer is not None and values_this_step(trainer):
             with torch.no_grad():
                 values = self._values() + values
             self.log("loss/task", task)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg import L1, L2, Cosine, RegularizedClassifier, RegularizedRegressor
+from lightning_reg import L1, L2, ActivityPenalty, Cosine, RegularizedClassifier, RegularizedRegressor
 from tests.support import QUIET, relative, weights
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -44,6 +44,19 @@ def test_an_epoch_shorter_than_the_logging_interval_has_a_value(apply: Any) -> N
     run.fit(module, loader(labelled()))
     assert run.callback_metrics["penalty/l1"] > 0
     assert run.callback_metrics["loss/task"] > 0
+
+
+@pytest.mark.parametrize("apply", ["loss", "decoupled"])
+def test_a_validation_that_calls_the_training_step_is_not_penalised(apply: Any) -> None:
+    class Validated(RegularizedClassifier):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            assert self.training_step(batch, batch_idx) == self.task_loss(batch, batch_idx)
+
+    penalties: Any = [L1(0.1), ActivityPenalty(L1(0.1), modules="model.0")]
+    module = Validated(network(), 3, penalties, apply=apply, optimizer=SGD)
+    run = trainer(max_epochs=1)
+    run.fit(module, loader(labelled()), loader(labelled()))
+    assert run.global_step == 4
 
 
 def test_the_classifier_is_a_loop_by_hand() -> None:
