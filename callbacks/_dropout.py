@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
 from lightning_reg.callbacks._base import BothCallback
 from lightning_reg.dropout.audit import Audit, audit
+from lightning_reg.dropout.isolation import shapeless
 from lightning_reg.dropout.sites import DropoutSite
 from lightning_reg.dropout.steering import SteeredRate, release
 
@@ -29,6 +31,7 @@ class Hold:
     total: int | None
     audit: Audit | None = None
     ready: bool = False
+    waits: bool = False
     applied: float | None = None
     modules: list[tuple[nn.Module, str]] = field(default_factory=list)
     elsewhere: list[tuple[DropoutSite, Any]] = field(default_factory=list)
@@ -56,11 +59,30 @@ class DropoutCallback(BothCallback):
         if hold is None:
             return
         if not hold.ready:
+            if self._waits(pl_module, hold):
+                return
             if self._audits:
                 hold.audit = _shared_audit(trainer, pl_module, batch, batch_idx)
+                if hold.audit is None:
+                    return
             self._take(trainer, pl_module, hold)
             hold.ready = True
         self._apply(trainer, pl_module, hold)
+
+    def _shapeless(self, pl_module: Any) -> list[str]:
+        """The lazy tensors whose shapes are to be waited for."""
+        return shapeless(pl_module) if self._audits else []
+
+    def _waits(self, pl_module: Any, hold: Hold) -> bool:
+        names = self._shapeless(pl_module)
+        if names and not hold.waits:
+            rank_zero_warn(
+                f"{type(self).__name__}: dropout is as built until a batch has given {names[0]} "
+                f"{'and others ' if len(names) > 1 else ''}of {type(pl_module).__name__} a shape; run one "
+                "through the module before `fit` to have it from the first step"
+            )
+        hold.waits = bool(names)
+        return hold.waits
 
     @override
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -112,23 +134,40 @@ def compiled_modules(pl_module: nn.Module) -> set[int]:
     return inside
 
 
-def _shared_audit(trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> Audit:
-    """One audit a run for all dropout callbacks; the first to be asked makes it."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, DropoutCallback) and callback._hold is not None and callback._hold.audit:
+def _shared_audit(trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> Audit | None:
+    """One audit a run for all dropout callbacks; the first to be asked makes it.
+
+    None where the module skips the epoch, before anything is trained.
+    """
+    callbacks = [c for c in trainer.callbacks if isinstance(c, DropoutCallback)]
+    for callback in callbacks:
+        if callback._hold is not None and callback._hold.audit:
             return callback._hold.audit
+    running, skips = "on_train_batch_start", False
+
+    def trial() -> None:
+        nonlocal running, skips
+        fetched = _copied(batch)
+        with _idle(trainer, pl_module):
+            skips = pl_module.on_train_batch_start(fetched, batch_idx) == -1
+            if not skips:
+                running = "training_step"
+                _training_step(trainer, pl_module, fetched, batch_idx)
+
     try:
-        return audit(pl_module, lambda: _training_step(trainer, pl_module, _copied(batch), batch_idx))
+        result = audit(pl_module, trial)
     except Exception as error:
+        names = dict.fromkeys(type(c).__name__ for c in callbacks if c._audits)
         raise RuntimeError(
-            f"looking for dropout, {type(pl_module).__name__}.training_step raised {type(error).__name__} on "
+            f"looking for dropout, {type(pl_module).__name__}.{running} raised {type(error).__name__} on "
             "the first batch, on which it is run once more beforehand; mend it, or pass audit=False to "
-            "DropoutScheduler to steer every known site unseen"
+            f"{' and '.join(names)} to do without looking"
         ) from error
+    return None if skips else result
 
 
 def _training_step(trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-    """Run ``training_step`` as the strategy would, without logging and without optimizer steps."""
+    """Run ``training_step`` as the strategy would."""
     step = pl_module.training_step
     parameters = [
         p
@@ -136,7 +175,7 @@ def _training_step(trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> 
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     kwargs = (batch, batch_idx) if len(parameters) > 1 else (batch,)
-    with _idle(pl_module), torch.enable_grad(), trainer.precision_plugin.train_step_context():
+    with torch.enable_grad(), trainer.precision_plugin.train_step_context():
         if (
             type(trainer.strategy).__name__ == "FSDPStrategy"
         ):  # parameters are gathered by the wrapper's forward
@@ -154,16 +193,16 @@ def _copied(batch: Any) -> Any:
 
 
 @contextmanager
-def _idle(pl_module: Any) -> Iterator[None]:
-    """Make logging and manual optimization do nothing; undone with the module's other attributes."""
-    optimizers = [] if pl_module.automatic_optimization else pl_module.optimizers()
-    idle: Any = [_Idle(o) for o in optimizers] if isinstance(optimizers, list) else _Idle(optimizers)
+def _idle(trainer: Any, pl_module: Any) -> Iterator[None]:
+    """Make logging and manual optimization do nothing, and put back what is set in parameter groups."""
+    groups = [(group, dict(group)) for o in trainer.optimizers for group in o.param_groups]
     replaced: dict[str, Any] = {"log": _nothing, "log_dict": _nothing}
     if not pl_module.automatic_optimization:
         for name in ("manual_backward", "toggle_optimizer", "untoggle_optimizer", "clip_gradients"):
             replaced[name] = _nothing
-        replaced["optimizers"] = lambda *args, **kwargs: idle
-        replaced["lr_schedulers"] = lambda *args, **kwargs: _Idle(None)
+        optimizers, schedulers = _idled(pl_module.optimizers()), _idled(pl_module.lr_schedulers())
+        replaced["optimizers"] = lambda *args, **kwargs: optimizers
+        replaced["lr_schedulers"] = lambda *args, **kwargs: schedulers
     before = {name: pl_module.__dict__[name] for name in replaced if name in pl_module.__dict__}
     pl_module.__dict__.update(replaced)
     try:
@@ -172,21 +211,31 @@ def _idle(pl_module: Any) -> Iterator[None]:
         for name in replaced:
             del pl_module.__dict__[name]
         pl_module.__dict__.update(before)
+        for group, values in groups:
+            group.clear()
+            group.update(values)
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-class _Idle:
-    """An optimizer that reads as the real one and steps nowhere."""
+def _idled(real: Any) -> Any:
+    return [_Idle(one) for one in real] if isinstance(real, list) else None if real is None else _Idle(real)
 
-    def __init__(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
+
+class _Idle:
+    """An optimizer or a scheduler that reads as the real one and steps nowhere."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
 
     @property
     def param_groups(self) -> Any:
-        return self._optimizer.param_groups
+        return self._real.param_groups
+
+    def get_last_lr(self) -> Any:
+        return self._real.get_last_lr()
 
     def step(self, closure: Any = None, **kwargs: Any) -> Any:
         return closure() if closure is not None else None

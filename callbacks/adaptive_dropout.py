@@ -27,13 +27,14 @@ class AdaptiveDropout(SiteCallback):
         target: :math:`g^*`, the gap wanted, in the metric's unit.
         train: name of the logged training metric.
         val: name of the logged validation metric.
-        start: the first rate.
+        start: the first rate of every new run.
         low: lowest rate.
         high: highest rate.
         step: change of the rate a look.
         hysteresis: how far the gap may stray before anything happens.
         select: which sites, as for :class:`DropoutScheduler`.
         name: the group's name in logs; the selection by default.
+        audit: see :class:`DropoutScheduler`.
         compile_levels: see :class:`DropoutScheduler`.
         compiled: see :class:`DropoutScheduler`.
 
@@ -57,6 +58,7 @@ class AdaptiveDropout(SiteCallback):
         hysteresis: float = 0.0,
         select: SelectSites = "*",
         name: str | None = None,
+        audit: bool = True,
         compile_levels: int = 4,
         compiled: Compiled = "levels",
     ) -> None:
@@ -65,8 +67,10 @@ class AdaptiveDropout(SiteCallback):
             raise ValueError(f"start={start!r} is outside [{low}, {high}]; give a rate between low and high")
         self.train = train
         self.val = val
-        self._gap = GapState(float(start))
+        self.start = float(start)
+        self._gap = GapState(self.start)
         self._validated = False
+        self._audits = audit
         self._set_up(select, False, name, compile_levels, compiled)
 
     @property
@@ -87,6 +91,12 @@ class AdaptiveDropout(SiteCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._gap = GapState(float(state_dict["rate"]), int(state_dict["moving"]))
         self._validated = bool(state_dict["validated"])
+
+    @override
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        # a new run; Lightning restores a checkpoint after this
+        if stage == "fit" and trainer.global_step == 0:
+            self._gap, self._validated = GapState(self.start), False
 
     @override
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

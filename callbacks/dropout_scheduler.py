@@ -20,9 +20,10 @@ class DropoutScheduler(SiteCallback):
     r"""Steers every place that drops by a number or a schedule, for any module.
 
     At optimizer step t each selected site drops with probability :math:`p(t)`, or, relative, with
-    :math:`p(t)\,p_\text{built}`. The first training batch is run once more beforehand, with its effects
-    undone, to see which rates are used; after ``fit``, at an exception, in evaluation and in checkpoints the
-    rates and classes are as built. Logs ``dropout/<name>``.
+    :math:`p(t)\,p_\text{built}`. The first training batch is run once more beforehand, the module's
+    ``on_train_batch_start`` included, with its effects undone, to see which rates are used; after ``fit``, at
+    an exception, in evaluation and in checkpoints the rates and classes are as built. Logs
+    ``dropout/<name>``.
 
     Under ``torch.compile`` dropout modules called on a tensor cost at most one extra compilation for a whole
     schedule. Rates that are numbers handed to a function (``MultiheadAttention``, attention through
@@ -36,7 +37,9 @@ class DropoutScheduler(SiteCallback):
             module class, a predicate of the site, or a list of these.
         relative: multiply each site's built rate instead of replacing it. Sites built at 0 stay at 0.
         name: the group's name in logs; the selection by default.
-        audit: False to steer every known site without looking which of them are used.
+        audit: False to steer every known site without looking which of them are used. The look moves on a
+            Python iterator that the module holds, which cannot be wound back, and weights that the module
+            itself changes, such as a teacher's moving average, stay changed.
         compile_levels: number of levels for ``compiled="levels"``.
         compiled: what to do with rates that cannot be tensors: ``"levels"`` (a schedule in a few steps),
             ``"hold"`` (the built rate) or ``"refuse"``.

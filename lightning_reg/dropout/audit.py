@@ -23,7 +23,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from lightning_reg.dropout.isolation import eager, training_modes, undisturbed
+from lightning_reg.dropout.isolation import eager, shapeless, training_modes, undisturbed
 from lightning_reg.dropout.sites import DropoutSite, Kind, candidates, visible_modules
 
 __all__ = ["Audit", "audit"]
@@ -49,11 +49,19 @@ class Audit:
 def audit(module: nn.Module, call: Callable[[], object]) -> Audit:
     """Run ``call`` once, in training mode, and leave no trace of it.
 
+    Raises:
+        ValueError: a lazy module has no shape yet: to give it one could not be undone.
+
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0))
     >>> [site.name for site in audit(net, lambda: net(torch.ones(1, 2))).sites]
     ['1.p']
     """
+    if waiting := shapeless(module):
+        raise ValueError(
+            f"{waiting[0]} has no shape yet; run a batch through {type(module).__name__} first, which gives "
+            "its lazy modules their shapes"
+        )
     sites = candidates(module)
     watch = _Watch(module, sites)
     with ExitStack() as stack:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["eager", "training_modes", "undisturbed"]
+__all__ = ["eager", "shapeless", "training_modes", "undisturbed"]
 
 _STORES = frozenset({"_parameters", "_buffers", "_modules"})
+
+
+def shapeless(module: nn.Module) -> list[str]:
+    """The names of lazy parameters and buffers, to which the next forward gives shapes for good."""
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    return [name for name, tensor in tensors if is_lazy(tensor)]
 
 
 @contextmanager
@@ -21,7 +30,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """Put back, on leaving, all that a forward of ``module`` may change.
 
     These are torch's, Python's and numpy's random state; buffers and gradients; every module's own
-    attributes, the contents of its lists, dicts and sets and its plain tensors included; training modes.
+    attributes, the contents of its lists, deques, dicts and sets, its hooks and its plain tensors included;
+    training modes.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices()))
@@ -108,7 +118,7 @@ class _Attributes:
 def _is_mutable(value: object) -> bool:
     if isinstance(value, Tensor):
         return not isinstance(value, nn.Parameter)
-    return type(value) in (list, dict, set) or _is_generator(value)
+    return type(value) in (list, dict, set, deque, OrderedDict) or _is_generator(value)
 
 
 def _is_generator(value: object) -> bool:
@@ -144,8 +154,9 @@ def _put_back(value: Any, content: Any) -> None:
             if value.shape != content.shape:
                 value.resize_(content.shape)
             value.copy_(content)
-    elif isinstance(value, list):
-        value[:] = content
+    elif isinstance(value, (list, deque)):
+        value.clear()
+        value.extend(content)
     else:
         value.clear()
         value.update(content)

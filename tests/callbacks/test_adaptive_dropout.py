@@ -1,6 +1,6 @@
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateFinder, ModelCheckpoint
 
 from lightning_reg.callbacks import AdaptiveDropout
 from lightning_reg.dropout.adaptive import GapControl, GapState
@@ -62,13 +62,26 @@ def test_it_looks_only_after_a_validation():
     assert watch.seen == [0.1, 0.1, 0.2, 0.2, 0.3]
 
 
+def test_without_an_audit_it_steers_what_no_forward_uses():
+    net, seen = make(), []
+    net.body.drop_rate = 0.4
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *args):
+            seen.append(pl_module.body.drop_rate)
+
+    trainer(AdaptiveDropout(0.0), Look(), max_steps=1).fit(net)
+    trainer(AdaptiveDropout(0.0, audit=False), Look(), max_steps=1).fit(net)
+    assert seen == [0.4, 0.1]
+
+
 def test_resumed_is_bit_identical_to_uninterrupted(tmp_path):
     class Reseed(Callback):
         def on_train_batch_start(self, trainer, *args):
             torch.manual_seed(trainer.global_step)
 
-    def run(net, watch, epochs, ckpt_path=None):
-        adaptive = AdaptiveDropout(0.0, step=0.1, high=0.9)
+    def run(net, watch, epochs, ckpt_path=None, adaptive=None):
+        adaptive = adaptive or AdaptiveDropout(0.0, step=0.1, high=0.9)
         save = ModelCheckpoint(tmp_path, filename="mid-{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
         settings = dict(max_epochs=epochs, enable_checkpointing=True)
         trainer(Reseed(), adaptive, watch, save, **settings).fit(net, ckpt_path=ckpt_path)
@@ -78,9 +91,45 @@ def test_resumed_is_bit_identical_to_uninterrupted(tmp_path):
     resumed = run(make(), watch, 4, tmp_path / "mid-epoch=1.ckpt")
     assert watch.seen == [0.3, 0.4]
     assert torch.equal(whole, resumed)
+    used, watch = AdaptiveDropout(0.0, step=0.1, high=0.9), Watch()
+    trainer(used, max_epochs=5).fit(make())
+    assert torch.equal(whole, run(make(), watch, 4, tmp_path / "mid-epoch=1.ckpt", used))
+    assert watch.seen == [0.3, 0.4]
     saved = torch.load(tmp_path / "mid-epoch=1.ckpt", weights_only=True)["callbacks"]
     [state] = [value for key, value in saved.items() if key.startswith("AdaptiveDropout")]
     assert state == {"rate": pytest.approx(0.3), "moving": 1, "validated": False}
+
+
+@pytest.mark.filterwarnings("ignore:.*can be problematic")
+@pytest.mark.parametrize("order", [None, 1, -1])
+def test_a_second_run_begins_at_the_start_whatever_the_first_one_ended_with(tmp_path, order):
+    """Also beside a search, before or after it in the list, which saves and restores a checkpoint."""
+    adaptive, watch = AdaptiveDropout(0.0, step=0.1, high=0.9), Watch()
+
+    class Ended(Callback):
+        def on_train_end(self, trainer, *args):
+            adaptive._validated = True  # as when the run ended between a validation and the epoch's end
+
+    trainer(adaptive, watch, Ended()).fit(make())
+    second = [adaptive]
+    if order is not None:
+        second = [adaptive, LearningRateFinder(num_training_steps=4, attr_name="lr")][::order]
+    net, watch = make(), Watch()
+    net.lr = 1e-2
+    trainer(*second, watch, default_root_dir=tmp_path, max_epochs=4, check_val_every_n_epoch=2).fit(net)
+    assert watch.seen[-4:] == [0.1, 0.1, 0.2, 0.2]
+
+
+def test_the_same_trainer_goes_on_where_it_was():
+    adaptive, watch = AdaptiveDropout(0.0, step=0.1, high=0.9), Watch()
+    t, net = trainer(adaptive, watch, max_epochs=2), make()
+    t.fit(net)
+    t.validate(net, verbose=False)
+    t.fit_loop.max_epochs = 4
+    t.fit(net)
+    assert watch.seen == [0.1, 0.2, 0.3, 0.4]
+    trainer(adaptive).validate(net, verbose=False)
+    assert adaptive.rate == pytest.approx(0.5)
 
 
 def test_two_instances_have_two_states():

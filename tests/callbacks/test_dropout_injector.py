@@ -158,6 +158,22 @@ def test_tuple_outputs_and_shape_changing_blocks_are_refused_before_the_first_st
     assert type(net.body[0]) is Pair
 
 
+def test_without_an_audit_the_first_batch_is_run_once_and_nothing_is_checked():
+    class Counting(Net):
+        calls = 0
+
+        def training_step(self, batch, batch_idx):
+            type(self).calls += 1
+            return super().training_step(batch, batch_idx)
+
+    body = bare()
+    body[1].unused = nn.Linear(1, 1)
+    probe = Probe(lambda body: body[0], torch.ones(100, 4))
+    injector = DropoutInjector(0.5, after=nn.Linear, audit=False)
+    trainer(injector, probe, max_steps=2).fit(Counting(body))
+    assert Counting.calls == 2 and (probe.outputs[0] == 0).any()
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="between 0 and 1"):
         DropoutInjector(1.2, after="*")

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import Constant, Linear
-from lightning_reg.callbacks import DropoutInjector, DropoutScheduler
+from lightning_reg.callbacks import AdaptiveDropout, DropoutInjector, DropoutScheduler
 from lightning_reg.dropout import ByDepth
+from lightning_reg.dropout.steering import RATE_AFTER
 from tests.callbacks.dropout_nets import Body, Net, Validated, rates, trainer
 
 BUILT = {"drop": 0.1, "attention": 0.2, "lstm": 0.3}
@@ -367,6 +368,144 @@ def test_a_training_step_that_fails_in_the_audit_says_so_and_audit_false_helps()
     watch = Watch()
     trainer(DropoutScheduler(0.5, audit=False), watch).fit(net)
     assert watch.seen[0] == dict.fromkeys(BUILT, 0.5)
+
+
+class Preparing(Validated):
+    """Makes, in its own hook, what its training step uses."""
+
+    calls = 0
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.calls += 1
+        self.log("calls", float(self.calls))
+        self.optimizers().param_groups[0]["lr"] *= 0.9
+        self.scale = batch[0].mul_(2.0).mean() + self.calls
+
+    def training_step(self, batch, batch_idx):
+        return self(batch[0]).pow(2).mean() * self.scale
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DropoutScheduler(Same(), relative=True),
+        lambda: DropoutInjector(0.0, after="body.last"),
+        lambda: AdaptiveDropout(0.0, select="*.drop", train="calls", step=1e-9),
+    ],
+)
+def test_the_modules_own_hook_comes_first_in_the_audit_and_leaves_no_trace(make):
+    net, plain = Preparing(), Preparing()
+    assert torch.equal(_fit(net, make(), max_epochs=1), _fit(plain, max_epochs=1))
+    assert net.calls == plain.calls == 4
+
+
+def test_learning_rates_can_be_read_in_the_audit_of_manual_optimization():
+    class Manual(Net):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def on_train_batch_start(self, batch, batch_idx):
+            [self.lr] = self.lr_schedulers().get_last_lr()
+
+        def training_step(self, batch, batch_idx):
+            (self(batch[0]).mean() * self.lr).backward()
+            self.optimizers().step()
+            self.lr_schedulers().step()
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), 0.1)
+            return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+    assert torch.equal(_fit(Manual(), DropoutScheduler(Same(), relative=True)), _fit(Manual()))
+
+
+def test_a_module_that_skips_its_first_epoch_is_looked_at_in_the_second():
+    class Skipping(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.drawn = torch.rand([])
+            return -1 if self.current_epoch == 0 else None
+
+    watch = Watch()
+    trainer(DropoutScheduler(0.5), watch).fit(Skipping())
+    assert [seen["drop"] for seen in watch.seen] == [0.1] + [0.5] * 8
+
+
+def test_a_hook_that_fails_in_the_audit_is_named_with_the_callbacks_that_look():
+    class Failing(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            raise KeyError("cache")
+
+    callbacks = [
+        DropoutScheduler(0.5, audit=False, select="*.drop"),
+        DropoutInjector(0.1, after="body.last"),
+        AdaptiveDropout(0.0, select="*.lstm"),
+    ]
+    message = r"Failing\.on_train_batch_start raised KeyError .* to DropoutInjector and AdaptiveDropout to"
+    with pytest.raises(RuntimeError, match=message):
+        trainer(*callbacks).fit(Failing())
+
+
+class Lazy(Validated):
+    """Has no shapes before its first batch."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.Dropout(0.1), nn.LazyLinear(1))
+        )
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize("audit", [True, False])
+def test_lazy_modules_are_looked_at_when_a_batch_has_given_them_shapes(audit):
+    def run(*callbacks, **kwargs):
+        net, seen = Lazy(), []
+
+        class Look(Callback):
+            def on_train_batch_start(self, trainer, pl_module, *args):
+                seen.append((pl_module.body[2].p, pl_module.body[0].__dict__.get(RATE_AFTER)))
+
+        trainer(*callbacks, Look(), max_steps=3, **kwargs).fit(net)
+        assert repr(net.body[0]) == "Linear(in_features=4, out_features=4, bias=True)"
+        assert type(net.body[0]) is nn.Linear
+        return seen
+
+    def both():
+        return DropoutScheduler(0.5, audit=audit), DropoutInjector(0.2, after="body.0", audit=audit)
+
+    message = r"dropout is as built until a batch has given body\.0\.weight and others of Lazy a shape"
+    with pytest.warns(UserWarning, match=message) as record:
+        steered = run(*both(), num_sanity_val_steps=0)
+    # what needs no look and has no lazy module to itself need not wait
+    assert steered == [(0.1 if audit else 0.5, None), (0.5, 0.2), (0.5, 0.2)]
+    assert len([w for w in record if "dropout is as built" in str(w.message)]) == (2 if audit else 1)
+    assert run(*both()) == [(0.5, 0.2)] * 3  # the sanity check has given them shapes
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_the_wait_for_the_last_lazy_module_is_said_once():
+    class Later(Net):
+        def training_step(self, batch, batch_idx):
+            return self.body[:2](batch[0]).sum() if batch_idx < 2 else self(batch[0]).sum()
+
+    net, seen = Later(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.LazyLinear(1))), []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *args):
+            seen.append(pl_module.body[1].p)
+
+    with pytest.warns(UserWarning, match="DropoutScheduler: dropout is as built") as record:
+        trainer(DropoutScheduler(0.5), Look(), max_epochs=1).fit(net)
+    assert seen == [0.1, 0.1, 0.1, 0.5]
+    assert len([w for w in record if "dropout is as built" in str(w.message)]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_the_wait_for_shapes_is_bit_identical_to_no_callback():
+    settings = dict(max_steps=3, num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match="dropout is as built"):
+        waited = _fit(Lazy(), DropoutScheduler(Same(), relative=True), **settings)
+    assert torch.equal(waited, _fit(Lazy(), **settings))
 
 
 def test_the_audit_leaves_the_batch_alone():

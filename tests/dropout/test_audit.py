@@ -1,5 +1,5 @@
 import random
-from collections import UserDict
+from collections import UserDict, deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,13 @@ class Stateful(nn.Module):
         self.drop = nn.Dropout(0.1)
         self.frozen = nn.Dropout(0.2).eval()
         self.calls, self.history, self.total = 0, [], torch.zeros(2)
+        self.last = deque([0.0], maxlen=1)
 
     def forward(self, x):
         self.calls += 1
         self.history.append(x)
+        self.last.append(self.calls)
+        self.drop.register_forward_hook(lambda *args: None)
         self.total += 1
         self.extra = 1
         np.random.rand()
@@ -47,6 +50,7 @@ def test_nothing_is_left_behind():
     assert torch.equal(net.norm.weight.grad, torch.ones(4)) and net.norm.bias.grad is None
     assert (net.calls, net.history, "extra" in net.__dict__) == (0, [], False)
     assert net.total is total and not total.any()
+    assert net.last == deque([0.0]) and not net.drop._forward_hooks
     assert (net.training, net.frozen.training) == (True, False)
     assert (net.drop.p, net.frozen.p) == (0.1, 0.2) and type(net.drop.p) is float
 
@@ -71,6 +75,17 @@ def test_generators_of_a_modules_own_are_put_back(make, draw):
     net.generator = make()
     audit(net, lambda: net(torch.ones(2)))
     assert draw(net.generator) == draw(make())
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize("lazy", [lambda: nn.LazyLinear(2), lambda: nn.LazyBatchNorm1d(affine=False)])
+def test_lazy_modules_are_refused_until_they_have_a_shape(lazy):
+    net, x = nn.Sequential(lazy(), nn.Dropout(0.1)), torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"0\..* has no shape yet; run a batch through Sequential first"):
+        audit(net, lambda: net(x))
+    assert type(net[0]).__name__.startswith("Lazy")
+    net(x)
+    assert [site.name for site in audit(net, lambda: net(x)).sites] == ["1.p"]
 
 
 def test_nothing_is_left_behind_by_a_forward_that_raises():
