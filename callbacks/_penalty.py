@@ -55,6 +55,8 @@ class _PenaltyCallback(BothCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind to the module and its optimizers, or say why not."""
+        self._detach()  # where another callback calls this one, and not its setup
+        self._left = {}
         self._work = PenaltyWork(
             self.penalty,
             self.apply,

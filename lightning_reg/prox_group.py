@@ -129,8 +129,8 @@ def shrink_groups_in_metric_(
                 tensor.copy_(soft_threshold(tensor, eta * soft))
         shrink_groups_(tensors, layouts, threshold * eta)
         return
-    for views, etas in _pieces(tensors, layouts, steps, threshold):
-        _newton_(views, etas, layouts, threshold, soft)
+    for views, moments in _pieces(tensors, layouts, steps, threshold):
+        _newton_(views, _etas(steps, moments, views), layouts, threshold, soft)
 
 
 def _pieces(
@@ -138,28 +138,27 @@ def _pieces(
     layouts: Sequence[Layout],
     steps: Sequence[StepSize],
     threshold: float | Tensor,
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Views of the tensors with the step of every weight; cut to a cache where groups lie in one tensor."""
-    if len(tensors) == 1 and isinstance(threshold, (int, float)):
-        layout, step = layouts[0], steps[0]
-        views = [layout.view(tensors[0]), *(layout.view(moment) for moment in step.tensors)]
-        for view, *moments in layout.pieces(*views, size=PIECE if tensors[0].is_cpu else 2**62):
-            yield [view], [_steps(step, moments, view)]
+) -> Iterator[tuple[list[Tensor], list[Sequence[Tensor]]]]:
+    """Views of the tensors and of their steps' moments; cut to a cache where groups lie in one tensor."""
+    views = [layout.view(tensor) for layout, tensor in zip(layouts, tensors, strict=True)]
+    moments = [[layout.view(m) for m in step.tensors] for layout, step in zip(layouts, steps, strict=True)]
+    if len(views) > 1 or isinstance(threshold, Tensor):
+        yield views, list(moments)
         return
-    whole = [layout.view(tensor) for layout, tensor in zip(layouts, tensors, strict=True)]
-    yield (
-        whole,
-        [
-            _steps(step, [layout.view(moment) for moment in step.tensors], view)
-            for layout, step, view in zip(layouts, steps, whole, strict=True)
-        ],
-    )
+    for view, *some in layouts[0].pieces(views[0], *moments[0], size=PIECE if views[0].is_cpu else 2**62):
+        yield [view], [some]
 
 
-def _steps(step: StepSize, moments: Sequence[Tensor], view: Tensor) -> Tensor:
-    if step.second_moment is None:
-        return torch.full_like(view, step.numerator)
-    return step.on([wide(moment) for moment in moments])
+def _etas(
+    steps: Sequence[StepSize], moments: Sequence[Sequence[Tensor]], views: Sequence[Tensor]
+) -> list[Tensor]:
+    """The step of every weight, in float32 or wider."""
+    return [
+        torch.full_like(view, step.numerator, dtype=accumulator(view.dtype))
+        if step.second_moment is None
+        else step.on([wide(moment) for moment in some])
+        for step, some, view in zip(steps, moments, views, strict=True)
+    ]
 
 
 def _newton_(
@@ -256,8 +255,8 @@ def lower_maxima_(
     plain = all(step.second_moment is None and step.numerator == steps[0].numerator for step in steps)
     if plain:
         threshold = threshold * steps[0].numerator
-    for views, etas in _pieces(tensors, layouts, steps, threshold):
-        _lower_(views, None if plain else etas, layouts, threshold)
+    for views, moments in _pieces(tensors, layouts, steps, threshold):
+        _lower_(views, None if plain else _etas(steps, moments, views), layouts, threshold)
 
 
 def _lower_(

@@ -129,8 +129,8 @@ def find(config: Path, output: Path, dropout: bool = False) -> int:
         console.print(f"stopped after {len(sweep.values)} points, which {output} keeps")
         return 130
     console.print(f"suggested {'dropout rate' if dropout else 'strength'}: {sweep.suggestion():.4g}")
-    if sweep.remark() is not None:
-        console.print(f"{sweep.remark()}", soft_wrap=True)
+    if remark := sweep.remark():
+        console.print(remark, soft_wrap=True)
     console.print(f"wrote {output / 'find.csv'} and {output / 'find.png'}")
     return 0
 

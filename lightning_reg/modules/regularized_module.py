@@ -199,7 +199,13 @@ class RegularizedModule(LightningModule):
         """The penalties bound to this module; bound anew where its parameters or its Trainer changed."""
         trainer = self._trainer
         key = (trainer, self.penalties)
-        if self._bound is None or self._bound[0] != key or any(t.is_stale() for t in self._bound[1]):
+        restored = self._restored is not None  # by strategies that shard, after the fit's start
+        if (
+            self._bound is None
+            or self._bound[0] != key
+            or restored
+            or any(t.is_stale() for t in self._bound[1])
+        ):
             scheduled = [penalty.strength for penalty in self.penalties if callable(penalty.strength)]
             total_steps = run_length(trainer) if trainer is not None and scheduled else None
             if self._bound is None:

@@ -9,11 +9,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
 from lightning_reg import L2SP
 from lightning_reg.callbacks import NormBudget, PenaltyCallback
-from tests.support import QUIET, Net, RegularizedNet, data
+from tests.support import QUIET, Net, RegularizedNet, data, weights
 
 
 class Rated(Net):
@@ -82,6 +83,34 @@ def test_a_resume_that_has_failed(name: str, tmp_path: Path) -> None:
     for see in seen:
         fit(Rated(2), [see.callback, see], tmp_path)
     assert seen[0].seen == seen[1].seen
+
+
+class Late(SingleDeviceStrategy):
+    """Restores when optimizers exist, as strategies that shard do."""
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("module", [False, True], ids=["callback", "module"])
+def test_a_strategy_that_restores_after_the_fit_has_begun(module: bool, tmp_path: Path) -> None:
+    def run(epochs: int, **how: Any) -> tuple[pl.Trainer, pl.LightningModule]:
+        net = RegularizedNet(L2SP(1.0)) if module else Net()
+        trainer = pl.Trainer(
+            callbacks=[] if module else [PenaltyCallback(L2SP(1.0))],
+            max_epochs=epochs,
+            strategy=Late(torch.device("cpu")),
+            **{**QUIET, "accelerator": "auto"},
+        )
+        trainer.fit(net, DataLoader(data(), 16), **how)
+        return trainer, net
+
+    _, whole = run(4)
+    half, _ = run(2)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    _, resumed = run(4, ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(weights(resumed), weights(whole))
 
 
 def test_a_module_whose_checkpoint_was_loaded_for_its_weights(tmp_path: Path) -> None:

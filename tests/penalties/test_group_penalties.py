@@ -178,6 +178,18 @@ def test_the_level_is_that_of_the_sorted_moduli(seed):
     torch.testing.assert_close(got, weight.clamp(-level, level), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("run", [shrink_groups_in_metric_, lower_maxima_])
+def test_coupled_16_bit_tensors_take_steps_below_their_range(run):
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    steps, layouts = [StepSize.of(1e-9), StepSize.of(2e-9)], [Slices((2, 2), (0,))] * 2
+    want, got = [weight.clone(), weight.clone()], [weight.half(), weight.half()]
+    for tensors in (want, got):
+        run(tensors, layouts, steps, 5e8)
+    assert not torch.equal(want[0], weight)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=2e-3, atol=0)
+
+
 def test_a_weight_with_a_step_of_0_does_not_disturb_the_level():
     weight, step = (torch.tensor(t, dtype=torch.float64) for t in ([3.0, 2.9, 0.1], [0.5, 0.5, 0.0]))
     got = LInf(1.0).prox(weight, 0.3, step)
