@@ -95,8 +95,11 @@ class Late(SingleDeviceStrategy):
 
 @pytest.mark.parametrize("module", [False, True], ids=["callback", "module"])
 def test_a_strategy_that_restores_after_the_fit_has_begun(module: bool, tmp_path: Path) -> None:
-    def run(epochs: int, **how: Any) -> tuple[pl.Trainer, pl.LightningModule]:
+    def run(epochs: int, scale: float = 1.0, **how: Any) -> tuple[pl.Trainer, pl.LightningModule]:
         net = RegularizedNet(L2SP(1.0)) if module else Net()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(scale)
         trainer = pl.Trainer(
             callbacks=[] if module else [PenaltyCallback(L2SP(1.0))],
             max_epochs=epochs,
@@ -109,7 +112,7 @@ def test_a_strategy_that_restores_after_the_fit_has_begun(module: bool, tmp_path
     _, whole = run(4)
     half, _ = run(2)
     half.save_checkpoint(tmp_path / "half.ckpt")
-    _, resumed = run(4, ckpt_path=tmp_path / "half.ckpt")
+    _, resumed = run(4, scale=3.0, ckpt_path=tmp_path / "half.ckpt")
     assert torch.equal(weights(resumed), weights(whole))
 
 
