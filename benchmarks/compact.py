@@ -9,7 +9,7 @@ import time
 import torch
 
 from lightning_reg import compact
-from tests.test_compact import parameters, train_resnet
+from tests.look.test_compaction import parameters, train_resnet
 
 
 def main() -> None:

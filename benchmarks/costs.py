@@ -50,12 +50,12 @@ from lightning_reg import (
     TargetSparsity,
 )
 from lightning_reg.callbacks import DropoutInjector, DropoutScheduler
-from lightning_reg.constraints import box_, max_norm_, spend_budget_, unit_norm_
-from lightning_reg.layout import Slices
+from lightning_reg.groups.layout import Slices
 from lightning_reg.penalties import Bound
-from lightning_reg.select import Selected
-from lightning_reg.step_size import StepSize
-from lightning_reg.target_sparsity import Controller
+from lightning_reg.prox.projections import box_, max_norm_, spend_budget_, unit_norm_
+from lightning_reg.schedules.target_sparsity import Controller
+from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.steps import StepSize
 
 STRENGTH = 1e-5  # repeated, it moves weights of 0.1 by less than a hundredth
 ROUNDS = 20

@@ -18,10 +18,10 @@ from benchmarks import rivals
 from benchmarks.harness import Row, interleaved, lift_of_peak, peak_of, rows
 from benchmarks.shapes import NETWORKS, Shape
 from lightning_reg import L1, L2, ElasticNet, GroupLasso
-from lightning_reg.compiled import compile_kernels
-from lightning_reg.prox_hierarchical import hierarchical_prox
-from lightning_reg.select import Selected
-from lightning_reg.step_size import StepSize
+from lightning_reg.prox.hierarchical import hierarchical_prox
+from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.compiled import compile_kernels
+from lightning_reg.tensors.steps import StepSize
 
 STRENGTH = 1e-9  # so small that repetition does not change what is measured
 AXPY, MUL = "axpy", "mul_"

@@ -23,7 +23,7 @@ from benchmarks.shapes import NETWORKS
 from lightning_reg import L1, L2, L2Norm, attach
 from lightning_reg.apply import Term, add_gradient_, decay_, prox_
 from lightning_reg.callbacks import L1PenaltyCallback, L2PenaltyCallback, PenaltyCallback
-from lightning_reg.compiled import compile_kernels
+from lightning_reg.tensors.compiled import compile_kernels
 
 STRENGTH = 1e-6
 SGD = partial(torch.optim.SGD, lr=1e-3, momentum=0.9)

@@ -15,8 +15,8 @@ from lightning_reg.callbacks.penalty import (
     PenaltyCallback,
 )
 from lightning_reg.callbacks.regularization_monitor import RegularizationMonitor
-from lightning_reg.callbacks.strength_finder import DropoutFinder, StrengthFinder
 from lightning_reg.callbacks.structured import GroupLassoPenaltyCallback, SparseGroupLassoPenaltyCallback
+from lightning_reg.tune.strength_finder import DropoutFinder, StrengthFinder
 
 __all__ = [
     "AdaptiveDropout",

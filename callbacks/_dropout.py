@@ -15,11 +15,11 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
-from lightning_reg.callbacks._base import BothCallback
 from lightning_reg.dropout.audit import Audit, audit
 from lightning_reg.dropout.isolation import shapeless
 from lightning_reg.dropout.sites import DropoutSite
 from lightning_reg.dropout.steering import SteeredRate, release
+from lightning_reg.hosts.both_namespaces import BothCallback
 
 __all__ = ["DropoutCallback", "Hold", "compiled_modules"]
 

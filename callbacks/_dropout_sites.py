@@ -9,7 +9,6 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_reg.callbacks._dropout import DropoutCallback, Hold, compiled_modules, overlap
-from lightning_reg.dropout.schedules import depth_profile
 from lightning_reg.dropout.sites import (
     DropoutSite,
     SelectSites,
@@ -18,7 +17,8 @@ from lightning_reg.dropout.sites import (
     select_sites,
 )
 from lightning_reg.dropout.steering import Rates, Rule, rule_for, steer
-from lightning_reg.host import run_length
+from lightning_reg.hosts.trainer import run_length
+from lightning_reg.schedules.dropout import depth_profile
 
 __all__ = ["Compiled", "SiteCallback"]
 

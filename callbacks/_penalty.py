@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Apply, Metric, Term, check_apply
-from lightning_reg.callbacks._base import BothCallback
-from lightning_reg.callbacks._penalty_work import PenaltyWork
-from lightning_reg.host import run_length, warn_of_cut_checkpoint
-from lightning_reg.names import numbered
+from lightning_reg.hosts.both_namespaces import BothCallback
+from lightning_reg.hosts.log_names import numbered
+from lightning_reg.hosts.penalty_work import PenaltyWork
+from lightning_reg.hosts.trainer import run_length, warn_of_cut_checkpoint
 from lightning_reg.penalties import ForwardPenalty, Penalty
-from lightning_reg.schedules import check_schedule
+from lightning_reg.schedules.base import check_schedule
 
 #: Where a checkpoint holds the state of penalties that have one; Lightning leaves unknown keys alone.
 _STATE_KEY = "lightning_reg"

@@ -11,15 +11,22 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_reg import constraints
 from lightning_reg.apply.term import found_inf
-from lightning_reg.callbacks._base import BothCallback
-from lightning_reg.groups import Groups, check_groups, layout_of
-from lightning_reg.layout import Layout
-from lightning_reg.numerics import sum_of_squares
-from lightning_reg.select import Select, Selected, check_select, matches, named_parameters, select_parameters
-from lightning_reg.sharded import check_whole, over_shards
-from lightning_reg.sharded_layout import local_layout
+from lightning_reg.groups.forms import Groups, check_groups, layout_of
+from lightning_reg.groups.layout import Layout
+from lightning_reg.groups.spanning import local_layout
+from lightning_reg.hosts.both_namespaces import BothCallback
+from lightning_reg.prox import projections as constraints
+from lightning_reg.select.parameters import (
+    Select,
+    Selected,
+    check_select,
+    matches,
+    named_parameters,
+    select_parameters,
+)
+from lightning_reg.tensors.precision import sum_of_squares
+from lightning_reg.tensors.shards import check_whole, over_shards
 
 __all__ = ["Box", "MaxNorm", "NonNegative", "NormBudget", "UnitNorm"]
 
@@ -133,7 +140,7 @@ class MaxNorm(_GroupConstraint):
     Args:
         limit: c > 0.
         select: what it applies to, the weights where not given.
-        groups: which weights make a group, see :mod:`lightning_reg.groups`.
+        groups: which weights make a group, see :mod:`lightning_reg.groups.forms`.
 
     Raises:
         ValueError: a limit that is not positive.
@@ -161,7 +168,7 @@ class UnitNorm(_GroupConstraint):
 
     Args:
         select: what it applies to, the weights where not given.
-        groups: which weights make a group, see :mod:`lightning_reg.groups`.
+        groups: which weights make a group, see :mod:`lightning_reg.groups.forms`.
 
     >>> UnitNorm("head.*").select
     'head.*'

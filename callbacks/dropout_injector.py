@@ -11,8 +11,8 @@ from lightning_reg.callbacks._dropout import DropoutCallback, Hold
 from lightning_reg.dropout.inject import AFTER, InjectKind, SelectModules, check_outputs, select_modules
 from lightning_reg.dropout.isolation import shapeless
 from lightning_reg.dropout.steering import RATE_AFTER, Rates, steer
-from lightning_reg.host import run_length
-from lightning_reg.schedules import ScheduleLike, check_schedule, evaluate
+from lightning_reg.hosts.trainer import run_length
+from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
 
 __all__ = ["DropoutInjector"]
 

@@ -9,9 +9,9 @@ from typing_extensions import override
 
 from lightning_reg.callbacks._dropout import Hold
 from lightning_reg.callbacks._dropout_sites import Compiled, SiteCallback
-from lightning_reg.dropout.schedules import ByDepth
 from lightning_reg.dropout.sites import SelectSites
-from lightning_reg.schedules import ScheduleLike, check_schedule, evaluate
+from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
+from lightning_reg.schedules.dropout import ByDepth
 
 __all__ = ["DropoutScheduler"]
 

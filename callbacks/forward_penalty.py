@@ -9,12 +9,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_reg.apply import add_to_training_step, remove_from_training_step
-from lightning_reg.callbacks._base import BothCallback
 from lightning_reg.callbacks._penalty import log_name_of
-from lightning_reg.host import run_length, values_this_step
+from lightning_reg.hosts.both_namespaces import BothCallback
+from lightning_reg.hosts.trainer import run_length, values_this_step
 from lightning_reg.penalties import ForwardPenalty
 from lightning_reg.penalties.forward import Recorder
-from lightning_reg.schedules import check_schedule
+from lightning_reg.schedules.base import check_schedule
 
 __all__ = ["ForwardPenaltyCallback"]
 

@@ -7,8 +7,8 @@ from typing import final
 from lightning_reg.apply import Apply, Metric
 from lightning_reg.callbacks._penalty import _PenaltyCallback
 from lightning_reg.penalties import L1, L2, ElasticNet, Penalty
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
 
 __all__ = [
     "ElasticNetPenaltyCallback",

@@ -9,15 +9,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
-from lightning_reg.callbacks._base import BothCallback
 from lightning_reg.callbacks._penalty import _PenaltyCallback, term_of
-from lightning_reg.host import logs_this_step, scaler_of
+from lightning_reg.hosts.both_namespaces import BothCallback
+from lightning_reg.hosts.log_names import numbered
+from lightning_reg.hosts.trainer import logs_this_step, scaler_of
+from lightning_reg.look.layers import Acting, LayerState, dropout_rates, gradient_ratios, layer_states
+from lightning_reg.look.summary import regularization_table, require_rich
 from lightning_reg.modules import RegularizedModule
-from lightning_reg.names import numbered
-from lightning_reg.report import Acting, LayerState, dropout_rates, gradient_ratios, layer_states
-from lightning_reg.select import Select
-from lightning_reg.sharded import is_sharded
-from lightning_reg.table import regularization_table, require_rich
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.shards import is_sharded
 
 __all__ = ["RegularizationMonitor"]
 
@@ -36,8 +36,8 @@ class RegularizationMonitor(BothCallback):
         table: print the table at the end.
 
     Attributes:
-        history: what was logged, one dict a step with its ``"step"``; :func:`lightning_reg.plot.sparsity`
-            draws it.
+        history: what was logged, one dict a step with its ``"step"``;
+            :func:`lightning_reg.look.plot.sparsity` draws it.
 
     >>> RegularizationMonitor(select="encoder.*").history
     []

@@ -6,10 +6,10 @@ from typing import final
 
 from lightning_reg.apply import Apply, Metric
 from lightning_reg.callbacks._penalty import _PenaltyCallback
-from lightning_reg.groups import Groups
+from lightning_reg.groups.forms import Groups
 from lightning_reg.penalties import GroupLasso, SparseGroupLasso
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
 
 __all__ = ["GroupLassoPenaltyCallback", "SparseGroupLassoPenaltyCallback"]
 
@@ -23,8 +23,8 @@ class GroupLassoPenaltyCallback(_PenaltyCallback):
         select: what it applies to, the weights where not given.
         apply: how it acts, as in :class:`PenaltyCallback`.
         log: log its value, as in :class:`PenaltyCallback`.
-        groups: which weights make a group, see :mod:`lightning_reg.groups`; a unit's incoming ones where not
-            given.
+        groups: which weights make a group, see :mod:`lightning_reg.groups.forms`; a unit's incoming ones
+            where not given.
         size_weighted: weigh a group by the root of its size.
         name: its name in logs.
         metric: of ``"proximal"``, as in :class:`PenaltyCallback`.
@@ -61,7 +61,7 @@ class SparseGroupLassoPenaltyCallback(_PenaltyCallback):
         select: what it applies to, the weights where not given.
         apply: how it acts, as in :class:`PenaltyCallback`.
         log: log its value, as in :class:`PenaltyCallback`.
-        groups: which weights make a group, see :mod:`lightning_reg.groups`.
+        groups: which weights make a group, see :mod:`lightning_reg.groups.forms`.
         l1_ratio: ρ in [0, 1]: 1 is L1, 0 is group lasso.
         size_weighted: weigh a group by the root of its size.
         name: its name in logs.

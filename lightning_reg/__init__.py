@@ -1,21 +1,16 @@
 """Regularization for PyTorch Lightning: penalties, exact sparsity and dropout schedules for any module.
 
 Every name is loaded when it is first asked for, so that importing the package costs nothing: Lightning does
-so for every Trainer, through the entry points that :mod:`lightning_reg.external` serves. The core (penalties,
-selections, schedules, :func:`attach`) needs torch alone; :class:`RegularizedModule` and the callbacks of
-:mod:`lightning_reg.callbacks` need Lightning.
+so for every Trainer, through the entry points that :mod:`lightning_reg.cli.entry_point` serves. The core
+(penalties, selections, schedules, :func:`attach`) needs torch alone; :class:`RegularizedModule` and the
+callbacks of :mod:`lightning_reg.callbacks` need Lightning.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_reg.apply import Apply
-    from lightning_reg.attach import Attachment, attach
-    from lightning_reg.compact import compact
-    from lightning_reg.coupled import Coupled
     from lightning_reg.dropout import (
         AnnealedDropout,
         ByDepth,
@@ -27,6 +22,9 @@ if TYPE_CHECKING:
         find_sites,
         register_site,
     )
+    from lightning_reg.groups.coupled import Coupled
+    from lightning_reg.hosts.attachment import Attachment, attach
+    from lightning_reg.look.compaction import compact
     from lightning_reg.modules import (
         LinearRegression,
         LogisticRegression,
@@ -61,7 +59,7 @@ if TYPE_CHECKING:
         SparseGroupLasso,
         SpectralNorm,
     )
-    from lightning_reg.schedules import (
+    from lightning_reg.schedules.base import (
         Constant,
         Cosine,
         Exponential,
@@ -71,7 +69,7 @@ if TYPE_CHECKING:
         Polynomial,
         Schedule,
     )
-    from lightning_reg.target_sparsity import TargetSparsity
+    from lightning_reg.schedules.target_sparsity import TargetSparsity
 
     __version__: str
 
@@ -134,12 +132,12 @@ __all__ = [
 #: Where each name comes from.
 _HOMES = {
     "apply": ("Apply",),
-    "attach": (
+    "hosts.attachment": (
         "Attachment",
         "attach",
     ),
-    "compact": ("compact",),
-    "coupled": ("Coupled",),
+    "look.compaction": ("compact",),
+    "groups.coupled": ("Coupled",),
     "dropout": (
         "AnnealedDropout",
         "ByDepth",
@@ -185,7 +183,7 @@ _HOMES = {
         "SparseGroupLasso",
         "SpectralNorm",
     ),
-    "schedules": (
+    "schedules.base": (
         "Constant",
         "Cosine",
         "Exponential",
@@ -195,7 +193,7 @@ _HOMES = {
         "Polynomial",
         "Schedule",
     ),
-    "target_sparsity": ("TargetSparsity",),
+    "schedules.target_sparsity": ("TargetSparsity",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -203,6 +201,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = _version()
+    elif name == "plot":
+        value = import_module("lightning_reg.look.plot")
     elif name in _HOME_OF:
         value = getattr(import_module(f"lightning_reg.{_HOME_OF[name]}"), name)
     else:
@@ -222,15 +222,3 @@ def _version() -> str:
         return version("lightning-reg")
     except PackageNotFoundError:  # a checkout that was never installed
         return "0+unknown"
-
-
-class _Package(ModuleType):
-    """Keeps a function in place, as ``attach``, when the module of its name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _HOME_OF and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

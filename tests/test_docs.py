@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_reg
 import lightning_reg.callbacks
 import lightning_reg.data
+import lightning_reg.look.plot
 import lightning_reg.metrics
 import lightning_reg.penalties
-import lightning_reg.plot
 import lightning_reg.tune
 from lightning_reg import Penalty
 
@@ -35,7 +35,7 @@ PUBLIC = [
     lightning_reg.callbacks,
     lightning_reg.data,
     lightning_reg.metrics,
-    lightning_reg.plot,
+    lightning_reg.look.plot,
     lightning_reg.tune,
 ]
 

@@ -11,7 +11,7 @@ import torch
 
 import lightning_reg
 from lightning_reg.penalties import ForwardPenalty, Penalty
-from lightning_reg.schedules import Schedule
+from lightning_reg.schedules.base import Schedule
 
 
 def in_fresh_interpreter(program: str) -> str:
@@ -58,13 +58,13 @@ def test_a_fresh_interpreter() -> None:
     program = """
 import sys
 import lightning_reg
-from lightning_reg.external import callbacks
+from lightning_reg.cli.entry_point import callbacks
 
 assert callbacks() == []
 heavy = ("lightning_reg", "torch", "lightning", "pytorch_lightning", "jsonargparse", "rich")
 print(*sorted(name for name in sys.modules if name.partition(".")[0] in heavy))
 
-import lightning_reg.attach, lightning_reg.compact
+import lightning_reg.hosts.attachment, lightning_reg.look.compaction
 from lightning_reg import attach, compact
 assert callable(attach) and callable(compact) and lightning_reg.attach is attach
 
@@ -75,8 +75,8 @@ torch.save(L1(0.5), file)
 file.seek(0)
 assert torch.load(file, weights_only=True) == L1(0.5) == lightning_reg.L1(0.5)
 
-import lightning_reg.plot, lightning_reg.metrics
+import lightning_reg.look.plot, lightning_reg.metrics
 loaded = {"lightning", "matplotlib", "rich", "torchmetrics"} & set(sys.modules)
 assert not loaded, f"the core and the functions need torch alone, not {loaded}"
 """
-    assert in_fresh_interpreter(program) == "lightning_reg lightning_reg.external"
+    assert in_fresh_interpreter(program) == "lightning_reg lightning_reg.cli lightning_reg.cli.entry_point"

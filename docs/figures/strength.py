@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from lightning_reg import L2, RegularizedClassifier
-from lightning_reg.plot import _COLOURS, _INK, _legend, _style
+from lightning_reg.look.plot import _COLOURS, _INK, _legend, _style
 from lightning_reg.tune import Sweep, find_dropout, find_strength
 
 CPU = {"accelerator": "cpu"}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
-from lightning_reg.sharded import is_sharded, local, placed_as
+from lightning_reg.tensors.shards import is_sharded, local, placed_as
 
 __all__ = ["GradientInBackward"]
 

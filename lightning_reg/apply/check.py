@@ -8,9 +8,9 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_reg.apply.term import Apply, Metric, Term
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.sharded import check_whole
-from lightning_reg.step_size import has_metric, has_one_step, metric_names
-from lightning_reg.target_sparsity import TargetSparsity
+from lightning_reg.schedules.target_sparsity import TargetSparsity
+from lightning_reg.tensors.shards import check_whole
+from lightning_reg.tensors.steps import has_metric, has_one_step, metric_names
 
 __all__ = ["check_apply", "check_optimizer"]
 

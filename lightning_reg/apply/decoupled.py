@@ -8,11 +8,11 @@ from functools import partial
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_reg.apply.stochastic_rounding import act_rounded_
 from lightning_reg.apply.term import Term, found_inf
-from lightning_reg.numerics import without_grad
 from lightning_reg.penalties.bound import Bound
-from lightning_reg.rounding import act_rounded_
-from lightning_reg.step_size import StepSize
+from lightning_reg.tensors.precision import without_grad
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["decay_"]
 

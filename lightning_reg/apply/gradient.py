@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
-from lightning_reg.numerics import without_grad
-from lightning_reg.sharded import is_sharded, local_parts, placed_as
+from lightning_reg.tensors.precision import without_grad
+from lightning_reg.tensors.shards import is_sharded, local_parts, placed_as
 
 __all__ = ["add_gradient_"]
 

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
-from lightning_reg.schedules import evaluate
-from lightning_reg.select import Selected, matches, named_parameters, select_parameters
-from lightning_reg.sharded import check_whole, shard
-from lightning_reg.target_sparsity import Controller, TargetSparsity
+from lightning_reg.schedules.base import evaluate
+from lightning_reg.schedules.target_sparsity import Controller, TargetSparsity
+from lightning_reg.select.parameters import Selected, matches, named_parameters, select_parameters
+from lightning_reg.tensors.shards import check_whole, shard
 
 __all__ = ["Apply", "Metric", "Term", "found_inf"]
 

@@ -10,11 +10,11 @@ from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_reg.callbacks._base import BothCallback
 from lightning_reg.cli.config import make_callbacks
 from lightning_reg.cli.plan import Plan
 from lightning_reg.cli.run_report import report
 from lightning_reg.cli.trainer_options import replaced
+from lightning_reg.hosts.both_namespaces import BothCallback
 
 __all__ = ["attached"]
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from lightning_reg.callbacks._dropout_sites import SiteCallback
 from lightning_reg.callbacks.dropout_injector import DropoutInjector
-from lightning_reg.coverage import Acting, Covered, coverage
 from lightning_reg.dropout.inject import select_modules
 from lightning_reg.dropout.sites import candidates, select_sites
+from lightning_reg.look.reach import Acting, Covered, coverage
 from lightning_reg.penalties import Penalty
 
 __all__ = ["report"]

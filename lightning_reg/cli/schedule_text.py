@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 import lightning_reg
-from lightning_reg.schedules import Schedule, check_schedule
+from lightning_reg.schedules.base import Schedule, check_schedule
 
 __all__ = ["dropout_rate", "strength"]
 

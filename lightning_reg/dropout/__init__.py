@@ -1,7 +1,8 @@
 """Dropout that can be scheduled: where a module drops, and schedules for its rates."""
 
 from lightning_reg.dropout.audit import Audit, audit
-from lightning_reg.dropout.schedules import (
+from lightning_reg.dropout.sites import DropoutSite, find_sites, register_site
+from lightning_reg.schedules.dropout import (
     AnnealedDropout,
     ByDepth,
     CurriculumDropout,
@@ -9,7 +10,6 @@ from lightning_reg.dropout.schedules import (
     EarlyDropout,
     LateDropout,
 )
-from lightning_reg.dropout.sites import DropoutSite, find_sites, register_site
 
 __all__ = [
     "AnnealedDropout",

@@ -1,7 +1,7 @@
 """What regularization did to weights, as pure functions of a module or of tensors.
 
-Each takes a module, whose parameters ``select`` names (see :mod:`lightning_reg.select`), or a tensor, or a
-sequence of tensors, which are taken whole. Sharded tensors are made whole first.
+Each takes a module, whose parameters ``select`` names (see :mod:`lightning_reg.select.parameters`), or a
+tensor, or a sequence of tensors, which are taken whole. Sharded tensors are made whole first.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.select import Select, select_parameters
-from lightning_reg.sharded import whole
+from lightning_reg.select.parameters import Select, select_parameters
+from lightning_reg.tensors.shards import whole
 
 __all__ = [
     "GroupRule",

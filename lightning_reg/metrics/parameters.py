@@ -17,7 +17,7 @@ from lightning_reg.metrics.functional import (
     named_tensors,
     power_sum,
 )
-from lightning_reg.select import Select
+from lightning_reg.select.parameters import Select
 
 __all__ = ["EffectiveRank", "GroupSparsity", "ParameterNorm", "Sparsity"]
 

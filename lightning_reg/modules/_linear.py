@@ -17,7 +17,7 @@ from lightning_reg.modules._supervised import (
     SupervisedModule,
 )
 from lightning_reg.penalties import L1, L2, Penalty
-from lightning_reg.schedules import ScheduleLike
+from lightning_reg.schedules.base import ScheduleLike
 
 __all__ = ["LinearModule", "coefficients_of", "require_sklearn", "sklearn_bias"]
 

@@ -15,11 +15,11 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection, R2Score
 
 from lightning_reg.apply import check_apply, check_optimizer, decay_, prox_
-from lightning_reg.host import run_length, scaler_of, values_this_step
+from lightning_reg.hosts.trainer import run_length, scaler_of, values_this_step
 from lightning_reg.modules._batch import check_finite, check_weights, split_batch
 from lightning_reg.modules.regularized_module import RegularizedModule
 from lightning_reg.penalties import Penalty
-from lightning_reg.schedules import Schedule
+from lightning_reg.schedules.base import Schedule
 
 __all__ = ["LearningRateSchedule", "MakeOptimizer", "ModuleApply", "SupervisedModule", "adam"]
 

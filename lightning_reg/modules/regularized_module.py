@@ -10,11 +10,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_reg.apply import Term, check_apply
-from lightning_reg.host import run_length, values_this_step
-from lightning_reg.names import numbered
+from lightning_reg.hosts.log_names import numbered
+from lightning_reg.hosts.trainer import run_length, values_this_step
 from lightning_reg.penalties import ForwardPenalty, Penalty
 from lightning_reg.penalties.forward import Recorder
-from lightning_reg.schedules import check_schedule
+from lightning_reg.schedules.base import check_schedule
 
 __all__ = ["RegularizedModule"]
 

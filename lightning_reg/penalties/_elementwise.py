@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_reg.numerics import wide
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.pieces import pieces
-from lightning_reg.step_size import StepSize
+from lightning_reg.tensors.chunks import pieces
+from lightning_reg.tensors.precision import wide
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["ElementwisePenalty"]
 

@@ -11,17 +11,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.coupled import Coupled
-from lightning_reg.groups import Groups, check_groups, default_layout, layout_of
-from lightning_reg.layout import Layout
-from lightning_reg.numerics import real_dtype
+from lightning_reg.groups.coupled import Coupled
+from lightning_reg.groups.forms import Groups, check_groups, default_layout, layout_of
+from lightning_reg.groups.layout import Layout
+from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
-from lightning_reg.prox_group import group_norms, group_weights
-from lightning_reg.select import Selected
-from lightning_reg.sharded import local, part, split_dims, sum_over_shards, whole
-from lightning_reg.sharded_layout import Spanning, local_layout, spanning_layout
-from lightning_reg.step_size import StepSize
+from lightning_reg.prox.group import group_norms, group_weights
+from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.precision import real_dtype
+from lightning_reg.tensors.shards import local, part, split_dims, sum_over_shards, whole
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["GroupedPenalty"]
 

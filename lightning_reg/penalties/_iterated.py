@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_reg.matrix import as_matrix, start_vector
-from lightning_reg.numerics import real_dtype
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
-from lightning_reg.select import Selected
-from lightning_reg.sharded import local, part, whole
-from lightning_reg.step_size import StepSize
+from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.precision import real_dtype
+from lightning_reg.tensors.shards import local, part, whole
+from lightning_reg.tensors.spectra import as_matrix, start_vector
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["IteratedPenalty"]
 

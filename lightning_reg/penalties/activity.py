@@ -11,7 +11,7 @@ from lightning_reg.penalties.elastic_net import ElasticNet
 from lightning_reg.penalties.forward import Call, ForwardPenalty, ModuleSelect
 from lightning_reg.penalties.l1 import L1
 from lightning_reg.penalties.l2 import L2
-from lightning_reg.schedules import ScheduleLike
+from lightning_reg.schedules.base import ScheduleLike
 
 __all__ = ["ActivityPenalty"]
 

@@ -10,14 +10,14 @@ from typing import ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.checkpoint import allow_in_checkpoints
-from lightning_reg.numerics import real_dtype
 from lightning_reg.penalties.bound import Bound
-from lightning_reg.schedules import ScheduleLike, evaluate
-from lightning_reg.select import Select, Selected, check_select, select_parameters
-from lightning_reg.sharded import check_whole, local, over_shards, part, whole
-from lightning_reg.step_size import StepSize
-from lightning_reg.target_sparsity import TargetSparsity
+from lightning_reg.schedules.base import ScheduleLike, evaluate
+from lightning_reg.schedules.target_sparsity import TargetSparsity
+from lightning_reg.select.parameters import Select, Selected, check_select, select_parameters
+from lightning_reg.tensors.precision import real_dtype
+from lightning_reg.tensors.safe_globals import allow_in_checkpoints
+from lightning_reg.tensors.shards import check_whole, local, over_shards, part, whole
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["Penalty"]
 
@@ -36,7 +36,7 @@ class Penalty(Bound):
 
     Attributes:
         strength: λ, a number, a schedule, or a callable ``(step, total_steps) -> float``.
-        select: what it applies to, see :mod:`lightning_reg.select`.
+        select: what it applies to, see :mod:`lightning_reg.select.parameters`.
         name: its name in logs; the class name in snake case where None.
     """
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_reg.sharded import entries, whole
-from lightning_reg.step_size import StepSize
+from lightning_reg.tensors.shards import entries, whole
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["Bound"]
 

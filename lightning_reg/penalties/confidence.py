@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.penalties.forward import Call, ForwardPenalty, ModuleSelect, check_strength
-from lightning_reg.schedules import ScheduleLike
+from lightning_reg.schedules.base import ScheduleLike
 
 __all__ = ["ConfidencePenalty", "negative_entropy"]
 

@@ -8,12 +8,13 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from lightning_reg import kernels, prox
-from lightning_reg.numerics import norm, sum_of_squares
 from lightning_reg.penalties._elementwise import ElementwisePenalty
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
-from lightning_reg.step_size import StepSize
+from lightning_reg.prox import elementwise as prox
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors import kernels
+from lightning_reg.tensors.precision import norm, sum_of_squares
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["ElasticNet"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_reg.checkpoint import allow_in_checkpoints
-from lightning_reg.schedules import ScheduleLike, check_schedule, evaluate
+from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
+from lightning_reg.tensors.safe_globals import allow_in_checkpoints
 
 __all__ = ["Call", "ForwardPenalty", "ModuleSelect", "Recorder", "select_modules"]
 

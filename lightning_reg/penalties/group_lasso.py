@@ -8,13 +8,13 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from lightning_reg.groups import Groups
-from lightning_reg.layout import Layout
+from lightning_reg.groups.forms import Groups
+from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties._grouped import GroupedPenalty
-from lightning_reg.prox_group import group_norms, group_weights, shrink_groups_in_metric_
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
-from lightning_reg.step_size import StepSize
+from lightning_reg.prox.group import group_norms, group_weights, shrink_groups_in_metric_
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["GroupLasso"]
 
@@ -32,8 +32,8 @@ class GroupLasso(GroupedPenalty):
     Args:
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to.
-        groups: which weights make a group, see :mod:`lightning_reg.groups`; a unit's incoming ones where not
-            given.
+        groups: which weights make a group, see :mod:`lightning_reg.groups.forms`; a unit's incoming ones
+            where not given.
         size_weighted: weigh a group by the root of its size; without, :math:`\lambda\sum_g\|w_g\|_2`.
         name: its name in logs.
 

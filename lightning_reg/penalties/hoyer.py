@@ -7,10 +7,10 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from lightning_reg.numerics import norm, real_dtype
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.precision import norm, real_dtype
 
 __all__ = ["Hoyer", "HoyerSquare"]
 

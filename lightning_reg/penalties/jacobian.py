@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.numerics import sum_of_squares
 from lightning_reg.penalties.forward import Call, ForwardPenalty, ModuleSelect, check_strength
-from lightning_reg.schedules import ScheduleLike
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.tensors.precision import sum_of_squares
 
 __all__ = ["JacobianPenalty", "jacobian_penalty"]
 

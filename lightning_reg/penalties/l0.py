@@ -7,11 +7,11 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from lightning_reg import prox_nonconvex
-from lightning_reg.numerics import accumulator, real_dtype
 from lightning_reg.penalties._elementwise import ElementwisePenalty
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
+from lightning_reg.prox import nonconvex as prox_nonconvex
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.precision import accumulator, real_dtype
 
 __all__ = ["L0"]
 

@@ -8,15 +8,15 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from lightning_reg.layout import Slices
-from lightning_reg.numerics import norm, real_dtype
+from lightning_reg.groups.layout import Slices
+from lightning_reg.groups.spanning import local_layout
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.prox_group import shrink_groups_in_metric_
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
-from lightning_reg.sharded import local
-from lightning_reg.sharded_layout import local_layout
-from lightning_reg.step_size import StepSize
+from lightning_reg.prox.group import shrink_groups_in_metric_
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.precision import norm, real_dtype
+from lightning_reg.tensors.shards import local
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["L2Norm"]
 

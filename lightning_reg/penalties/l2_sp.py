@@ -10,14 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.numerics import real_dtype, sum_of_squares
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.l2 import L2
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select, Selected, check_select, matches
-from lightning_reg.sharded import local, over_shards, part, placed_like, whole
-from lightning_reg.step_size import StepSize
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select, Selected, check_select, matches
+from lightning_reg.tensors.precision import real_dtype, sum_of_squares
+from lightning_reg.tensors.shards import local, over_shards, part, placed_like, whole
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["L2SP"]
 

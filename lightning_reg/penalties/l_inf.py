@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.groups import Groups
-from lightning_reg.layout import Layout
+from lightning_reg.groups.forms import Groups
+from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties._grouped import GroupedPenalty
-from lightning_reg.prox_group import group_maxima, group_weights, lower_maxima_
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
-from lightning_reg.step_size import StepSize
+from lightning_reg.prox.group import group_maxima, group_weights, lower_maxima_
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["LInf"]
 
@@ -31,7 +31,7 @@ class LInf(GroupedPenalty):
     Args:
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to; real tensors.
-        groups: which weights make a group, see :mod:`lightning_reg.groups`.
+        groups: which weights make a group, see :mod:`lightning_reg.groups.forms`.
         name: its name in logs.
 
     Raises:

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.matrix import as_matrix
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.spectra import as_matrix
 
 __all__ = ["NuclearNorm"]
 

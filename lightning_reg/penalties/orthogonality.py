@@ -9,11 +9,11 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_reg.matrix import as_matrix, gram_deviation
 from lightning_reg.penalties._iterated import IteratedPenalty
 from lightning_reg.penalties.bound import Bound
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select, Selected
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select, Selected
+from lightning_reg.tensors.spectra import as_matrix, gram_deviation
 
 __all__ = ["Orthogonality"]
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg import prox_nonconvex
-from lightning_reg.numerics import wide
 from lightning_reg.penalties._elementwise import ElementwisePenalty
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
+from lightning_reg.prox import nonconvex as prox_nonconvex
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.precision import wide
 
 __all__ = ["SCAD"]
 

@@ -8,15 +8,15 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from lightning_reg.groups import Groups
-from lightning_reg.layout import Layout
-from lightning_reg.numerics import wide
+from lightning_reg.groups.forms import Groups
+from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties._grouped import GroupedPenalty
 from lightning_reg.penalties.group_lasso import scaled_groups
-from lightning_reg.prox_group import group_norms, group_weights, shrink_groups_in_metric_
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
-from lightning_reg.step_size import StepSize
+from lightning_reg.prox.group import group_norms, group_weights, shrink_groups_in_metric_
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.precision import wide
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["SparseGroupLasso"]
 
@@ -30,7 +30,7 @@ class SparseGroupLasso(GroupedPenalty):
     Args:
         strength: λ ≥ 0.
         select: what it applies to.
-        groups: which weights make a group, see :mod:`lightning_reg.groups`.
+        groups: which weights make a group, see :mod:`lightning_reg.groups.forms`.
         l1_ratio: ρ in [0, 1]: 1 is L1, 0 is group lasso.
         size_weighted: weigh a group by the root of its size.
         name: its name in logs.

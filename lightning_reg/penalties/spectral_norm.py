@@ -8,13 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.layout import Slices
-from lightning_reg.matrix import as_matrix, power_step
+from lightning_reg.groups.layout import Slices
 from lightning_reg.penalties._iterated import IteratedPenalty
-from lightning_reg.prox_group import lower_maxima_
-from lightning_reg.schedules import ScheduleLike
-from lightning_reg.select import Select
-from lightning_reg.step_size import StepSize
+from lightning_reg.prox.group import lower_maxima_
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.spectra import as_matrix, power_step
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["SpectralNorm"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning_reg.plot import _COLOURS, _INK, _legend, _style
+from lightning_reg.look.plot import _COLOURS, _INK, _legend, _style
 from lightning_reg.tune.frame import Row
 
 if TYPE_CHECKING:

@@ -56,7 +56,7 @@ def train_point(
     from lightning.pytorch.utilities.seed import isolate_rng
 
     from lightning_reg.callbacks import PenaltyCallback
-    from lightning_reg.callbacks._path_point import PathPoint, rescaled
+    from lightning_reg.tune._path_point import PathPoint, rescaled
 
     penalty = replace(recipe.penalty, strength=strength)  # type: ignore[type-var]
     batches = batches_of(train, recipe.batch_size)

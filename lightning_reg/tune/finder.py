@@ -164,7 +164,7 @@ def _sweep(
     from lightning.pytorch import Trainer
     from lightning.pytorch.utilities.seed import isolate_rng
 
-    from lightning_reg.callbacks._last_epochs import LastEpochs
+    from lightning_reg.tune._last_epochs import LastEpochs
 
     data, validation, batch_size, epochs, seed, options, on_point = how
     options = {

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_reg.apply import Term
 from lightning_reg.penalties import Penalty
-from lightning_reg.select import named_parameters
+from lightning_reg.select.parameters import named_parameters
 from lightning_reg.tune._loss import Data, Loss, batches_of, clone, loss_of, mean_gradient_
 from lightning_reg.tune.stationarity import zero_strength
 

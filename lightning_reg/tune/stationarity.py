@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.apply import Term
-from lightning_reg.step_size import StepSize
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["prox_of_step", "residual", "zero_strength"]
 

@@ -106,8 +106,8 @@ def test_the_constraint_holds_after_every_step(name):
 
 
 def test_max_norm_is_the_nearest_point_and_leaves_short_rows_alone():
-    from lightning_reg.constraints import max_norm_
-    from lightning_reg.layout import Slices
+    from lightning_reg.groups.layout import Slices
+    from lightning_reg.prox.projections import max_norm_
 
     weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     after = weight.clone()

@@ -13,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD
 
 from lightning_reg import L1, attach
+from tests.hosts.test_attach_fabric import CLIPS, LR, STEPS, STRENGTH, default_dtype, micro_batches
 from tests.support import network
-from tests.test_attach_fabric import CLIPS, LR, STEPS, STRENGTH, default_dtype, micro_batches
 
 MODES = ["gradient", "decoupled", "proximal"]
 JOBS: list[dict[str, Any]] = [

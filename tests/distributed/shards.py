@@ -37,16 +37,16 @@ from lightning_reg import (
     SparseGroupLasso,
     SpectralNorm,
     attach,
-    constraints,
 )
 from lightning_reg.apply import Term
-from lightning_reg.groups import layout_of
+from lightning_reg.groups.forms import layout_of
+from lightning_reg.groups.spanning import local_layout
+from lightning_reg.look.layers import layer_states
 from lightning_reg.metrics import effective_rank, group_sparsity, parameter_norm, sparsity
 from lightning_reg.penalties.bound import Bound
-from lightning_reg.report import layer_states
-from lightning_reg.select import named_parameters, select_parameters
-from lightning_reg.sharded import entries, local, part
-from lightning_reg.sharded_layout import local_layout
+from lightning_reg.prox import projections as constraints
+from lightning_reg.select.parameters import named_parameters, select_parameters
+from lightning_reg.tensors.shards import entries, local, part
 
 RANKS = 4
 WAYS = ("rows", "columns", "both", "hybrid", "whole", "mixed", "fsdp+tp")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.distributed.fabric_program import JOBS
+from tests.hosts.test_attach_fabric import by_hand
 from tests.support import relative
-from tests.test_attach_fabric import by_hand
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import SparseMLP
-from lightning_reg.prox_hierarchical import hierarchical_prox
+from lightning_reg.prox.hierarchical import hierarchical_prox
 from tests.support import QUIET
 
 

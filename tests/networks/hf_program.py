@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_reg.hf import PenaltyTrainerCallback
+from lightning_reg.hosts.hugging_face import PenaltyTrainerCallback
 from tests.networks.test_hf_trainer import COUPLED, SCHEDULED, Net, trained, trainer
 
 JOBS = [

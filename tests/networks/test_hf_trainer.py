@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from lightning_reg import L1, L2, L2SP, Coupled, GroupLasso, Linear, Penalty, TargetSparsity, attach
-from lightning_reg.hf import PenaltyTrainerCallback
+from lightning_reg.hosts.hugging_face import PenaltyTrainerCallback
 from tests.support import data, network, relative, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_reg import L1, MCP, SCAD, GroupLasso, LHalf, SparseGroupLasso, attach
-from lightning_reg.layout import Slices
+from lightning_reg.groups.layout import Slices
 
 datasets = pytest.importorskip("sklearn.datasets")
 

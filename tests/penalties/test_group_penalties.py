@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_reg import L1, GroupLasso, L2Norm, LInf, SparseGroupLasso, attach
-from lightning_reg.layout import Labels, Slices
-from lightning_reg.prox_group import lower_maxima_, shrink_groups_in_metric_
-from lightning_reg.step_size import StepSize
+from lightning_reg.groups.layout import Labels, Slices
+from lightning_reg.prox.group import lower_maxima_, shrink_groups_in_metric_
+from lightning_reg.tensors.steps import StepSize
 
 PENALTIES = {
     "group_lasso": GroupLasso(1.0),

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import lightning_reg.pieces
-from lightning_reg import kernels, prox_group
-from lightning_reg.numerics import wide
-from lightning_reg.step_size import StepSize
+import lightning_reg.tensors.chunks
+from lightning_reg.prox import group as prox_group
+from lightning_reg.tensors import kernels
+from lightning_reg.tensors.precision import wide
+from lightning_reg.tensors.steps import StepSize
 from tests.penalties.cases import CASES, Case
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -24,7 +25,7 @@ Like = Callable[[Tensor], Tensor]
 @pytest.fixture(autouse=True)
 def _pieces_of_middling_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a tensor of many pieces need not be a large one."""
-    monkeypatch.setattr(lightning_reg.pieces, "PIECE", 2**14)
+    monkeypatch.setattr(lightning_reg.tensors.chunks, "PIECE", 2**14)
     monkeypatch.setattr(kernels, "SMALL", 2**12)
     monkeypatch.setattr(prox_group, "NORM_PIECE", 2**12)
 
@@ -33,7 +34,7 @@ def _pieces_of_middling_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once more with pieces and batches so small that every tensor below is cut into many."""
     if request.param == "small-pieces":
-        monkeypatch.setattr(lightning_reg.pieces, "PIECE", 7)
+        monkeypatch.setattr(lightning_reg.tensors.chunks, "PIECE", 7)
         monkeypatch.setattr(kernels, "SMALL", 2)
         monkeypatch.setattr(kernels, "BATCH", 20)
         monkeypatch.setattr(prox_group, "NORM_PIECE", 7)
@@ -63,9 +64,12 @@ def a_model(dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 def big(layout: str) -> Tensor:
     """A tensor of several pieces and a rest."""
-    shape = (8, 16, 15, 17) if layout == "channels-last" else (3, lightning_reg.pieces.PIECE - 11)
+    shape = (8, 16, 15, 17) if layout == "channels-last" else (3, lightning_reg.tensors.chunks.PIECE - 11)
     tensor = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    assert tensor.numel() > lightning_reg.pieces.PIECE and tensor.numel() % lightning_reg.pieces.PIECE
+    assert (
+        tensor.numel() > lightning_reg.tensors.chunks.PIECE
+        and tensor.numel() % lightning_reg.tensors.chunks.PIECE
+    )
     if layout == "channels-last":
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor.t() if layout == "transposed" else tensor
@@ -283,7 +287,7 @@ def test_a_centred_moment_rounded_below_zero_counts_as_zero() -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.in_pieces], ids=str)
 def test_no_pass_makes_a_tensor_of_the_models_size(case: Case) -> None:
-    weight = torch.randn(16, lightning_reg.pieces.PIECE)
+    weight = torch.randn(16, lightning_reg.tensors.chunks.PIECE)
     target, moment = torch.zeros_like(weight), torch.ones_like(weight)
     with torch.profiler.profile(profile_memory=True) as profile:
         case.penalty.add_gradient_([target], [weight], 0.7)

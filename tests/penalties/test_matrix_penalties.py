@@ -18,7 +18,7 @@ from lightning_reg import (
     attach,
 )
 from lightning_reg.apply import Term
-from lightning_reg.select import select_parameters
+from lightning_reg.select.parameters import select_parameters
 
 PENALTIES = {
     "hoyer": Hoyer(1.0),

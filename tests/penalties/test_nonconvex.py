@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_reg import L0, L1, MCP, SCAD, LHalf, attach
 from lightning_reg.apply import check_apply
-from lightning_reg.step_size import StepSize
+from lightning_reg.tensors.steps import StepSize
 
 PENALTIES = {
     "mcp": MCP(1.0, gamma=2.5),

@@ -1,0 +1,1 @@
+"""Which weights stand and fall together."""

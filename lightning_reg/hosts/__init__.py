@@ -1,0 +1,1 @@
+"""One engine at work in each host: Lightning's Trainer, a plain loop, the Hugging Face Trainer."""

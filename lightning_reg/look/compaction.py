@@ -1,0 +1,205 @@
+"""Cut dead units out of a network, through the ``torch-pruning`` package."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.groups.forms import head_count
+from lightning_reg.tensors.shards import is_flattened, is_sharded
+
+__all__ = ["compact"]
+
+_CONV = nn.modules.conv._ConvNd
+_TRANSPOSED = nn.modules.conv._ConvTransposeNd
+_PASSES = (nn.modules.batchnorm._BatchNorm, nn.PReLU)
+
+
+def compact(model: nn.Module, example_input: Any) -> nn.Module:
+    """Return a smaller dense copy of ``model`` without its dead units, whose outputs are equal.
+
+    A unit is an output row of a linear layer or a filter of a convolution. It is dead when its incoming
+    weights are all zero, in every layer that a residual sum joins to it; what it puts out after bias,
+    normalization and activation is then a constant. A constant of 0 is cut. Another one is moved into the
+    bias of the layer that reads it, where this is linear or an unpadded convolution; a unit whose constant
+    cannot be moved is kept. To have filters cut below a batch normalization, couple its scale and shift with
+    them, see :class:`~lightning_reg.Coupled`. One unit of each layer is always kept.
+
+    Args:
+        model: trained, with groups that are exactly zero. Not changed.
+        example_input: an input that the model takes, a tensor or a tuple of them.
+
+    Returns:
+        A copy in the mode (``train`` or ``eval``) of ``model``; outputs are equal in ``eval`` mode.
+
+    Raises:
+        ImportError: ``torch-pruning`` is not installed.
+        ValueError: the model has recurrent or attention layers, which are not cut, or parameters that
+            processes hold in parts; the sentence names one.
+        RuntimeError: the outputs differ after all.
+    """
+    pruning = _torch_pruning()
+    _refuse(model)
+    smaller = copy.deepcopy(model).eval()
+    for parameter in smaller.parameters():
+        parameter.requires_grad_(True)  # the package follows autograd's graph
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    with torch.no_grad():
+        before = smaller(*inputs)
+    with torch.enable_grad():
+        graph = pruning.DependencyGraph().build_dependency(smaller, example_inputs=example_input)
+    for layer in [module for module in smaller.modules() if _is_cut(module)]:
+        _cut(graph, layer, _prune_function(layer, pruning), smaller, inputs)
+    with torch.no_grad():
+        after = smaller(*inputs)
+    if before.shape != after.shape or not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
+        raise RuntimeError("compact(...) would change the outputs of this model, so it was not cut")
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, parameter in smaller.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return smaller.train(model.training)
+
+
+def _cut(graph: Any, layer: nn.Module, prune: Any, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Cut the dead units of one layer, and of those that are joined to it."""
+    dead = _dead(layer)
+    if not dead:
+        return
+    seen = _inputs_of_layers(model, inputs)
+    removable: list[int] = []
+    for unit in dead:
+        members = list(graph.get_pruning_group(layer, prune, idxs=[unit]))
+        readers = _readers(members, seen)
+        if readers is None:
+            continue
+        if len(removable) + 1 == _outputs(layer):
+            break  # the last one stays
+        for reader, places, constant in readers:
+            _absorb(reader, places, constant)
+        removable.append(unit)
+    if removable:
+        graph.get_pruning_group(layer, prune, idxs=removable).prune()
+
+
+def _readers(
+    members: Sequence[Any], seen: dict[nn.Module, Tensor]
+) -> list[tuple[nn.Module, list[int], Tensor]] | None:
+    """The layers that read a unit, where, and the constant they read; None if the unit must stay."""
+    readers = []
+    for dependency, places in members:
+        module, places = dependency.target.module, list(places)
+        handler = dependency.handler.__name__
+        if handler == "prune_in_channels" and _is_cut(module):
+            value = seen[module]
+            value = value[..., places] if isinstance(module, nn.Linear) else value[:, places].movedim(1, -1)
+            flat = value.reshape(-1, len(places))
+            if not bool((flat == flat[:1]).all()) or (bool(flat.any()) and not _absorbs(module)):
+                return None
+            readers.append((module, places, flat[0]))
+        elif isinstance(module, (nn.Linear, _CONV)):
+            if not _is_depthwise(module) and not set(places) <= set(_dead(module)):
+                return None
+        elif not isinstance(module, _PASSES) and type(module).__module__.startswith("torch.nn"):
+            return None  # a layer whose result depends on how many units there are, such as LayerNorm
+    return readers or None
+
+
+def _absorbs(module: nn.Module) -> bool:
+    """Whether a constant input of this layer is a constant output."""
+    if isinstance(module, nn.Linear):
+        return True
+    padding: Any = getattr(module, "padding", "same")
+    return not isinstance(module, _TRANSPOSED) and not isinstance(padding, str) and not any(padding)
+
+
+@torch.no_grad()
+def _absorb(module: nn.Module, places: list[int], constant: Tensor) -> None:
+    """Move what the layer makes of a constant into its bias."""
+    if not constant.any():
+        return
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    shift = weight[:, places].flatten(2).sum(2) if weight.dim() > 2 else weight[:, places]
+    shift = shift @ constant
+    bias: Any = module.bias
+    if bias is None:
+        module.bias = nn.Parameter(shift)
+    else:
+        bias.add_(shift)
+
+
+def _inputs_of_layers(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, Tensor]:
+    """What each linear layer and convolution reads."""
+    seen: dict[nn.Module, Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda m, args: seen.__setitem__(m, args[0].detach()))
+        for module in model.modules()
+        if _is_cut(module)
+    ]
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _dead(layer: nn.Module) -> list[int]:
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+    if isinstance(layer, _TRANSPOSED):
+        weight = weight.transpose(0, 1)
+    return (weight.flatten(1) == 0).all(1).nonzero().flatten().tolist() if weight.shape[0] > 1 else []
+
+
+def _outputs(layer: nn.Module) -> int:
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, _CONV) and module.groups == module.in_channels > 1
+
+
+def _is_cut(module: nn.Module) -> bool:
+    """Whether units of this layer are looked at: linear layers and convolutions that are not grouped."""
+    return isinstance(module, nn.Linear) or (isinstance(module, _CONV) and module.groups == 1)
+
+
+def _prune_function(layer: nn.Module, pruning: Any) -> Any:
+    return (
+        pruning.prune_linear_out_channels if isinstance(layer, nn.Linear) else pruning.prune_conv_out_channels
+    )
+
+
+def _refuse(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter) or is_flattened(parameter) or hasattr(parameter, "ds_tensor"):
+            raise ValueError(
+                f"compact(...) cuts a model that one process holds whole, and {name} is shared out over "
+                "several; load the full state dict into a plain copy of the model, and cut that"
+            )
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            what = "recurrent: its hidden units"
+        elif isinstance(module, nn.MultiheadAttention) or head_count(module):
+            what = "an attention: its heads"
+        elif isinstance(module, _CONV) and module.groups > 1 and not _is_depthwise(module):
+            what = "a grouped convolution: its filters"
+        else:
+            continue
+        raise ValueError(
+            f"compact(...) cannot cut {name or 'the model'}, a {kind}, which is {what} "
+            "cannot be taken out one by one; cut the parts of the model around it"
+        )
+
+
+def _torch_pruning() -> Any:
+    try:
+        return importlib.import_module("torch_pruning")
+    except ImportError as error:
+        raise ImportError("compact(...) needs torch-pruning: pip install 'lightning-reg[prune]'") from error

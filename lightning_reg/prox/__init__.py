@@ -1,0 +1,1 @@
+"""Proximal operators as pure functions, and projections, which are those of sets."""

@@ -1,0 +1,319 @@
+r"""Proximal operators of norms of groups, in one number's metric and in a diagonal one.
+
+With a step :math:`\eta_j` for each weight, the prox of :math:`\mu\|x\|_2` in the metric :math:`1/\eta` is
+zero where :math:`\|v/\eta\|_2 \le \mu`, and else :math:`x_j = v_j\,\theta/(\theta + \mu\eta_j)`, where
+:math:`\theta = \|x\|_2` is the root of :math:`\phi(\theta) = \sum_j (v_j/(\theta + \mu\eta_j))^2 = 1`. Since
+:math:`1/\sqrt\phi` is increasing and concave, Newton's method on :math:`1/\sqrt\phi - 1` climbs to the root
+from any point below it; all groups climb together.
+
+Everything works in place on lists of tensors that share their groups (one tensor, or coupled ones).
+
+Reference: Deleu and Bengio, *Structured Sparsity Inducing Adaptive Optimizers for Deep Learning*, 2021; Moré
+and Sorensen, *Computing a Trust Region Step*, SIAM J. Sci. Stat. Comput. 4(3), 1983, for the root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_reg.groups.layout import Labels, Layout, Slices
+from lightning_reg.prox.elementwise import soft_threshold
+from lightning_reg.tensors.precision import accumulator, real_dtype, wide
+from lightning_reg.tensors.steps import StepSize
+
+__all__ = [
+    "group_maxima",
+    "group_norms",
+    "group_weights",
+    "lower_maxima_",
+    "shrink_groups_",
+    "shrink_groups_in_metric_",
+]
+
+#: Newton steps at most: from the better of two lower bounds, over 20 decades of steps, 7 reached rounding.
+NEWTON_STEPS = 7
+#: Weights that are worked on together on the CPU, so that temporaries stay in a core's cache.
+PIECE = 2**15
+#: The same where there are no temporaries, and calls cost more than a cache that is missed.
+NORM_PIECE = 2**18
+
+
+def group_norms(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
+    """Return the Euclidean norm of each group over all ``tensors``, ``(groups,)``; its gradient at 0 is 0."""
+    return _norms([layout.view(t) for layout, t in zip(layouts, tensors, strict=True)], layouts)
+
+
+def _norms(views: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
+    norms = [layout.norm(view) for layout, view in zip(layouts, views, strict=True)]
+    if len(norms) == 1:
+        return norms[0]
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]), dim=0)
+    return total
+
+
+def group_weights(layouts: Sequence[Layout], like: Tensor, size_weighted: bool = True) -> float | Tensor:
+    r"""Return :math:`\sqrt{|g|}`, sizes counted over all tensors: one number, or ``(groups,)``; else 1.
+
+    Weights that are in no group have a weight of 0 in any case.
+    """
+    sizes: float | Tensor = 0.0
+    for layout in layouts:
+        some = layout.sizes
+        sizes = sizes + (some.to(like.device) if isinstance(some, Tensor) else some)
+    if isinstance(sizes, Tensor):
+        dtype = accumulator(like.dtype) or real_dtype(like.dtype)
+        return (sizes if size_weighted else sizes.clamp(max=1.0)).to(dtype).sqrt()
+    return float(sizes) ** 0.5 if size_weighted else 1.0
+
+
+@torch.no_grad()
+def shrink_groups_(tensors: Sequence[Tensor], layouts: Sequence[Layout], threshold: float | Tensor) -> None:
+    r"""Prox of :math:`\sum_g \tau_g\|w_g\|_2`: :math:`w_g \leftarrow w_g\max(1 - \tau_g/\|w_g\|_2, 0)`.
+
+    Args:
+        tensors: changed in place; they share their groups.
+        layouts: one for each tensor.
+        threshold: :math:`\tau`, one number or ``(groups,)``.
+
+    >>> from lightning_reg.groups.layout import Slices
+    >>> weight = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    >>> shrink_groups_([weight], [Slices((2, 2), keep=(0,))], 2.5)
+    >>> weight
+    tensor([[1.5000, 2.0000],
+            [0.0000, 0.0000]])
+    """
+    views = [layout.view(tensor) for layout, tensor in zip(layouts, tensors, strict=True)]
+    if len(views) > 1 or isinstance(threshold, Tensor) or not views[0].is_cpu:
+        _shrink_(views, layouts, threshold)
+        return
+    for piece in layouts[0].pieces(views[0], size=NORM_PIECE):  # its second pass finds them in a cache
+        _shrink_(piece, layouts, threshold)
+
+
+def _shrink_(views: Sequence[Tensor], layouts: Sequence[Layout], threshold: float | Tensor) -> None:
+    norms = _norms(views, layouts)
+    # no group's norm divides by zero, and one of size 0, whose threshold is 0, stays as it is
+    factor = 1.0 - threshold / norms.clamp_(min=torch.finfo(norms.dtype).tiny)
+    factor.clamp_(min=0.0)
+    for view, layout in zip(views, layouts, strict=True):
+        view.mul_(layout.spread(factor.to(view.device), view))
+
+
+@torch.no_grad()
+def shrink_groups_in_metric_(
+    tensors: Sequence[Tensor],
+    layouts: Sequence[Layout],
+    steps: Sequence[StepSize],
+    threshold: float | Tensor,
+    soft: float = 0.0,
+) -> None:
+    r"""Prox of :math:`\sum_g \mu_g\|w_g\|_2 + \sigma\sum_i|w_i|` in the metric of the steps, in place.
+
+    The two compose in a diagonal metric as they do in the plain one: soft-threshold, then shrink the groups.
+
+    Args:
+        tensors: changed in place; real; they share their groups.
+        layouts: one for each tensor.
+        steps: the step of every weight of each tensor.
+        threshold: :math:`\mu`, one number or ``(groups,)``.
+        soft: :math:`\sigma`.
+    """
+    if all(step.second_moment is None and step.numerator == steps[0].numerator for step in steps):
+        eta = steps[0].numerator
+        if soft:
+            for tensor in tensors:
+                tensor.copy_(soft_threshold(tensor, eta * soft))
+        shrink_groups_(tensors, layouts, threshold * eta)
+        return
+    for views, moments in _pieces(tensors, layouts, steps, threshold):
+        _newton_(views, _etas(steps, moments, views), layouts, threshold, soft)
+
+
+def _pieces(
+    tensors: Sequence[Tensor],
+    layouts: Sequence[Layout],
+    steps: Sequence[StepSize],
+    threshold: float | Tensor,
+) -> Iterator[tuple[list[Tensor], list[Sequence[Tensor]]]]:
+    """Views of the tensors and of their steps' moments; cut to a cache where groups lie in one tensor."""
+    views = [layout.view(tensor) for layout, tensor in zip(layouts, tensors, strict=True)]
+    moments = [[layout.view(m) for m in step.tensors] for layout, step in zip(layouts, steps, strict=True)]
+    if len(views) > 1 or isinstance(threshold, Tensor):
+        yield views, list(moments)
+        return
+    for view, *some in layouts[0].pieces(views[0], *moments[0], size=PIECE if views[0].is_cpu else 2**62):
+        yield [view], [some]
+
+
+def _etas(
+    steps: Sequence[StepSize], moments: Sequence[Sequence[Tensor]], views: Sequence[Tensor]
+) -> list[Tensor]:
+    """The step of every weight, in float32 or wider."""
+    return [
+        torch.full_like(view, step.numerator, dtype=accumulator(view.dtype))
+        if step.second_moment is None
+        else step.on([wide(moment) for moment in some])
+        for step, some, view in zip(steps, moments, views, strict=True)
+    ]
+
+
+def _newton_(
+    views: Sequence[Tensor],
+    etas: Sequence[Tensor],
+    layouts: Sequence[Layout],
+    threshold: float | Tensor,
+    soft: float,
+) -> None:
+    """All groups at once; ``views`` are changed, ``etas`` spent."""
+    if all(layout.is_empty(view) for layout, view in zip(layouts, views, strict=True)):
+        return
+    device = views[0].device
+    dtype = accumulator(views[0].dtype) or views[0].dtype
+    tiny, resolution = torch.finfo(dtype).tiny, torch.finfo(dtype).eps ** 0.5 / 8
+    targets, parts = views, list(zip(layouts, views, etas, strict=True))
+    values, taus = [], []
+    for layout, view, eta in parts:
+        value, eta = view.to(dtype), eta.to(dtype)
+        if soft:
+            value = soft_threshold(value, eta * soft)
+        mu = threshold
+        if isinstance(mu, Tensor):
+            mu = layout.spread(mu.to(value), value)
+        values.append(value)
+        taus.append(eta.mul_(mu).clamp_(min=tiny))
+
+    both = list(zip(values, taus, strict=True))
+    # ‖v/(μη)‖ > 1 says that the group stays; NaN stays NaN
+    alive = ~(_norms([v / tau for v, tau in both], layouts) <= 1.0)
+    # φ ≥ (‖v‖/(θ + m))² by Jensen's inequality, with the mean m of μη weighted by v²; hence θ ≥ ‖v‖ - m
+    length = _norms(values, layouts)
+    shares = [v / layout.spread(length.to(v.device), v) for layout, v in zip(layouts, values, strict=True)]
+    mean = _sum_over(layouts, [q.square_().mul_(tau) for q, tau in zip(shares, taus, strict=True)])
+    theta = torch.maximum(length - mean, _largest(layouts, [v.abs().sub_(tau) for v, tau in both]))
+    # from 0 no weight's v/(μη) is above 1; a dead group climbs from 1, to no effect
+    theta = torch.where(alive, theta.clamp_(min=0.0), 1.0)
+    # to look costs a wait for the device, and processes that share groups must take the same steps
+    looks = device.type == "cpu" and all(isinstance(layout, (Slices, Labels)) for layout in layouts)
+    for _ in range(NEWTON_STEPS):
+        inverse, squares = [], []
+        for (value, tau), layout in zip(both, layouts, strict=True):
+            q = (tau + layout.spread(theta.to(tau.device), tau)).reciprocal_()
+            inverse.append(q)
+            squares.append((value * q).square_())
+        phi = _sum_over(layouts, squares)
+        slope = _sum_over(layouts, [square.mul_(q) for square, q in zip(squares, inverse, strict=True)])
+        climb = torch.where(alive, phi * (phi.sqrt() - 1.0) / slope, 0.0)
+        theta = theta + climb
+        # what is left to climb is the square of this, by the order of the method
+        if looks and bool((climb <= resolution * theta).all()):
+            break
+    for layout, target, value, tau in zip(layouts, targets, values, taus, strict=True):
+        spread = layout.spread(torch.where(alive, theta, 0.0).to(value.device), value)
+        # θ/(θ + μη) is 0 for a dead group, since μη is not
+        target.copy_(value.mul_(spread / (tau.add_(spread))))
+
+
+def group_maxima(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
+    """Return the largest modulus of each group over all ``tensors``, ``(groups,)``; 0 for an empty group."""
+    first = tensors[0]
+    dtype = accumulator(first.dtype) or real_dtype(first.dtype)
+    maxima = first.new_zeros(layouts[0].count, dtype=dtype)
+    for tensor, layout in zip(tensors, layouts, strict=True):
+        if not tensor.numel():
+            maxima = maxima + tensor.abs().sum().to(maxima)  # 0, and of the tensor's graph
+        else:
+            maxima = torch.maximum(maxima, layout.amax(layout.view(tensor).abs()).to(maxima))
+    return maxima
+
+
+@torch.no_grad()
+def lower_maxima_(
+    tensors: Sequence[Tensor],
+    layouts: Sequence[Layout],
+    steps: Sequence[StepSize],
+    threshold: float | Tensor,
+) -> None:
+    r"""Prox of :math:`\sum_g \mu_g\max_{i \in g}|w_i|` in the metric of the steps, in place.
+
+    It cuts off every modulus above a level :math:`t` with
+    :math:`\sum_j (|v_j| - t)_+/\eta_j = \mu`, or :math:`t = 0`. The left side is convex and made of lines, so
+    that Newton's method climbs to the root from the left, and is there once no modulus falls below.
+
+    Args:
+        tensors: changed in place; real; they share their groups.
+        layouts: one for each tensor, whose groups lie whole in this process.
+        steps: the step of every weight of each tensor.
+        threshold: :math:`\mu`, one number or ``(groups,)``.
+
+    Reference: Michelot, *A Finite Algorithm for Finding the Projection of a Point onto the Canonical Simplex
+    of R^n*, Journal of Optimization Theory and Applications 50(1), 1986, whose problem is this one's dual.
+    """
+    plain = all(step.second_moment is None and step.numerator == steps[0].numerator for step in steps)
+    if plain:
+        threshold = threshold * steps[0].numerator
+    for views, moments in _pieces(tensors, layouts, steps, threshold):
+        _lower_(views, None if plain else _etas(steps, moments, views), layouts, threshold)
+
+
+def _lower_(
+    views: Sequence[Tensor],
+    etas: Sequence[Tensor] | None,
+    layouts: Sequence[Layout],
+    threshold: float | Tensor,
+) -> None:
+    """All groups at once; ``views`` are changed, ``etas`` spent, and 1 where None."""
+    if not any(view.numel() for view in views):
+        return
+    dtype = accumulator(views[0].dtype) or views[0].dtype
+    moduli = [view.abs().to(dtype) for view in views]
+    # a step of 0 moves nothing, and what pulls must stay a number
+    etas = None if etas is None else [eta.to(dtype).clamp_(min=1e-30) for eta in etas]
+
+    def spread(per_group: Tensor) -> list[Tensor]:
+        return [layout.spread(per_group.to(m.device), m) for layout, m in zip(layouts, moduli, strict=True)]
+
+    def over_groups(tensors: Sequence[Tensor]) -> Tensor:
+        if etas is not None:
+            tensors = [tensor.div_(eta) for tensor, eta in zip(tensors, etas, strict=True)]
+        return _sum_over(layouts, tensors)
+
+    mu = threshold.to(moduli[0]) if isinstance(threshold, Tensor) else threshold
+    # two levels below the root: of the line through all moduli, and of the best one through a single one
+    above = over_groups([torch.ones_like(m) for m in moduli])
+    level = (over_groups([m.clone() for m in moduli]) - mu) / above
+    reach: Sequence[Any] = spread(mu) if isinstance(mu, Tensor) else [mu] * len(moduli)
+    if etas is not None:
+        reach = [r * eta for r, eta in zip(reach, etas, strict=True)]
+    level = torch.fmax(level, _largest(layouts, [m - r for m, r in zip(moduli, reach, strict=True)]))
+    level.clamp_(min=0.0)
+    above = torch.full_like(level, torch.inf)
+    while True:
+        excess = [(m - limit).clamp_(min=0.0) for m, limit in zip(moduli, spread(level), strict=True)]
+        before, above = above, over_groups([part.sign() for part in excess])
+        gap = over_groups(excess) - mu
+        climbs = (gap > 0) & (above < before)  # neither for NaN
+        if not bool(climbs.any()):
+            break
+        level = torch.where(climbs, level + gap / above, level)
+    for view, limit in zip(views, spread(level), strict=True):
+        limit = limit.to(view.dtype)
+        view.copy_(torch.maximum(torch.minimum(view, limit), -limit))
+
+
+def _sum_over(layouts: Sequence[Layout], views: Sequence[Tensor]) -> Tensor:
+    """Sum each group over all tensors, on the first one's device."""
+    total = layouts[0].sum(views[0])
+    for layout, view in zip(layouts[1:], views[1:], strict=True):
+        total = total + layout.sum(view).to(total.device)
+    return total
+
+
+def _largest(layouts: Sequence[Layout], views: Sequence[Tensor]) -> Tensor:
+    """The largest entry of each group over all tensors, on the first one's device."""
+    pairs = [(layout, view) for layout, view in zip(layouts, views, strict=True) if not layout.is_empty(view)]
+    found = [layout.amax(view).to(views[0].device) for layout, view in pairs]
+    return found[0] if len(found) == 1 else torch.stack(found).amax(0)

@@ -1,0 +1,107 @@
+r"""Proximal operators of non-convex penalties on single weights, in closed form.
+
+Each returns the minimiser of :math:`\tfrac1{2\eta}(x - w)^2 + \Omega(x)` for every weight. MCP and SCAD
+need a step below their own bend for that; a longer one counts as the longest allowed. Its exact prox would be
+a hard threshold that grows with the step, and cut off large weights for having converged: where a gradient
+vanishes, so does Adam's second moment, and the step grows without bound. All take real weights and return new
+tensors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_reg.prox.elementwise import soft_threshold
+
+__all__ = ["firm_threshold", "half_threshold", "hard_threshold", "mcp", "scad", "scad_threshold"]
+
+
+def hard_threshold(weight: Tensor, threshold: float | Tensor) -> Tensor:
+    r"""Return the weight where :math:`|w| > \tau`, and 0 elsewhere.
+
+    The prox of :math:`\lambda\,\#\{i : w_i \ne 0\}` with :math:`\tau=\sqrt{2\eta\lambda}`.
+
+    >>> hard_threshold(torch.tensor([-3.0, 0.5, 2.0]), 1.0)
+    tensor([-3., 0., 2.])
+    """
+    return torch.where(weight.abs() <= threshold, torch.zeros_like(weight), weight)
+
+
+def half_threshold(weight: Tensor, amount: float | Tensor) -> Tensor:
+    r"""Prox of :math:`\tau\sum_i|w_i|^{1/2}`.
+
+    0 up to :math:`\tfrac32\tau^{2/3}`, and beyond it
+    :math:`\tfrac23 w\bigl(1 + \cos(\tfrac{2\pi}3 - \tfrac23\arccos(\tfrac\tau4(|w|/3)^{-3/2}))\bigr)`.
+
+    Args:
+        weight: any shape.
+        amount: :math:`\tau \ge 0`, one number or one for each weight.
+
+    References:
+        Xu, Chang, Xu and Zhang, *L1/2 Regularization: A Thresholding Representation Theory and a Fast
+        Solver*, IEEE TNNLS 23(7), 2012.
+
+    >>> half_threshold(torch.tensor([1.0, 2.0]), 1.0)
+    tensor([0.0000, 1.6054])
+    """
+    amount = torch.as_tensor(amount, dtype=weight.dtype, device=weight.device)
+    modulus = weight.abs()
+    stays = ~(modulus <= 1.5 * amount.pow(2.0 / 3.0))  # NaN stays NaN
+    base = torch.where(stays, modulus, 1.0) / 3.0
+    angle = torch.where(stays, amount / 4.0, 0.0) * base.pow(-1.5)
+    factor = 1.0 + torch.cos(2.0 / 3.0 * (math.pi - torch.arccos(angle.clamp_(max=1.0))))
+    shortened = torch.where(amount > 0, 2.0 / 3.0 * weight * factor, weight)
+    return torch.where(stays, shortened, torch.zeros_like(weight))
+
+
+def mcp(modulus: Tensor, strength: float, gamma: float) -> Tensor:
+    r"""MCP of each modulus: :math:`\lambda t - t^2/2\gamma` up to :math:`\gamma\lambda`."""
+    bend = modulus.clamp(max=gamma * strength)
+    return bend * (strength - bend / (2.0 * gamma))
+
+
+def firm_threshold(weight: Tensor, step: float | Tensor, strength: float, gamma: float) -> Tensor:
+    r"""Prox of MCP: :math:`S(w, \eta\lambda)/(1 - \eta/\gamma)` to :math:`\gamma\lambda`, then :math:`w`.
+
+    A step longer than :math:`\gamma` counts as :math:`\gamma`: the hard threshold at :math:`\gamma\lambda`.
+
+    >>> firm_threshold(torch.tensor([0.5, 2.0, 9.0]), 1.0, 1.0, 3.0)
+    tensor([0.0000, 1.5000, 9.0000])
+    """
+    step = torch.as_tensor(step, dtype=weight.dtype, device=weight.device).clamp(max=gamma)
+    rest = 1.0 - step / gamma
+    shrunk = soft_threshold(weight, step * strength) / torch.where(rest > 0, rest, 1.0)
+    return torch.where(weight.abs() <= gamma * strength, shrunk, weight)
+
+
+def scad(modulus: Tensor, strength: float, a: float) -> Tensor:
+    r"""Smoothly clipped absolute deviation of each modulus; see :class:`~lightning_reg.SCAD`."""
+    # min(t, aλ) · λ, less a parabola for the slope that falls from λ to 0 over (a − 1)λ
+    reach = modulus.clamp(max=a * strength)
+    bend = (reach - strength).clamp(min=0.0)
+    return reach * strength - bend.square() / (2.0 * (a - 1.0))
+
+
+def scad_threshold(weight: Tensor, step: float | Tensor, strength: float, a: float) -> Tensor:
+    r"""Prox of SCAD: a soft threshold, then ever less, then none.
+
+    :math:`S(w, \eta\lambda)` up to :math:`(1+\eta)\lambda`; then
+    :math:`((a-1)w - \operatorname{sign}(w)a\eta\lambda)/(a-1-\eta)` up to :math:`a\lambda`; then :math:`w`. A
+    step longer than :math:`a - 1` counts as :math:`a - 1`.
+
+    >>> scad_threshold(torch.tensor([0.5, 1.5, 3.0, 9.0]), 1.0, 1.0, 3.7)
+    tensor([0.0000, 0.5000, 2.5882, 9.0000])
+    """
+    step = torch.as_tensor(step, dtype=weight.dtype, device=weight.device).clamp(max=a - 1.0)
+    modulus = weight.abs()
+    rest = a - 1.0 - step
+    middle = (a - 1.0) * weight - a * step * strength * torch.sgn(weight)
+    bent = torch.where(
+        modulus <= (1.0 + step) * strength,
+        soft_threshold(weight, step * strength),
+        middle / torch.where(rest > 0, rest, 1.0),
+    )
+    return torch.where(modulus <= a * strength, bent, weight)

@@ -1,0 +1,91 @@
+r"""Projections of weights onto a set, in place: what holds exactly after every step.
+
+Each gives the nearest point of the set in the plain Euclidean metric; :func:`spend_budget_` draws near it.
+Weights may be sharded; their layout is then that of the part at hand, see
+:func:`~lightning_reg.groups.spanning.local_layout`.
+
+References: Srivastava et al., *Dropout*, JMLR 15, 2014, for max-norm; Franke, Hefenbrock, Koehler and Hutter,
+*Improving Deep Learning Optimization through Constrained Parameter Regularization*, NeurIPS 2024, for the
+budget.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_reg.groups.layout import Layout
+from lightning_reg.tensors.precision import sum_of_squares
+from lightning_reg.tensors.shards import local, over_shards
+
+__all__ = ["box_", "max_norm_", "spend_budget_", "unit_norm_"]
+
+
+@torch.no_grad()
+def max_norm_(weight: Tensor, layout: Layout, limit: float) -> None:
+    r"""Shorten groups whose norm is above the limit: :math:`w_g \leftarrow w_g\min(1, c/\|w_g\|_2)`.
+
+    >>> from lightning_reg.groups.layout import Slices
+    >>> weight = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    >>> max_norm_(weight, Slices((2, 2), keep=(0,)), 1.0)
+    >>> weight
+    tensor([[0.6000, 0.8000],
+            [0.3000, 0.4000]])
+    """
+    view = layout.view(local(weight))
+    norms = layout.norm(view)
+    factor = torch.where(norms > limit, limit / norms, 1.0)
+    view.mul_(layout.spread(factor, view))
+
+
+@torch.no_grad()
+def unit_norm_(weight: Tensor, layout: Layout) -> None:
+    r"""Give every group a norm of 1: :math:`w_g \leftarrow w_g/\|w_g\|_2`; a zero group stays zero.
+
+    >>> from lightning_reg.groups.layout import Slices
+    >>> weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    >>> unit_norm_(weight, Slices((2, 2), keep=(0,)))
+    >>> weight
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    view = layout.view(local(weight))
+    norms = layout.norm(view)
+    view.mul_(layout.spread(torch.where(norms > 0, 1.0 / norms, 1.0), view))
+
+
+@torch.no_grad()
+def box_(weight: Tensor, low: float, high: float) -> None:
+    """Clip every weight to ``[low, high]``; an infinite end is none.
+
+    >>> weight = torch.tensor([-2.0, 0.5])
+    >>> box_(weight, 0.0, float("inf"))
+    >>> weight
+    tensor([0.0000, 0.5000])
+    """
+    local(weight).clamp_(low, high)
+
+
+@torch.no_grad()
+def spend_budget_(weight: Tensor, multiplier: Tensor, budget: Tensor, rate: float) -> None:
+    r"""One step of an augmented Lagrangian for :math:`R(w) = \tfrac12\|w\|_2^2 \le \kappa`.
+
+    :math:`\lambda \leftarrow \max(0, \lambda + \tfrac\mu\kappa(R(w) - \kappa))`, then
+    :math:`w \leftarrow w - \lambda w`: weight decay of a strength that is found, and is 0 within the budget.
+
+    Args:
+        weight: changed in place.
+        multiplier: λ, a scalar, changed in place.
+        budget: κ, a scalar.
+        rate: μ.
+
+    >>> weight, multiplier = torch.tensor([3.0, 4.0]), torch.tensor(0.0)
+    >>> spend_budget_(weight, multiplier, torch.tensor(10.0), rate=0.1)
+    >>> weight, multiplier
+    (tensor([2.9250, 3.9000]), tensor(0.0250))
+    """
+    energy = over_shards(sum_of_squares, weight) * 0.5
+    excess = energy / budget.clamp(min=torch.finfo(budget.dtype).tiny) - 1.0
+    # a jump of the weights must not turn their signs
+    multiplier.add_(excess * rate).clamp_(min=0.0, max=1.0)
+    local(weight).mul_((1.0 - multiplier).to(weight.dtype))

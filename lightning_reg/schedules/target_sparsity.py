@@ -1,0 +1,143 @@
+"""A strength that finds itself: the one that leaves a wanted share of zeros."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_reg.schedules.base import Position, Schedule, _in_steps
+
+__all__ = ["Controller", "TargetSparsity"]
+
+
+@dataclass(frozen=True)
+class TargetSparsity(Schedule):
+    r"""A strength that is steered until a wanted share of weights, or of groups, is zero.
+
+    Nothing is penalised before ``begin``. From there to ``until`` the strength is steered so that the weight
+    (or group) that is to be the last one cut shrinks on a straight line to zero; after ``until`` the share is
+    held. It works with ``apply="proximal"``, which makes zeros; what it has found is kept in checkpoints.
+
+    Args:
+        share: s in (0, 1), the share of zeros wanted.
+        initial: λ to start from, above 0. A good guess saves time; one 1000 times off is found all the same.
+        begin: where it starts, a fraction of the run or an optimizer step.
+        until: where the share is to be reached.
+        of: count ``"weights"`` or ``"groups"``; groups where None and the penalty has some.
+        every: optimizer steps from one look at the weights to the next.
+        gain: how far :math:`\log\lambda` may move between ``begin`` and ``until``.
+
+    Raises:
+        ValueError: one of these out of its range.
+
+    >>> from lightning_reg import L1
+    >>> L1(TargetSparsity(0.9), select="encoder.*").strength.share
+    0.9
+    """
+
+    share: float
+    initial: float = 1e-4
+    begin: Position = 0
+    until: Position = 0.7
+    of: Literal["weights", "groups"] | None = None
+    every: int = 5
+    gain: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share < 1.0:
+            raise ValueError(f"TargetSparsity(share={self.share}) is out of range; give a share in (0, 1)")
+        if not 0.0 < self.initial < float("inf") or not 0.0 < self.gain < float("inf") or self.every < 1:
+            raise ValueError(
+                f"TargetSparsity(initial={self.initial}, gain={self.gain}, every={self.every}) is out of "
+                "range; give numbers above 0"
+            )
+        if self.of not in (None, "weights", "groups"):
+            raise ValueError(f"TargetSparsity(of={self.of!r}) is unknown; it is 'weights' or 'groups'")
+        if type(self.begin) is type(self.until) and self.until <= self.begin:
+            raise ValueError(f"TargetSparsity(begin={self.begin}, until={self.until}) ends before it begins")
+
+    @override
+    def __call__(self, step: int, total_steps: int | None = None) -> float:
+        """Return the strength before anything is counted."""
+        return self.initial
+
+    @property
+    @override
+    def positions(self) -> Sequence[Position]:
+        return (self.begin, self.until)
+
+
+class Controller:
+    """The state of a :class:`TargetSparsity` in one run.
+
+    The share of zeros answers late, and then all at once; so what is steered is the size of the weight (or
+    group) that is to be the last one cut: on a straight line to 0 at ``until``, and from then on the share
+    itself.
+
+    Args:
+        target: what is wanted.
+        measure: returns the sizes at this moment of all weights, or groups, or of a sample.
+    """
+
+    def __init__(self, target: TargetSparsity, measure: Callable[[], Tensor]) -> None:
+        self.target = target
+        self.measure = measure
+        self._log = math.log(target.initial)
+        self._first = 0.0
+        self._last = 0.0
+        self._counted_at = -1
+        self._now: tuple[int, int | None] = (0, None)
+
+    def strength(self, step: int, total_steps: int | None) -> float:
+        """Return λ for ``step``."""
+        self._now = step, total_steps
+        if step < _in_steps(self.target, self.target.begin, total_steps):
+            return 0.0
+        return math.exp(self._log)
+
+    def observe(self) -> None:
+        """Look at the weights after the proximal operator: before it, the optimizer has moved every zero."""
+        target, (step, total_steps) = self.target, self._now
+        begin = _in_steps(target, target.begin, total_steps)
+        if self._counted_at < 0 or step - self._counted_at >= target.every:
+            ramp = max(_in_steps(target, target.until, total_steps) - begin, 1.0)
+            self._steer((step - begin) / ramp, (step - self._counted_at) / ramp)
+            self._counted_at = step
+
+    def _steer(self, progress: float, passed: float) -> None:
+        sizes = self.measure()
+        if not sizes.numel():
+            return
+        share = float((sizes == 0).double().mean())
+        rank = min(sizes.numel(), math.ceil(self.target.share * sizes.numel()))
+        edge = float(sizes.kthvalue(rank).values)
+        if self._counted_at < 0:
+            self._first = self._last = edge
+            return
+        scale = self._first or 1.0
+        wanted = max(1.0 - progress, 0.0)
+        if share > self.target.share or progress >= 1.0:
+            error = 20.0 * (self.target.share - share)
+        else:
+            speed = (edge - self._last) / scale / passed
+            error = 8.0 * (edge / scale - wanted) + (speed + (progress < 1.0))
+        self._log += self.target.gain * passed * max(-1.0, min(1.0, error))
+        self._log = max(-80.0, min(80.0, self._log))
+        self._last = edge
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the next measurement goes on from."""
+        state = [self._log, self._first, self._last, self._counted_at]
+        return {"target_sparsity": torch.tensor(state, dtype=torch.float64)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state_dict` returned."""
+        if "target_sparsity" in state:
+            self._log, self._first, self._last, counted_at = state["target_sparsity"].tolist()
+            self._counted_at = int(counted_at)

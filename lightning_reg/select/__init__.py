@@ -1,0 +1,1 @@
+"""On what: one grammar for the names of parameters."""

@@ -1,0 +1,246 @@
+"""In-place passes over lists of tensors that copy no model.
+
+Each function goes over its tensors once. Large CPU tensors are walked in pieces that stay in a cache,
+through buffers that each thread keeps, so that no temporary reaches main memory. All other tensors go
+through torch's multi-tensor (``foreach``) functions in batches of bounded size. Everything is element-wise,
+runs without grad and changes nothing but its first argument. :mod:`lightning_reg.tensors.compiled` has the
+same as fused loops, for those who ask for them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softshrink
+
+from lightning_reg.tensors import compiled
+from lightning_reg.tensors.chunks import BATCH, pieces
+from lightning_reg.tensors.precision import without_grad
+from lightning_reg.tensors.steps import StepSize
+
+__all__ = ["add_scaled_", "add_sign_", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
+
+#: Elements up to which a CPU tensor goes with others into one multi-tensor call.
+SMALL = 2**14
+#: Elements in a pack of small CPU tensors, and packs that each thread keeps: 2 MiB in float32.
+PACK, PACKS = 2**17, 4
+#: Small tensors that are one batch whatever their sizes.
+FEW = PACK // SMALL
+
+
+@without_grad
+def add_scaled_(targets: Sequence[Tensor], weights: Sequence[Tensor], alpha: float) -> None:
+    """``targets += alpha · weights``, the gradient of L2 where ``alpha`` is λ."""
+    if targets:
+        torch._foreach_add_(list(targets), list(weights), alpha=alpha)
+
+
+@without_grad
+def scale_(weights: Sequence[Tensor], factor: float) -> None:
+    """``weights *= factor``."""
+    if weights:
+        torch._foreach_mul_(list(weights), factor)
+
+
+@without_grad
+def add_sign_(
+    targets: Sequence[Tensor], weights: Sequence[Tensor], alpha: float, scaled: float = 0.0
+) -> None:
+    """``targets += alpha · sign(weights) + scaled · weights``, the gradient of L1 and of elastic net.
+
+    The sign of 0 is 0, of a complex number ``w/|w|``. A target may be the weight itself.
+    """
+    together: list[tuple[Tensor, Tensor]] = []
+    for row in compiled.add_sign_(list(zip(targets, weights, strict=True)), alpha, scaled):
+        if not _is_large(row[1]):
+            together.append(row)
+            continue
+        for target_piece, weight_piece in pieces(*row, times=2):  # there is one buffer only
+            sign, factor = _sign(weight_piece, alpha)
+            if scaled:
+                target_piece.add_(weight_piece, alpha=scaled)
+            target_piece.add_(sign, alpha=factor)
+    for some_targets, some_weights in _batches(together):
+        if some_weights[0].is_complex():
+            signs = [torch.sgn(weight) for weight in some_weights]
+        else:
+            signs = list(torch._foreach_sign(some_weights))
+        if scaled:
+            torch._foreach_add_(some_targets, some_weights, alpha=scaled)
+        torch._foreach_add_(some_targets, signs, alpha=alpha)
+
+
+@without_grad
+def soft_threshold_(weights: Sequence[Tensor], threshold: float) -> None:
+    """``w ← sign(w)·max(|w| − threshold, 0)``, in one pass.
+
+    A complex weight keeps its argument and loses ``threshold`` of its modulus.
+    """
+    for weight in weights:
+        _soft_threshold_(weight, threshold)
+
+
+@without_grad
+def soft_threshold_in_metric_(
+    weights: Sequence[Tensor], steps: Sequence[StepSize], threshold: float, shrink: float = 0.0
+) -> None:
+    """Soft-threshold each weight by its own step: ``w ← S(w, η·threshold) / (1 + η·shrink)``.
+
+    Args:
+        weights: changed in place.
+        steps: for each tensor the step size η of every weight.
+        threshold: the factor of |w|, λ for L1 and λ·ρ for elastic net.
+        shrink: the factor of w²/2, λ·(1 − ρ) for elastic net.
+    """
+    together: dict[tuple[float, float, float], list[tuple[Tensor, Tensor]]] = {}
+    rows = list(zip(weights, steps, strict=True))
+    for weight, step in compiled.soft_threshold_in_metric_(rows, threshold, shrink):
+        numerator, moment, root_scale, eps, mean = step
+        if moment is None:
+            _soft_threshold_(weight, numerator * threshold)
+            if shrink:
+                weight.div_(1.0 + numerator * shrink)
+        elif mean is None and not _is_large(weight) and weight.element_size() > 2:
+            # 16-bit numbers are rounded in each operation, and the other way takes fewer
+            together.setdefault((numerator, root_scale, eps), []).append((weight, moment))
+        else:
+            for piece, *moments in pieces(weight, *step.tensors):
+                eta = step.on(moments, out=_scratch(0, piece), factor=threshold or shrink)
+                _soft_threshold_piece_(piece, eta, threshold, shrink)
+    for (numerator, root_scale, eps), alike in together.items():
+        shared = StepSize(numerator, None, root_scale, eps)
+        for some_weights, moments in _batches(alike):
+            if some_weights[0].is_cpu:
+                pack, packed = _scratch.pack(0, some_weights)
+                moment, _ = _scratch.pack(1, moments)
+                eta = shared.on([moment], out=moment, factor=threshold or shrink)
+                _soft_threshold_piece_(pack, eta, threshold, shrink)
+                torch._foreach_copy_(some_weights, packed)
+                continue
+            etas = list(torch._foreach_sqrt(moments))
+            torch._foreach_add_(etas, eps / root_scale)
+            torch._foreach_reciprocal_(etas)
+            torch._foreach_mul_(etas, (threshold or shrink) * numerator / root_scale)
+            _soft_threshold_batch_(some_weights, etas, threshold, shrink)
+
+
+def _sign(weight: Tensor, alpha: float) -> tuple[Tensor, float]:
+    """A multiple of the sign in a buffer, and the factor that makes it ``alpha · sign(weight)``."""
+    buffer = _scratch(0, weight)
+    if weight.dtype in (torch.float32, torch.float64):
+        # a power of two, so nothing is rounded; a clamp takes three quarters of the time of sgn, and differs
+        # from it in weights below the smallest normal number only, whose gradient goes to 0 with them
+        tiny = torch.finfo(weight.dtype).tiny
+        if abs(alpha) <= torch.finfo(weight.dtype).max * tiny:
+            return torch.clamp(weight, -tiny, tiny, out=buffer), alpha / tiny
+    return torch.sgn(weight, out=buffer), alpha
+
+
+def _soft_threshold_(weight: Tensor, threshold: float) -> None:
+    if weight.is_complex():
+        modulus = weight.abs()
+        weight.mul_(torch.where(modulus > threshold, 1 - threshold / modulus, 0.0))
+    else:
+        softshrink(weight, threshold, out=weight)  # type: ignore[call-arg]  # not in its stub
+
+
+def _soft_threshold_piece_(piece: Tensor, eta: Tensor, threshold: float, shrink: float) -> None:
+    """Soft-threshold by ``eta``, which is scaled by ``threshold``, or by ``shrink`` where that is 0."""
+    if threshold:
+        moved = torch.neg(eta, out=_scratch(1, piece))
+        # w − clamp(w, −τ, τ) is S(w, τ) without rounding the weights it leaves alone
+        piece.sub_(torch.clamp(piece, moved, eta, out=moved))
+        if shrink:
+            eta.mul_(shrink / threshold)
+    if shrink:
+        piece.div_(eta.add_(1.0))
+
+
+def _soft_threshold_batch_(
+    weights: list[Tensor], etas: list[Tensor], threshold: float, shrink: float
+) -> None:
+    """The same on lists."""
+    if threshold:
+        moved = list(torch._foreach_neg(etas))
+        torch._foreach_clamp_min_(moved, weights)
+        torch._foreach_clamp_max_(moved, etas)
+        torch._foreach_sub_(weights, moved)
+        if shrink:
+            torch._foreach_mul_(etas, shrink / threshold)
+    if shrink:
+        torch._foreach_add_(etas, 1.0)
+        torch._foreach_div_(weights, etas)
+
+
+class _Scratch(threading.local):
+    """Buffers kept by each thread: fresh memory would cost a page fault every 4 KiB."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._packs: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
+
+    def __call__(self, index: int, like: Tensor) -> Tensor:
+        """Return buffer ``index`` in the shape of ``like``; what it held is gone."""
+        size = like.numel()
+        if not like.is_cpu:  # torch's allocator keeps accelerator memory at hand
+            return torch.empty_like(like)
+        key = (index, like.dtype)
+        buffer = self._kept.get(key)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._kept[key] = _empty(size, like.dtype)
+        return buffer[:size].view(like.shape)
+
+    def pack(self, index: int, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Copy CPU tensors of one dtype into one vector; return it, and views of it in their shapes."""
+        key = (index, tensors[0].dtype, *[tensor.shape for tensor in tensors])
+        found = self._packs.get(key)
+        if found is None:
+            if len(self._packs) == PACKS:
+                self._packs.clear()
+            sizes = [tensor.numel() for tensor in tensors]
+            vector = _empty(sum(sizes), tensors[0].dtype)
+            parts = zip(torch.split(vector, sizes), tensors, strict=True)
+            found = self._packs[key] = vector, [part.view(tensor.shape) for part, tensor in parts]
+        torch._foreach_copy_(found[1], tensors)
+        return found
+
+
+@torch.inference_mode(False)  # whose tensors could not be written to outside of it
+def _empty(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(size, dtype=dtype)
+
+
+_scratch = _Scratch()
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.is_cpu and tensor.numel() > SMALL
+
+
+def _batches(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Columns of rows of one dtype and device: packs of CPU tensors, elsewhere batches of pieces."""
+    kinds = {row[1].dtype for row in rows} | {row[1].device for row in rows}
+    if len(rows) <= FEW and len(kinds) == 2 and rows[0][1].is_cpu:
+        yield [row[0] for row in rows], [row[1] for row in rows]  # a small network: every microsecond is seen
+        return
+    groups: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, ...]]] = {}
+    for row in rows:
+        groups.setdefault((row[1].dtype, row[1].device), []).append(row)
+    for (_, device), group in groups.items():
+        most = PACK
+        if device.type != "cpu":
+            most, group = BATCH, [piece for row in group for piece in pieces(*row)]
+        first, size = 0, 0
+        for i, row in enumerate(group):
+            size += row[1].numel()
+            if size > most and i > first:
+                yield _columns(group[first:i])
+                first, size = i, row[1].numel()
+        yield _columns(group[first:])
+
+
+def _columns(rows: list[tuple[Tensor, ...]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [row[0] for row in rows], [row[1] for row in rows]

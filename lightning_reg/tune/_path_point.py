@@ -1,0 +1,150 @@
+"""One point of a path in a Trainer: it starts warm, and stops once it is solved, or gets no better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_reg.apply import Term
+from lightning_reg.hosts.both_namespaces import BothCallback
+from lightning_reg.penalties import Penalty
+from lightning_reg.tune.stationarity import residual
+
+__all__ = ["PathPoint"]
+
+
+class PathPoint(BothCallback):
+    """Gives the optimizer its state, and ends training at a residual or without progress.
+
+    Args:
+        penalty: with this point's strength.
+        tolerance: of the residual, as a share of the strength.
+        optimizer_state: of ``Optimizer.state_dict()["state"]``, or None for a cold start.
+        patience: epochs without a smaller ``measure()``, after which the best epoch's state is put back.
+        measure: the validation loss as the module is.
+
+    Attributes:
+        residual: of the last epoch, or the one put back, from the mean of the epoch's gradients.
+        steps: optimizer steps.
+        best_epoch: the one that was put back, counted from 1; None without patience.
+        state: the optimizer's at the end.
+    """
+
+    def __init__(
+        self,
+        penalty: Penalty,
+        tolerance: float,
+        optimizer_state: Any = None,
+        *,
+        patience: int | None = None,
+        measure: Callable[[], float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.penalty = penalty
+        self.strength = float(penalty.strength)  # type: ignore[arg-type]
+        self.tolerance = tolerance
+        self.optimizer_state = optimizer_state
+        self.patience = patience
+        self.measure = measure
+        self.residual = float("inf")
+        self.steps = 0
+        self.best_epoch: int | None = None
+        self.state: Any = None
+        self._sums: dict[nn.Parameter, Tensor] = {}
+        self._count = 0
+        self._solution: dict[nn.Parameter, Tensor] = {}
+        self._lowest = float("inf")
+        self._best: tuple[float, Any, Any] | None = None
+
+    @property
+    def converged(self) -> bool:
+        """Whether the residual is within the tolerance."""
+        return self.residual <= self.tolerance * (self.strength or 1.0)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up the optimizer's state, its learning rate excepted."""
+        if len(trainer.optimizers) != 1:
+            raise ValueError(
+                f"a path needs one optimizer, and {type(pl_module).__name__} has {len(trainer.optimizers)}; "
+                "train such a model with PenaltyCallback, a strength at a time"
+            )
+        self._term = Term(self.penalty, pl_module)
+        if self.optimizer_state is not None:
+            (optimizer,) = trainer.optimizers
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": self.optimizer_state})
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Sum the epoch's gradients; after its last, look how far the weights are from a solution."""
+        self.steps += 1
+        self._count += 1
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None or not parameter.requires_grad:
+                    continue
+                if parameter in self._sums:
+                    self._sums[parameter].add_(parameter.grad)
+                else:
+                    self._sums[parameter] = parameter.grad.detach().clone()
+        if trainer.is_last_batch:
+            means = {parameter: total.div_(self._count) for parameter, total in self._sums.items()}
+            self.residual = residual(self._term, means, self.strength)
+            self._sums, self._count = {}, 0
+            if self.converged:  # these weights; the step that is about to be taken may leave them
+                self._solution = {p: p.detach().clone() for p in pl_module.parameters() if p.requires_grad}
+                trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the best epoch, and stop when there has been none for long."""
+        if self.patience is None or self.measure is None:
+            return
+        (optimizer,) = trainer.optimizers
+        epoch, loss = trainer.current_epoch + 1, self.measure()
+        if loss < self._lowest or self.best_epoch is None:
+            self._lowest, self.best_epoch = loss, epoch
+            self._best = deepcopy((self.residual, pl_module.state_dict(), optimizer.state_dict()))
+        elif epoch - self.best_epoch >= self.patience:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the solution back, or the best epoch."""
+        with torch.no_grad():
+            for parameter, value in self._solution.items():
+                parameter.copy_(value)
+        if self._best is not None:
+            (optimizer,) = trainer.optimizers
+            self.residual, weights, state = self._best
+            pl_module.load_state_dict(weights)
+            optimizer.load_state_dict(state)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the optimizer's state for the next point."""
+        (optimizer,) = trainer.optimizers
+        self.state = optimizer.state_dict()["state"]
+
+
+def rescaled(state: Any, ratio: float) -> Any:
+    """Return an optimizer's state for a strength ``ratio`` times as large.
+
+    At a solution the gradient of every weight that is not zero is λ times the penalty's slope, so first
+    moments go with λ and second moments with its square. Stale moments would kick the weights away from where
+    they are: measured, they cost as many steps as a cold start.
+    """
+    powers = {"momentum_buffer": 1, "exp_avg": 1, "grad_avg": 1, "exp_avg_sq": 2, "square_avg": 2, "sum": 2}
+    powers["max_exp_avg_sq"] = 2
+    return {
+        key: {
+            name: value * ratio ** powers[name]
+            if name in powers and isinstance(value, torch.Tensor)
+            else value
+            for name, value in slots.items()
+        }
+        for key, slots in state.items()
+    }

@@ -1,0 +1,179 @@
+"""Dead units are cut, and the outputs stay."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lightning_reg import Coupled, GroupLasso, TargetSparsity, attach, compact
+from lightning_reg.tensors.shards import local
+
+pytest.importorskip("torch_pruning")
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return (x + self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))).relu()
+
+
+class ResNet(nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.block1, self.block2 = Block(width), Block(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        return self.head(self.block2(self.block1(x)).mean((2, 3)))
+
+
+def units(block):
+    """A block's inner filters, with what normalizes them and what reads them."""
+    return {
+        f"{block}.conv1.weight": "filters",
+        f"{block}.norm1.weight": "rows",
+        f"{block}.norm1.bias": "rows",
+        f"{block}.conv2.weight": "channels",
+    }
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def same(model, smaller, x):
+    with torch.no_grad():
+        torch.testing.assert_close(smaller.eval()(x), model.eval()(x), rtol=0, atol=1e-5)
+
+
+def train_resnet(width=16, steps=300, seed=0):
+    datasets = pytest.importorskip("sklearn.datasets")
+    x, y = datasets.load_digits(return_X_y=True)
+    x, y = torch.tensor(x / 16).float().view(-1, 1, 8, 8), torch.tensor(y)
+    torch.manual_seed(seed)
+    model = ResNet(width)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)  # so that it ends settled
+    penalty = GroupLasso(
+        TargetSparsity(0.5, initial=1e-3, every=2, until=0.6),
+        groups=Coupled([units("block1"), units("block2")]),
+    )
+    attach(model, optimizer, penalty, apply="proximal", total_steps=steps)
+    for _ in range(steps):
+        batch = torch.randint(0, len(x), (64,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+        optimizer.step()
+        decay.step()
+    accuracy = (model.eval()(x).argmax(1) == y).float().mean().item()
+    return model, x, accuracy
+
+
+@pytest.mark.slow
+def test_a_resnet_trained_with_coupled_filters_becomes_smaller():
+    model, x, accuracy = train_resnet()
+    smaller = compact(model, x[:2])
+    same(model, smaller, x[:200])
+    assert accuracy > 0.9
+    assert smaller.block1.conv1.weight.shape[0] + smaller.block2.conv1.weight.shape[0] <= 18
+    assert parameters(smaller) < 0.75 * parameters(model)
+    smaller.train()
+    nn.functional.cross_entropy(smaller(x[:4]), torch.zeros(4, dtype=torch.long)).backward()  # it trains on
+
+
+def kill(layer, *dead):
+    with torch.no_grad():
+        layer.weight[list(dead)] = 0.0
+
+
+def test_constants_of_dead_units_move_into_the_next_bias():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3, bias=False))
+    kill(model[0], 1, 4, 6)
+    smaller = compact(model, torch.randn(4, 5))
+    assert smaller[0].out_features == 5 and smaller[2].bias is not None
+    same(model, smaller, torch.randn(20, 5))
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten())
+    model.append(nn.Linear(4 * 16, 3))
+    kill(model[0], 0, 5)
+    kill(model[3], 2)
+    smaller = compact(model, torch.randn(2, 1, 8, 8))
+    assert smaller[0].out_channels == 4 and smaller[3].out_channels == 3 and smaller[5].in_features == 48
+    same(model, smaller, torch.randn(20, 1, 8, 8))
+
+
+def test_what_cannot_be_cut_is_kept():
+    torch.manual_seed(0)
+    padded = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1), nn.Flatten())
+    padded.append(nn.Linear(4 * 36, 3))
+    padded[0].bias.data.fill_(1.0)
+    kill(padded[0], 0)  # puts out 1, and the next layer's border would tell
+    smaller = compact(padded, torch.randn(2, 1, 8, 8))
+    assert smaller[0].out_channels == 6
+    normed = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    kill(normed[0], 1)
+    assert compact(normed, torch.randn(2, 5))[0].out_features == 8
+    last = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    kill(last[2], 1)  # an output of the model
+    kill(last[0], *range(8))
+    smaller = compact(last, torch.randn(2, 5))
+    assert smaller[0].out_features == 1 and smaller[2].out_features == 3
+    same(last, smaller, torch.randn(9, 5))
+
+
+def test_a_residual_sum_loses_a_unit_only_where_all_of_it_is_dead():
+    torch.manual_seed(0)
+    model = ResNet(8).eval()
+    for conv in (model.stem, model.block1.conv2, model.block2.conv2):
+        kill(conv, 3)
+    kill(model.stem, 5)
+    for norm in (model.norm, model.block1.norm2, model.block2.norm2):
+        norm.bias.data.zero_()
+    smaller = compact(model, torch.randn(2, 1, 8, 8))
+    assert smaller.stem.out_channels == 7 and smaller.head.in_features == 7
+    same(model, smaller, torch.randn(9, 1, 8, 8))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = 2, nn.Linear(8, 24), nn.Linear(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (nn.LSTM(4, 4), "a LSTM, which is recurrent: its hidden units"),
+        (nn.MultiheadAttention(4, 2), "MultiheadAttention, which is an attention"),
+        (Attention(), "Attention, which is an attention: its heads"),
+        (nn.Conv2d(4, 4, 3, groups=2), "grouped convolution"),
+    ],
+)
+def test_recurrent_and_attention_layers_are_refused_by_name(module, says):
+    model = nn.Sequential(nn.Linear(4, 4), module)
+    with pytest.raises(ValueError, match=rf"cannot cut 1, .*{says}"):
+        compact(model, torch.randn(2, 4))
+
+
+def test_a_model_in_parts_is_refused_before_anything_is_changed():
+    tensor = pytest.importorskip("torch.distributed.tensor")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3))
+        kill(model[0], 1, 4)
+        tensor.distribute_module(model[0], dist.init_device_mesh("cpu", (1,)))
+        before = {parameter: local(parameter).clone() for parameter in model.parameters()}
+        with pytest.raises(ValueError, match=r"and 0\.weight is shared out over several; load the full"):
+            compact(model, torch.randn(4, 5))
+        assert isinstance(model[0].weight, tensor.DTensor) and list(model.parameters()) == list(before)
+        assert all(torch.equal(local(parameter), was) for parameter, was in before.items())
+    finally:
+        dist.destroy_process_group()
