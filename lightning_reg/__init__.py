@@ -59,7 +59,8 @@ if TYPE_CHECKING:
         SparseGroupLasso,
         SpectralNorm,
     )
-    from lightning_reg.schedules.base import (
+    from lightning_reg.schedules.base import Schedule
+    from lightning_reg.schedules.shapes import (
         Constant,
         Cosine,
         Exponential,
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
         MultiStep,
         Piecewise,
         Polynomial,
-        Schedule,
     )
     from lightning_reg.schedules.target_sparsity import TargetSparsity
 
@@ -183,7 +183,8 @@ _HOMES = {
         "SparseGroupLasso",
         "SpectralNorm",
     ),
-    "schedules.base": (
+    "schedules.base": ("Schedule",),
+    "schedules.shapes": (
         "Constant",
         "Cosine",
         "Exponential",
@@ -191,7 +192,6 @@ _HOMES = {
         "MultiStep",
         "Piecewise",
         "Polynomial",
-        "Schedule",
     ),
     "schedules.target_sparsity": ("TargetSparsity",),
 }

@@ -79,4 +79,7 @@ import lightning_reg.look.plot, lightning_reg.metrics
 loaded = {"lightning", "matplotlib", "rich", "torchmetrics"} & set(sys.modules)
 assert not loaded, f"the core and the functions need torch alone, not {loaded}"
 """
-    assert in_fresh_interpreter(program) == "lightning_reg lightning_reg.cli lightning_reg.cli.entry_point"
+    assert in_fresh_interpreter(program) == (
+        "lightning_reg lightning_reg.cli lightning_reg.cli.entry_point lightning_reg.hosts "
+        "lightning_reg.hosts.requested"
+    )

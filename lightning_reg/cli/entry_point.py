@@ -8,14 +8,11 @@ there is something to attach.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["VARIABLE", "callbacks", "nothing_attached"]
+from lightning_reg.hosts.requested import VARIABLE
 
-#: The environment variable that carries what to attach, to child processes too.
-VARIABLE = "LIGHTNING_REG_RUN"
+__all__ = ["callbacks"]
 
 
 def callbacks() -> list[Any]:
@@ -31,14 +28,3 @@ def callbacks() -> list[Any]:
     from lightning_reg.cli.plan import Plan
 
     return attached(Plan.from_json(plan))
-
-
-@contextmanager
-def nothing_attached() -> Iterator[None]:
-    """Leave Trainers alone that are made here: those of a search, whose callbacks are its own."""
-    plan = os.environ.pop(VARIABLE, None)
-    try:
-        yield
-    finally:
-        if plan is not None:
-            os.environ[VARIABLE] = plan

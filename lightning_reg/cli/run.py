@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lightning_reg.cli.config import make_callbacks, read_callbacks
-from lightning_reg.cli.entry_point import VARIABLE
 from lightning_reg.cli.errors import OneLineParser, UsageError, positive
 from lightning_reg.cli.launch import launch, launched_already, process_count
 from lightning_reg.cli.plan import Plan
 from lightning_reg.cli.schedule_text import dropout_rate, strength
 from lightning_reg.cli.script import as_program, run_script
+from lightning_reg.hosts.requested import VARIABLE
 
 __all__ = ["main"]
 

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from types import ModuleType, TracebackType
 
-from lightning_reg.cli.entry_point import VARIABLE
 from lightning_reg.cli.errors import UsageError, one_line, refusal
 from lightning_reg.cli.plan import Plan
 from lightning_reg.cli.trainer_options import trainer_options
+from lightning_reg.hosts.requested import VARIABLE
 
 __all__ = ["as_program", "current_directory_first", "main", "run_script"]
 

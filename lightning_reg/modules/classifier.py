@@ -19,7 +19,7 @@ from lightning_reg.modules._supervised import (
     SupervisedModule,
 )
 from lightning_reg.penalties import L2, Penalty
-from lightning_reg.schedules.base import Cosine
+from lightning_reg.schedules.shapes import Cosine
 
 __all__ = ["RegularizedClassifier", "classification_metrics"]
 

@@ -13,7 +13,8 @@ from lightning_reg.modules._batch import check_labels
 from lightning_reg.modules._linear import LinearModule, coefficients_of, require_sklearn, sklearn_bias
 from lightning_reg.modules._supervised import LearningRateSchedule, MakeOptimizer, ModuleApply, adam
 from lightning_reg.modules.classifier import classification_metrics
-from lightning_reg.schedules.base import Cosine, ScheduleLike
+from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.schedules.shapes import Cosine
 
 __all__ = ["LogisticRegression"]
 

@@ -17,7 +17,8 @@ from lightning_reg.modules._batch import check_features, check_labels, check_tar
 from lightning_reg.modules._supervised import LearningRateSchedule, MakeOptimizer, SupervisedModule
 from lightning_reg.modules.classifier import classification_metrics
 from lightning_reg.prox.hierarchical import hierarchical_prox
-from lightning_reg.schedules.base import Cosine, ScheduleLike, check_schedule, evaluate
+from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
+from lightning_reg.schedules.shapes import Cosine
 from lightning_reg.tensors.steps import has_one_step, step_size
 
 __all__ = ["SparseMLP"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_reg.schedules.base import Position, Schedule, _in_steps
+from lightning_reg.schedules.base import Position, Schedule, in_steps
 
 __all__ = ["Controller", "TargetSparsity"]
 
@@ -97,16 +97,16 @@ class Controller:
     def strength(self, step: int, total_steps: int | None) -> float:
         """Return λ for ``step``."""
         self._now = step, total_steps
-        if step < _in_steps(self.target, self.target.begin, total_steps):
+        if step < in_steps(self.target, self.target.begin, total_steps):
             return 0.0
         return math.exp(self._log)
 
     def observe(self) -> None:
         """Look at the weights after the proximal operator: before it, the optimizer has moved every zero."""
         target, (step, total_steps) = self.target, self._now
-        begin = _in_steps(target, target.begin, total_steps)
+        begin = in_steps(target, target.begin, total_steps)
         if self._counted_at < 0 or step - self._counted_at >= target.every:
-            ramp = max(_in_steps(target, target.until, total_steps) - begin, 1.0)
+            ramp = max(in_steps(target, target.until, total_steps) - begin, 1.0)
             self._steer((step - begin) / ramp, (step - self._counted_at) / ramp)
             self._counted_at = step
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_reg.cli.entry_point import nothing_attached
+from lightning_reg.hosts.requested import nothing_attached
 
 __all__ = ["quiet"]
 

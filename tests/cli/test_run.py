@@ -13,8 +13,9 @@ import torch
 
 from lightning_reg import Linear
 from lightning_reg.callbacks import L1PenaltyCallback, L2PenaltyCallback
-from lightning_reg.cli.entry_point import VARIABLE, callbacks
+from lightning_reg.cli.entry_point import callbacks
 from lightning_reg.cli.main import main
+from lightning_reg.hosts.requested import VARIABLE
 from tests.support import Net, batches, fit, weights
 
 pytest.importorskip("jsonargparse")

@@ -49,7 +49,7 @@ def test_histograms_count_every_weight() -> None:
 
 
 def test_schedules() -> None:
-    line = Cosine(0.0, 1.0).plot(100).axes[0].lines[0]
+    line = plot.schedule(Cosine(0.0, 1.0), 100).axes[0].lines[0]
     expected = [Cosine(0.0, 1.0)(int(step), 100) for step in line.get_xdata()]
     np.testing.assert_allclose(line.get_ydata(), expected)
     assert line.get_xdata()[-1] == 100
