@@ -12,8 +12,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import found_inf
-from lightning_reg.groups.forms import Groups, check_groups, layout_of
+from lightning_reg.groups.forms import Groups, check_groups
 from lightning_reg.groups.layout import Layout
+from lightning_reg.groups.partition import partition
 from lightning_reg.groups.spanning import local_layout
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.prox import projections as constraints
@@ -128,8 +129,14 @@ class _GroupConstraint(_Constraint):
         self._layouts: dict[int, Layout] = {}
 
     def _bind(self, selected: list[Selected]) -> None:
+        sets = partition(selected, self.groups)
+        if any(len(members) > 1 for members in sets):
+            raise ValueError(
+                f"{type(self).__name__} works on groups within one tensor, and groups={self.groups!r} couples "
+                "several; use groups='rows'"
+            )
         self._layouts = {
-            id(s.parameter): local_layout(s.parameter, layout_of(s, self.groups)) for s in selected
+            id(s.parameter): local_layout(s.parameter, layout) for members in sets for s, layout in members
         }
 
 

@@ -6,17 +6,20 @@ tensor, or a sequence of tensors, which are taken whole. Sharded tensors are mad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from lightning_reg.groups.forms import Groups, check_groups, default_layout
+from lightning_reg.groups.layout import Layout
+from lightning_reg.groups.partition import partition, selection
+from lightning_reg.prox.group import group_maxima, group_weights
 from lightning_reg.select.parameters import Select, select_parameters
 from lightning_reg.tensors.shards import whole
 
 __all__ = [
-    "GroupRule",
     "Target",
     "count_groups",
     "count_zeros",
@@ -31,9 +34,6 @@ __all__ = [
 
 #: What is measured: the selected parameters of a module, or tensors.
 Target: TypeAlias = "nn.Module | Tensor | Sequence[Tensor]"
-
-#: Which entries stand or fall together. A callable gives an integer label for each entry of the parameter.
-GroupRule: TypeAlias = "Literal['rows', 'columns'] | Callable[[str, nn.Parameter, nn.Module], Tensor]"
 
 
 def sparsity(target: Target, select: Select = "weights", tolerance: float = 0.0) -> Tensor:
@@ -55,21 +55,19 @@ def sparsity(target: Target, select: Select = "weights", tolerance: float = 0.0)
 
 
 def group_sparsity(
-    target: Target, groups: GroupRule = "rows", select: Select = "weights", tolerance: float = 0.0
+    target: Target, groups: Groups = "rows", select: Select = "weights", tolerance: float = 0.0
 ) -> Tensor:
     r"""Return the fraction of groups whose every entry has :math:`|w| \le` ``tolerance``.
 
     Args:
         target: a module, a tensor or a sequence of tensors.
-        groups: ``"rows"``, a unit's incoming weights: slices along the first dimension; ``"columns"``, what
-            one input feeds: slices along the second; or, for a module, a callable
-            ``(name, parameter, module) -> labels`` with an integer for each entry.
-        select: of a module, which parameters.
+        groups: which weights make a group, as in a penalty: see :mod:`lightning_reg.groups.forms`. Tensors
+            are read as a linear layer's weight, ``(out, in, ...)``.
+        select: of a module, which parameters; those of ``groups`` where it is a :class:`~lightning_reg.Coupled`.
         tolerance: the largest modulus that still counts as zero.
 
     Raises:
-        ValueError: nothing is selected, there are no groups, a negative tolerance, or labels that do not
-            fit the parameter.
+        ValueError: nothing is selected, a parameter has no such groups, or a negative tolerance.
 
     >>> group_sparsity(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), "rows")
     tensor(0.5000)
@@ -173,7 +171,7 @@ def count_zeros(target: Target, select: Select = "weights", tolerance: float = 0
 
 @torch.no_grad()
 def count_groups(
-    target: Target, groups: GroupRule = "rows", select: Select = "weights", tolerance: float = 0.0
+    target: Target, groups: Groups = "rows", select: Select = "weights", tolerance: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return the number of dead groups and of groups, as float64 scalars that add up over processes."""
     _check_tolerance(tolerance)
@@ -199,36 +197,26 @@ def power_sum(target: Target, select: Select = "weights", order: float = 2.0) ->
     return torch.stack(found).max() if order == float("inf") else torch.stack(found).sum()
 
 
-def _group_maxima(target: Target, groups: GroupRule, select: Select) -> list[Tensor]:
-    """The largest modulus of each group, one vector a tensor."""
-    if isinstance(groups, str):
-        if groups not in ("rows", "columns"):
-            raise ValueError(f"groups={groups!r} is unknown; use 'rows', 'columns' or a callable")
-        dimension = 0 if groups == "rows" else 1
-        maxima = []
-        for name, tensor in named_tensors(target, select):
-            if tensor.dim() <= dimension:
-                raise ValueError(
-                    f"{name} of shape {tuple(tensor.shape)} has no {groups}; narrow select=, or give groups="
-                )
-            slices = tensor.abs().transpose(0, dimension).flatten(1) if tensor.dim() > 1 else tensor.abs()
-            maxima.append(slices.amax(1) if slices.dim() > 1 else slices)
-        return maxima
-    if not isinstance(target, nn.Module):
-        raise ValueError("groups= as a callable needs a module, whose parameters have names")
-    maxima = []
-    for selected in select_parameters(target, select):
-        labels = groups(selected.name, selected.parameter, selected.module)
-        if labels.shape != selected.parameter.shape:
-            raise ValueError(
-                f"groups gave labels of shape {tuple(labels.shape)} for {selected.name}, which is of shape "
-                f"{tuple(selected.parameter.shape)}; give one label for each entry"
-            )
-        moduli = whole(selected.parameter.detach()).abs().flatten()
-        _, index = torch.unique(whole(labels).flatten(), return_inverse=True)
-        largest = moduli.new_zeros(int(index.max()) + 1)
-        maxima.append(largest.scatter_reduce(0, index.to(moduli.device), moduli, "amax"))
-    return maxima
+def _group_maxima(target: Target, groups: Groups, select: Select) -> Iterator[Tensor]:
+    """The largest modulus of each group, a vector for each set of tensors that share their groups."""
+    check_groups(groups)
+    if isinstance(target, nn.Module):
+        chosen = select_parameters(target, selection(select, groups))
+        for members in partition(chosen, groups):
+            tensors = [whole(s.parameter.detach()) for s, _ in members]
+            yield _maxima(tensors, [layout for _, layout in members])
+        return
+    if not isinstance(groups, str):
+        raise ValueError(f"groups={groups!r} needs a module, whose parameters have names")
+    for _, tensor in named_tensors(target, select):
+        yield _maxima([tensor], [default_layout(tensor.shape, groups)])
+
+
+def _maxima(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
+    maxima = group_maxima(tensors, layouts)
+    # weights in no group are not a group; their weight is 0
+    weights = torch.as_tensor(group_weights(layouts, maxima, size_weighted=False)).expand_as(maxima)
+    return maxima[weights > 0]
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_reg.groups.forms import Groups
 from lightning_reg.metrics.functional import (
-    GroupRule,
     Target,
     count_groups,
     count_zeros,
@@ -80,7 +80,7 @@ class GroupSparsity(_ParameterMetric):
     Several updates, and several processes, count together.
 
     Args:
-        groups: ``"rows"``, ``"columns"``, or a callable ``(name, parameter, module) -> labels``.
+        groups: which weights make a group, see :mod:`lightning_reg.groups.forms`.
         select: of a module, which parameters.
         tolerance: the largest modulus that still counts as zero.
         kwargs: of :class:`torchmetrics.Metric`.
@@ -94,7 +94,7 @@ class GroupSparsity(_ParameterMetric):
     higher_is_better = True
 
     def __init__(
-        self, groups: GroupRule = "rows", select: Select = "weights", tolerance: float = 0.0, **kwargs: Any
+        self, groups: Groups = "rows", select: Select = "weights", tolerance: float = 0.0, **kwargs: Any
     ) -> None:
         super().__init__(select, **kwargs)
         self.groups = groups

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.groups.coupled import Coupled
-from lightning_reg.groups.forms import Groups, check_groups, default_layout, layout_of
+from lightning_reg.groups.forms import Groups, check_groups, default_layout
 from lightning_reg.groups.layout import Layout
+from lightning_reg.groups.partition import partition, selection
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
@@ -40,8 +40,7 @@ class GroupedPenalty(Penalty):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_groups(self.groups)
-        if isinstance(self.groups, Coupled) and self.select == "weights":
-            object.__setattr__(self, "select", list(self.groups.names))
+        object.__setattr__(self, "select", selection(self.select, self.groups))
 
     # --- the formula, for tensors that share their groups ----------------------------------------------
 
@@ -100,10 +99,7 @@ class _BoundGroups(Bound):
         self.penalty = penalty
         # by identity; Selected keeps the tensors alive, so that an id is never used again
         self._selected = list(selected)
-        if isinstance(penalty.groups, Coupled):
-            sets = penalty.groups.resolve(self._selected)
-        else:
-            sets = [[(s, layout_of(s, penalty.groups))] for s in self._selected]
+        sets = partition(self._selected, penalty.groups)
         self._members = {
             id(s.parameter): _Member.of(s.parameter, layout, len(members) > 1)
             for members in sets

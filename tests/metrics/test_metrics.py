@@ -165,7 +165,7 @@ def test_bad_input() -> None:
         f.sparsity(net(), "encoder.*")
     with pytest.raises(TypeError, match="neither a module nor"):
         f.sparsity([1.0])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="has no columns"):
+    with pytest.raises(ValueError, match="needs two dimensions"):
         f.group_sparsity(torch.ones(2), "columns")
     with pytest.raises(ValueError, match="groups='cols' is unknown"):
         f.group_sparsity(torch.ones(2, 2), "cols")  # type: ignore[arg-type]

@@ -1,0 +1,34 @@
+"""The one way from ``groups=`` to groups: for penalties, constraints, metrics and what looks at a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_reg.groups.coupled import Coupled
+from lightning_reg.groups.forms import Groups, layout_of
+from lightning_reg.groups.layout import Layout
+from lightning_reg.select.parameters import Select, Selected
+
+__all__ = ["partition", "selection"]
+
+
+def selection(select: Select, groups: Groups) -> Select:
+    """Return what is selected where ``groups`` itself says what it applies to, and ``select`` is not given."""
+    return list(groups.names) if isinstance(groups, Coupled) and select == "weights" else select
+
+
+def partition(selected: Sequence[Selected], groups: Groups) -> list[list[tuple[Selected, Layout]]]:
+    """Return sets of tensors, each with its layout; tensors of one set share their groups.
+
+    Raises:
+        ValueError: a parameter has no such groups; the sentence names it and a form that it has.
+
+    >>> from torch import nn
+    >>> from lightning_reg.select.parameters import select_parameters
+    >>> weights = select_parameters(nn.LSTM(3, 5), "weights")
+    >>> [(s.name, layout.count) for ((s, layout),) in partition(weights, "rows")]
+    [('weight_ih_l0', 5), ('weight_hh_l0', 5)]
+    """
+    if isinstance(groups, Coupled):
+        return groups.resolve(selected)
+    return [[(s, layout_of(s, groups))] for s in selected]
