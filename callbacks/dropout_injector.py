@@ -8,11 +8,12 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_reg.callbacks._dropout import DropoutCallback, Hold
-from lightning_reg.dropout.inject import AFTER, InjectKind, SelectModules, check_outputs, select_modules
+from lightning_reg.dropout.inject import AFTER, InjectKind, check_outputs, modules_after
 from lightning_reg.dropout.isolation import shapeless
 from lightning_reg.dropout.steering import RATE_AFTER, Rates, steer
 from lightning_reg.hosts.trainer import run_length
 from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
+from lightning_reg.select.modules import ModuleSelect
 
 __all__ = ["DropoutInjector"]
 
@@ -57,7 +58,7 @@ class DropoutInjector(DropoutCallback):
     def __init__(
         self,
         rate: ScheduleLike,
-        after: SelectModules,
+        after: ModuleSelect,
         kind: InjectKind = "element",
         *,
         name: str | None = None,
@@ -77,7 +78,7 @@ class DropoutInjector(DropoutCallback):
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._let_go()
-        select_modules(pl_module, self.after)
+        modules_after(pl_module, self.after)
         total = run_length(trainer)
         check_schedule(self.rate, total, name="dropout rate", upper=1.0)
         self._hold = Hold(total)
@@ -87,14 +88,14 @@ class DropoutInjector(DropoutCallback):
         # with its shape a lazy module gets another class, which would put an end to the dropout after it
         inside = (
             f"{name}.{lazy}"
-            for name, module in select_modules(pl_module, self.after)
+            for name, module in modules_after(pl_module, self.after)
             for lazy in shapeless(module)
         )
         return super()._shapeless(pl_module) or list(inside)
 
     @override
     def _take(self, trainer: Any, pl_module: Any, hold: Hold) -> None:
-        chosen = select_modules(pl_module, self.after)
+        chosen = modules_after(pl_module, self.after)
         if hold.audit is not None:
             check_outputs(chosen, self.kind, hold.audit)
         device = next((p.device for p in pl_module.parameters()), pl_module.device)

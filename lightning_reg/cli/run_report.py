@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_reg.callbacks._dropout_sites import SiteCallback
 from lightning_reg.callbacks.dropout_injector import DropoutInjector
-from lightning_reg.dropout.inject import select_modules
+from lightning_reg.dropout.inject import modules_after
 from lightning_reg.dropout.sites import candidates, select_sites
 from lightning_reg.look.reach import Acting, Covered, coverage
 from lightning_reg.penalties import Penalty
@@ -94,7 +94,7 @@ def _sites(module: nn.Module, attached: Sequence[Callback]) -> list[Row]:
         (site.name, f"{site.built:g}", ", ".join(by[site.name]) or "nothing: not selected") for site in listed
     ]
     for injector in (callback for callback in attached if isinstance(callback, DropoutInjector)):
-        after = select_modules(module, injector.after)
+        after = modules_after(module, injector.after)
         rows += [(f"after {name}", "none", injector.name) for name, _ in after]
     return rows
 

@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.dropout.isolation import eager, shapeless, training_modes, undisturbed
-from lightning_reg.dropout.sites import DropoutSite, Kind, candidates, visible_modules
+from lightning_reg.dropout.sites import DropoutSite, Kind, candidates
+from lightning_reg.select.wrappers import visible_modules
 
 __all__ = ["Audit", "audit"]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -11,23 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_reg.dropout.audit import Audit
-from lightning_reg.dropout.sites import visible_modules
 from lightning_reg.dropout.steering import RATE_AFTER, After, channel, element, row
+from lightning_reg.select.modules import ModuleSelect, select_modules
 
-__all__ = ["AFTER", "InjectKind", "SelectModules", "check_outputs", "select_modules"]
+__all__ = ["AFTER", "InjectKind", "check_outputs", "modules_after"]
 
 #: "element": single values; "channel": whole feature maps, for ``(N, C, ...)``; "depth": stochastic depth,
 #: a sample's residual ``block(x) - x``.
 InjectKind: TypeAlias = Literal["element", "channel", "depth"]
 
-#: A glob over module names, a module class, a predicate ``(name, module) -> bool``, or a list of these.
-SelectModules: TypeAlias = (
-    "str | type[nn.Module] | Callable[[str, nn.Module], bool]"
-    " | Sequence[str | type[nn.Module] | Callable[[str, nn.Module], bool]]"
-)
 
-
-def select_modules(root: nn.Module, after: SelectModules) -> list[tuple[str, nn.Module]]:
+def modules_after(root: nn.Module, after: ModuleSelect) -> list[tuple[str, nn.Module]]:
     """Return the modules of ``root`` that ``after`` names, each once, under its first name.
 
     Raises:
@@ -35,33 +28,17 @@ def select_modules(root: nn.Module, after: SelectModules) -> list[tuple[str, nn.
         TypeError: ``after`` is of another kind.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    >>> [name for name, _ in select_modules(net, nn.Linear)]
+    >>> [name for name, _ in modules_after(net, nn.Linear)]
     ['0']
     """
-    forms = list(after) if isinstance(after, (list, tuple, set, frozenset)) else [after]
-    for form in forms:
-        if not (isinstance(form, str) or (callable(form) and not isinstance(form, nn.Module))):
-            raise TypeError(
-                f"after={form!r} is not understood; use a glob over module names, a module class, a "
-                "predicate (name, module) -> bool, or a list of these"
-            )
-    chosen: dict[int, tuple[str, nn.Module]] = {}
-    for name, module in visible_modules(root):
-        if name and any(_matches(name, module, form) for form in forms):
-            chosen.setdefault(id(module), (name, module))
-    if not chosen:
-        names = [name for name, _ in visible_modules(root) if name]
-        raise ValueError(
-            f"after={after!r} matches none of the {len(names)} modules of {type(root).__name__}; it has "
-            f"{', '.join(names[:6]) or 'none'}{' and more' if len(names) > 6 else ''}"
-        )
-    for name, module in chosen.values():
+    chosen = [(one.name, one.module) for one in select_modules(root, after, "after", with_root=False)]
+    for name, module in chosen:
         if "forward" in module.__dict__:
             raise ValueError(
                 f"{name} has a forward of its own on the instance, which would hide the dropout after it; "
                 "choose a module around it or inside it"
             )
-    return list(chosen.values())
+    return chosen
 
 
 def check_outputs(chosen: Sequence[tuple[str, nn.Module]], kind: InjectKind, audit: Audit) -> None:
@@ -124,11 +101,3 @@ def _depth(module: nn.Module, args: tuple[Any, ...], output: Any, rates: Tensor)
 
 #: What each kind does to a module's output.
 AFTER: dict[InjectKind, After] = {"element": _element, "channel": _channel, "depth": _depth}
-
-
-def _matches(name: str, module: nn.Module, form: Any) -> bool:
-    if isinstance(form, str):
-        return fnmatchcase(name, form)
-    if isinstance(form, type):
-        return isinstance(module, form)
-    return bool(form(name, module))

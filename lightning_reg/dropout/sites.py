@@ -8,17 +8,16 @@ hyper-parameters, read at each forward. Names are dotted paths from the root and
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lightning_reg.dropout.steering import SteeredRate, built_rate
+from lightning_reg.select.grammar import Grammar
+from lightning_reg.select.wrappers import visible_modules
 
 __all__ = [
     "DropoutSite",
@@ -29,7 +28,6 @@ __all__ = [
     "find_sites",
     "register_site",
     "select_sites",
-    "visible_modules",
 ]
 
 #: What is dropped together. "element": single values; "channel": whole feature maps; "row": a sample's
@@ -48,8 +46,6 @@ Kind: TypeAlias = Literal[
     "block",
     "unknown",
 ]
-
-_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 _KNOWN: dict[type[nn.Module], dict[str, Kind]] = {
     nn.Dropout: {"p": "element"},
@@ -245,20 +241,7 @@ def select_sites(
             f"{type(module).__name__} has no place that drops: it has {has}; add dropout to it with "
             "DropoutInjector, or name the rate's attribute with register_site"
         )
-    chosen = [site for site in sites if _selected(site, select)]
-    if not chosen:
-        names = [name for site in sites for name in site.aliases]
-        patterns = [form for form in _forms(select) if isinstance(form, str)]
-        near = dict.fromkeys(f"{p}.*" for p in patterns if any(n.startswith(f"{p}.") for n in names))
-        near |= dict.fromkeys(n for p in patterns for n in difflib.get_close_matches(p, names, 4, 0.5))
-        hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(names[:6])}"
-        if not near and len(names) > 6:
-            hint += f" and {len(names) - 6} more"
-        raise ValueError(
-            f"select={select!r} matches none of the {len(sites)} dropout sites of "
-            f"{type(module).__name__}; {hint}"
-        )
-    return chosen
+    return _SITES.choose(sites, select, module)
 
 
 def check_select_sites(select: SelectSites) -> None:
@@ -268,35 +251,7 @@ def check_select_sites(select: SelectSites) -> None:
         TypeError: of another kind.
         ValueError: empty.
     """
-    forms = _forms(select)
-    if not forms or any(isinstance(form, str) and not form.lstrip("!") for form in forms):
-        raise ValueError(f"select={select!r} is empty; use '*' for every site, or a glob such as 'encoder.*'")
-    for form in forms:
-        if isinstance(form, str) or (isinstance(form, type) and issubclass(form, nn.Module)):
-            continue
-        if isinstance(form, (type, nn.Module)) or not callable(form):
-            raise TypeError(
-                f"select={form!r} is not understood; use '*', a glob over site names, a module class, a "
-                "predicate (site) -> bool, or a list of these"
-            )
-
-
-def visible_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module under each of the user's names for it, wrappers and their prefixes left out."""
-
-    def visit(module: nn.Module, path: str, around: tuple[nn.Module, ...]) -> Iterator[tuple[str, nn.Module]]:
-        children = [(n, c) for n, c in module._modules.items() if c is not None]
-        wrapped = isinstance(module, (DataParallel, DistributedDataParallel))
-        if not wrapped and not any(name in _WRAPPERS for name, _ in children):
-            yield path, module
-        for name, child in children:
-            if any(child is outer for outer in (*around, module)):
-                continue
-            hidden = name in _WRAPPERS or (wrapped and name == "module")
-            inner = path if hidden else f"{path}.{name}" if path else name
-            yield from visit(child, inner, (*around, module))
-
-    yield from visit(root, "", ())
+    _SITES.check(select)
 
 
 def known_kinds(cls: type) -> dict[str, Kind]:
@@ -339,32 +294,18 @@ def _rates_on(
             yield holder, prefix, attribute, value, "unknown"
 
 
-def _is_plain_object(value: object) -> bool:
-    return hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module))
-
-
 def _is_rate(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value <= 1.0
 
 
-def _forms(select: SelectSites) -> list[Any]:
-    return list(select) if isinstance(select, (list, tuple, set, frozenset)) else [select]
-
-
-def _selected(site: DropoutSite, select: SelectSites) -> bool:
-    forms = _forms(select)
-    excluded = [form[1:] for form in forms if isinstance(form, str) and form.startswith("!")]
-    wanted = [form for form in forms if not (isinstance(form, str) and form.startswith("!"))]
-    return any(_matches(site, form) for form in wanted or ["*"]) and not any(
-        _matches(site, form) for form in excluded
-    )
-
-
-def _matches(site: DropoutSite, form: Any) -> bool:
-    if isinstance(form, str):
-        # the rate's name, or its module's: "encoder.dropout" for "encoder.dropout.p"
-        names = [n for alias in site.aliases for n in (alias, alias.rpartition(".")[0])]
-        return any(fnmatchcase(name, form) for name in names)
-    if isinstance(form, type):
-        return isinstance(site.module, form)
-    return bool(form(site))
+_SITES: Grammar[DropoutSite] = Grammar(
+    kind="dropout sites",
+    names=lambda site: site.aliases,
+    # the rate's module: "encoder.dropout" for "encoder.dropout.p"
+    short_names=lambda site: [alias.rpartition(".")[0] for alias in site.aliases],
+    within=lambda site: (site.module,),
+    ask=lambda predicate, site: predicate(site),
+    default="*",
+    predicate="(site) -> bool",
+    example="'*' for every site, or a glob such as 'encoder.*'",
+)

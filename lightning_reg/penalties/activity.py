@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.elastic_net import ElasticNet
-from lightning_reg.penalties.forward import Call, ForwardPenalty, ModuleSelect
+from lightning_reg.penalties.forward import Call, ForwardPenalty
 from lightning_reg.penalties.l1 import L1
 from lightning_reg.penalties.l2 import L2
 from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.modules import ModuleSelect
 
 __all__ = ["ActivityPenalty"]
 

@@ -7,8 +7,9 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from lightning_reg.penalties.forward import Call, ForwardPenalty, ModuleSelect, check_strength
+from lightning_reg.penalties.forward import Call, ForwardPenalty, check_strength
 from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.modules import ModuleSelect
 
 __all__ = ["ConfidencePenalty", "negative_entropy"]
 

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
+from lightning_reg.select.modules import ModuleSelect, select_modules
 from lightning_reg.tensors.safe_globals import allow_in_checkpoints
 
-__all__ = ["Call", "ForwardPenalty", "ModuleSelect", "Recorder", "select_modules"]
-
-#: Which modules' calls are penalised: a glob over module names, ``""`` for the root itself, a class, a
-#: predicate ``(name, module) -> bool``, or a list of these.
-ModuleSelect: TypeAlias = (
-    "str | type[nn.Module] | Callable[[str, nn.Module], bool] | Sequence[str | type[nn.Module]]"
-)
+__all__ = ["Call", "ForwardPenalty", "Recorder"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +109,8 @@ class Recorder:
         self._calls: list[Call] = []
         self._replaying = False
         self._handles: list[RemovableHandle] = []
-        for chosen in select_modules(module, penalty.modules):
+        for selected in select_modules(module, penalty.modules):
+            chosen = selected.outer  # hooks of a compiled module's inside would be compiled too
             if penalty.needs_input_gradient:
                 self._handles.append(chosen.register_forward_pre_hook(self._before, with_kwargs=True))
             self._handles.append(chosen.register_forward_hook(self._after, with_kwargs=True))
@@ -191,37 +186,3 @@ def check_strength(owner: str, strength: ScheduleLike) -> None:
         if not 0.0 <= strength < float("inf"):
             raise ValueError(f"{owner}(strength={strength}) is out of range; give a finite number, 0 or more")
         check_schedule(strength, None)
-
-
-def select_modules(module: nn.Module, select: ModuleSelect) -> list[nn.Module]:
-    """Return the modules that ``select`` names, each once.
-
-    Raises:
-        ValueError: none matches.
-
-    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    >>> [type(m).__name__ for m in select_modules(net, nn.ReLU)]
-    ['ReLU']
-    """
-    forms: Any = list(select) if isinstance(select, (list, tuple)) else [select]
-
-    def matches(name: str, candidate: nn.Module) -> bool:
-        for form in forms:
-            if isinstance(form, str):
-                hit = name == form if not form else bool(name) and fnmatchcase(name, form)
-            elif isinstance(form, type):
-                hit = isinstance(candidate, form)
-            else:
-                hit = form(name, candidate)
-            if hit:
-                return True
-        return False
-
-    chosen = [candidate for name, candidate in module.named_modules() if matches(name, candidate)]
-    if not chosen:
-        names = [name for name, _ in module.named_modules() if name]
-        raise ValueError(
-            f"modules={select!r} matches none of the modules of {type(module).__name__}; it has "
-            f"{', '.join(names[:6]) or 'none'}"
-        )
-    return chosen

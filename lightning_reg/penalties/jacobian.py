@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.penalties.forward import Call, ForwardPenalty, ModuleSelect, check_strength
+from lightning_reg.penalties.forward import Call, ForwardPenalty, check_strength
 from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.select.modules import ModuleSelect
 from lightning_reg.tensors.precision import sum_of_squares
 
 __all__ = ["JacobianPenalty", "jacobian_penalty"]

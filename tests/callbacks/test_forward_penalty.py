@@ -299,7 +299,7 @@ def test_bad_input() -> None:
         ForwardPenaltyCallback(L1(0.1))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="is not a penalty"):
         PenaltyCallback(ConfidencePenalty(0.1))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="matches none of the modules of Net; it has net"):
+    with pytest.raises(ValueError, match="matches none of the 4 modules of Net; it has net"):
         fit(Net(), ForwardPenaltyCallback(ActivityPenalty(L1(0.1), modules="encoder.*")))
     # Net calls self.net(x), never self(x)
     with pytest.raises(RuntimeError, match="saw no call"):
