@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
+import pytest
 import torch
 
 import lightning_reg
+from lightning_reg._lazy import homes
 from lightning_reg.penalties import ForwardPenalty, Penalty
 from lightning_reg.schedules.base import Schedule
 
@@ -20,20 +23,33 @@ def in_fresh_interpreter(program: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_every_name_is_declared_three_times_alike() -> None:
-    tree = ast.parse(Path(lightning_reg.__file__).read_text())
-    (for_checkers,) = (node for node in tree.body if isinstance(node, ast.If))
-    imported = {
-        alias.name: (node.module or "").removeprefix("lightning_reg.")
-        for node in for_checkers.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+ROOMS = ("lightning_reg", "lightning_reg.callbacks", "lightning_reg.metrics", "lightning_reg.tune")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_name_of_the_stub_is_there_and_dir_shows_no_other(room: str) -> None:
+    package = import_module(room)
+    names = set(dir(package)) - {"__version__"}
+    assert names == set(homes(room)) >= set(package.__all__)
+    assert not any(name.startswith("_") for name in names)
+    for name in names - {"PenaltyTrainerCallback"}:
+        assert getattr(package, name) is not None
+    source = ast.parse(Path(str(package.__file__)).read_text())
+    listed = {
+        alias.name for node in ast.walk(source) if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert imported == lightning_reg._HOME_OF
-    assert sorted(imported) == sorted(lightning_reg.__all__)
-    assert set(lightning_reg.__all__) <= set(dir(lightning_reg))
-    for name in lightning_reg.__all__:
-        assert getattr(lightning_reg, name) is not None
+    assert not listed & names, "listed in the stub, and there alone"
+
+
+def test_a_name_looked_for_at_the_root_is_found_or_said_where() -> None:
+    assert lightning_reg.L1PenaltyCallback is lightning_reg.callbacks.L1PenaltyCallback  # type: ignore[attr-defined]
+    assert lightning_reg.callbacks.StrengthFinder.__module__ == "lightning_reg.tune.strength_finder"
+    assert lightning_reg.plot.__name__ == "lightning_reg.look.plot"
+    with pytest.raises(AttributeError, match=r"mean lightning_reg.callbacks.L1PenaltyCallback\?"):
+        lightning_reg.L1Callback  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'kernels'$"):
+        lightning_reg.kernels  # type: ignore[attr-defined]  # noqa: B018
+    assert isinstance(lightning_reg.__version__, str)
 
 
 def test_penalties_and_schedules_load_with_weights_only() -> None:
@@ -79,7 +95,6 @@ import lightning_reg.look.plot, lightning_reg.metrics
 loaded = {"lightning", "matplotlib", "rich", "torchmetrics"} & set(sys.modules)
 assert not loaded, f"the core and the functions need torch alone, not {loaded}"
 """
-    assert in_fresh_interpreter(program) == (
-        "lightning_reg lightning_reg.cli lightning_reg.cli.entry_point lightning_reg.hosts "
-        "lightning_reg.hosts.requested"
+    assert in_fresh_interpreter(program) == " ".join(
+        f"lightning_reg{part}" for part in ("", "._lazy", ".cli", ".cli.entry_point", ".hosts", ".hosts.requested")
     )

@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 
-import lightning_reg.callbacks  # makes their names known to the parser
+import lightning_reg.callbacks  # makes its names known to the parser
 from lightning_reg.cli.errors import UsageError, one_line
 
 __all__ = ["make_callbacks", "read_callbacks"]
@@ -68,7 +68,7 @@ def make_callbacks(entries: Sequence[Mapping[str, Any]]) -> list[Callback]:
         try:
             made += parser.instantiate(parser.parse_object({"callbacks": [entry]})).callbacks
         except Exception as error:
-            raise UsageError(one_line(error, lightning_reg.callbacks.__all__)) from error
+            raise UsageError(one_line(error, dir(lightning_reg.callbacks))) from error
     return made
 
 

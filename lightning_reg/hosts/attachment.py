@@ -93,7 +93,7 @@ def attach(
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    The Hugging Face Trainer takes a :class:`lightning_reg.hosts.hugging_face.PenaltyTrainerCallback`.
+    The Hugging Face Trainer takes a :class:`~lightning_reg.hosts.hugging_face.PenaltyTrainerCallback`.
     """
     check_apply(penalty, apply, metric)
     if apply == "loss":

@@ -1,0 +1,11 @@
+"""The public names of the tuning, each listed once: ``_lazy`` reads this file, as type checkers do."""
+
+from lightning_reg.tune.finder import find_dropout as find_dropout
+from lightning_reg.tune.finder import find_strength as find_strength
+from lightning_reg.tune.frame import PathFrame as PathFrame
+from lightning_reg.tune.lambda_max import lambda_max as lambda_max
+from lightning_reg.tune.lambda_max import lambda_max_by_layer as lambda_max_by_layer
+from lightning_reg.tune.path import regularization_path as regularization_path
+from lightning_reg.tune.study import ray_map as ray_map
+from lightning_reg.tune.study import strength_study as strength_study
+from lightning_reg.tune.sweep import Sweep as Sweep
