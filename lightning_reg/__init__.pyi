@@ -51,6 +51,7 @@ from lightning_reg.penalties import Penalty as Penalty
 from lightning_reg.penalties import RDrop as RDrop
 from lightning_reg.penalties import SparseGroupLasso as SparseGroupLasso
 from lightning_reg.penalties import SpectralNorm as SpectralNorm
+from lightning_reg.schedules.base import Schedule as Schedule
 from lightning_reg.schedules.shapes import Constant as Constant
 from lightning_reg.schedules.shapes import Cosine as Cosine
 from lightning_reg.schedules.shapes import Exponential as Exponential
@@ -58,7 +59,6 @@ from lightning_reg.schedules.shapes import Linear as Linear
 from lightning_reg.schedules.shapes import MultiStep as MultiStep
 from lightning_reg.schedules.shapes import Piecewise as Piecewise
 from lightning_reg.schedules.shapes import Polynomial as Polynomial
-from lightning_reg.schedules.base import Schedule as Schedule
 from lightning_reg.schedules.target_sparsity import TargetSparsity as TargetSparsity
 
 __version__: str

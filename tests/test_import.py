@@ -95,6 +95,5 @@ import lightning_reg.look.plot, lightning_reg.metrics
 loaded = {"lightning", "matplotlib", "rich", "torchmetrics"} & set(sys.modules)
 assert not loaded, f"the core and the functions need torch alone, not {loaded}"
 """
-    assert in_fresh_interpreter(program) == " ".join(
-        f"lightning_reg{part}" for part in ("", "._lazy", ".cli", ".cli.entry_point", ".hosts", ".hosts.requested")
-    )
+    parts = ("", "._lazy", ".cli", ".cli.entry_point", ".hosts", ".hosts.requested")
+    assert in_fresh_interpreter(program) == " ".join(f"lightning_reg{part}" for part in parts)
