@@ -132,7 +132,7 @@ class _GroupConstraint(_Constraint):
         sets = partition(selected, self.groups)
         if any(len(members) > 1 for members in sets):
             raise ValueError(
-                f"{type(self).__name__} works on groups within one tensor, and groups={self.groups!r} couples "
+                f"{type(self).__name__} works on groups within a tensor, and groups={self.groups!r} couples "
                 "several; use groups='rows'"
             )
         self._layouts = {

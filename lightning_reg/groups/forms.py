@@ -139,15 +139,14 @@ def _from_rule(selected: Selected, answer: object) -> Layout:
                 f"groups= gave {selected.name} the layout {answer.shape}, and it is of shape {shape}"
             )
         return answer
-    if isinstance(answer, Tensor):
-        answer = Labels(whole(answer).to(selected.parameter.device))
-    if isinstance(answer, Labels):
-        if tuple(answer.labels.shape) != shape:
+    if isinstance(answer, Labels | Tensor):
+        labels = answer if isinstance(answer, Tensor) else answer.labels
+        if tuple(labels.shape) != shape:
             raise ValueError(
-                f"groups= gave {selected.name} labels of shape {tuple(answer.labels.shape)}, and it is of "
-                f"shape {shape}"
+                f"groups= gave {selected.name} labels of shape {tuple(labels.shape)}, and it is of shape "
+                f"{shape}; give one label for each entry"
             )
-        return answer
+        return Labels(whole(answer).to(selected.parameter.device)) if isinstance(answer, Tensor) else answer
     raise TypeError(
         f"groups= returned {answer!r} for {selected.name}; return a tensor of labels, a Layout, or a word "
         "such as 'rows'"

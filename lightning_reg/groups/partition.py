@@ -13,7 +13,7 @@ __all__ = ["partition", "selection"]
 
 
 def selection(select: Select, groups: Groups) -> Select:
-    """Return what is selected where ``groups`` itself says what it applies to, and ``select`` is not given."""
+    """Return ``select``, or what ``groups`` itself says it applies to where ``select`` is not given."""
     return list(groups.names) if isinstance(groups, Coupled) and select == "weights" else select
 
 

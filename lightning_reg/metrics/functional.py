@@ -63,7 +63,7 @@ def group_sparsity(
         target: a module, a tensor or a sequence of tensors.
         groups: which weights make a group, as in a penalty: see :mod:`lightning_reg.groups.forms`. Tensors
             are read as a linear layer's weight, ``(out, in, ...)``.
-        select: of a module, which parameters; those of ``groups`` where it is a :class:`~lightning_reg.Coupled`.
+        select: of a module, which parameters; those that a :class:`~lightning_reg.Coupled` names, by default.
         tolerance: the largest modulus that still counts as zero.
 
     Raises:

@@ -65,7 +65,7 @@ def test_the_metric_counts_what_the_penalty_made(module: nn.Module, groups: Grou
     metric = GroupSparsity(groups)
     metric.update(module)
     torch.testing.assert_close(metric.compute(), share)
-    assert 0.0 < share
+    assert share > 0.0
 
 
 def test_a_tensor_alone_tells_no_heads() -> None:
