@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from lightning_reg.tensors import compiled
+from lightning_reg.tensors import compiled, fused
 from lightning_reg.tensors.chunks import BATCH, pieces
 from lightning_reg.tensors.precision import without_grad
 from lightning_reg.tensors.steps import StepSize
@@ -54,7 +54,8 @@ def add_sign_(
     The sign of 0 is 0, of a complex number ``w/|w|``. A target may be the weight itself.
     """
     together: list[tuple[Tensor, Tensor]] = []
-    for row in compiled.add_sign_(list(zip(targets, weights, strict=True)), alpha, scaled):
+    rows = compiled.add_sign_(list(zip(targets, weights, strict=True)), alpha, scaled)
+    for row in fused.add_sign_(rows, alpha, scaled):
         if not _is_large(row[1]):
             together.append(row)
             continue
@@ -96,8 +97,8 @@ def soft_threshold_in_metric_(
         shrink: the factor of w²/2, λ·(1 − ρ) for elastic net.
     """
     together: dict[tuple[float, float, float], list[tuple[Tensor, Tensor]]] = {}
-    rows = list(zip(weights, steps, strict=True))
-    for weight, step in compiled.soft_threshold_in_metric_(rows, threshold, shrink):
+    rows = compiled.soft_threshold_in_metric_(list(zip(weights, steps, strict=True)), threshold, shrink)
+    for weight, step in fused.soft_threshold_in_metric_(rows, threshold, shrink):
         numerator, moment, root_scale, eps, mean = step
         if moment is None:
             _soft_threshold_(weight, numerator * threshold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,11 +11,19 @@ from torch import Tensor
 
 from lightning_reg.prox.elementwise import soft_threshold
 from lightning_reg.tensors import kernels
+from lightning_reg.tensors.fused import fuse_kernels
 from lightning_reg.tensors.kernels import add_sign_, soft_threshold_in_metric_
 from lightning_reg.tensors.steps import StepSize
 
 #: Around the sizes where packs and pieces begin, empty and scalar ones too.
 SHAPES = [(), (0,), (1,), (3, 3), (5,), (2, 3, 4), (2**14,), (2**14 + 1,), (130, 131), (2**19 + 3,)]
+
+
+@pytest.fixture(autouse=True)
+def _eager_passes() -> Iterator[None]:
+    fuse_kernels(False)
+    yield
+    fuse_kernels()
 
 
 def tensors(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:

@@ -1,0 +1,210 @@
+"""The passes of :mod:`lightning_reg.tensors.kernels` as loops that numba compiles, where it is installed.
+
+Eager torch goes over the data once for each operation; a fused loop goes over it once in all. It takes dense
+CPU tensors of float32 and float64, many in one call, on as many threads as torch uses. Everything else, and
+everything where numba is missing, is left to the eager passes, which are the reference.
+
+The first use imports numba and compiles for some seconds; later processes load what the first one made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import import_module
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from lightning_reg.tensors.steps import StepSize
+
+__all__ = ["act_", "act_in_metric_", "add_sign_", "fuse_kernels", "soft_threshold_in_metric_"]
+
+#: Weights in all from which a call is worth the import of numba and some microseconds of its own.
+LARGE = 2**14
+#: Weights that go to a thread together, where there are several.
+SHARE = 2**17
+
+_PLAIN = (torch.nn.Parameter, Tensor)
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_enabled = True
+
+_Row = TypeVar("_Row", bound=tuple[Any, ...])
+_Tensors = tuple["Tensor | None", ...]
+
+
+def fuse_kernels(enabled: bool = True) -> None:
+    """Run the passes over large CPU tensors as loops compiled by numba, in this process; on by default.
+
+    Without numba, which ``pip install 'lightning-reg[fast]'`` brings, it changes nothing.
+
+    Args:
+        enabled: False leaves everything to eager passes.
+
+    >>> fuse_kernels(False)
+    >>> fuse_kernels()
+    """
+    global _enabled
+    _enabled = enabled
+
+
+def add_sign_(rows: list[tuple[Tensor, Tensor]], alpha: float, scaled: float) -> list[tuple[Tensor, Tensor]]:
+    """``target += alpha · sign(weight) + scaled · weight`` for each row; return the rows left to do."""
+    return act_("tensors", "add_sign", rows, lambda row: row, lambda row: (), alpha, scaled)
+
+
+def soft_threshold_in_metric_(
+    rows: list[tuple[Tensor, StepSize]], threshold: float, shrink: float
+) -> list[tuple[Tensor, StepSize]]:
+    """``w ← S(w, η·threshold) / (1 + η·shrink)`` for each row; return the rows left to do."""
+    return act_in_metric_("tensors", "soft_threshold", rows, threshold, shrink)
+
+
+def act_in_metric_(
+    room: str, loop: str, rows: list[tuple[Tensor, StepSize]], *numbers: float
+) -> list[tuple[Tensor, StepSize]]:
+    """Let a loop change each weight by its own step ``n/(√v + ε)``; return the rows left to do."""
+    return act_(room, loop, rows, _weight_and_moment, _numerator_and_eps, *numbers)
+
+
+def _weight_and_moment(row: tuple[Tensor, StepSize]) -> _Tensors:
+    return () if row[1].mean is not None else (row[0], row[1].second_moment)
+
+
+def _numerator_and_eps(row: tuple[Tensor, StepSize]) -> tuple[float, ...]:
+    step = row[1]
+    return step.numerator / step.root_scale, step.eps / step.root_scale
+
+
+def act_(
+    room: str,
+    loop: str,
+    rows: list[_Row],
+    tensors: Callable[[_Row], _Tensors],
+    described: Callable[[_Row], tuple[float, ...]],
+    *numbers: float,
+) -> list[_Row]:
+    """Run a loop on the rows that it can take, and return the others.
+
+    Args:
+        room: where the loop is: in its module ``_loops``.
+        loop: its name.
+        rows: what to act on; the first entry of each is a tensor that changes.
+        tensors: gives the tensors of a row, None for one that is not there, () for a row that it can't take.
+        described: gives the numbers of a row.
+        numbers: those for all rows.
+    """
+    if not _enabled or sum(row[0].numel() for row in rows) < LARGE:
+        return rows
+    left: list[_Row] = []
+    alike: dict[torch.dtype, list[tuple[_Row, _Tensors]]] = {}
+    for row in rows:
+        some = tensors(row)
+        if _fits(some):
+            alike.setdefault(row[0].dtype, []).append((row, some))
+        else:
+            left.append(row)
+    for dtype, taken in alike.items():
+        run = _compiled(room, loop, _DTYPES[dtype])
+        if run is None:
+            left += [row for row, _ in taken]
+            continue
+        table = [[*(0 if t is None else t.data_ptr() for t in some), row[0].numel()] for row, some in taken]
+        run(table, [described(row) for row, _ in taken], numbers)
+        increment_version([row[0] for row, _ in taken])
+    return left
+
+
+def _fits(tensors: _Tensors) -> bool:
+    """Whether a loop can take these together: plain CPU tensors of one dtype, dense and of one order."""
+    first = tensors[0] if tensors else None
+    if first is None or first.dtype not in _DTYPES:
+        return False
+    order = None if first.is_contiguous() else first.stride()
+    if order and not (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)):
+        return False
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.dtype != first.dtype:
+            return False
+        if not (tensor.is_contiguous() if order is None else tensor.stride() == order):
+            return False
+        if tensor.is_inference():  # has no version to count up
+            return False
+    return True
+
+
+class _Compiled:
+    """A loop for one dtype."""
+
+    def __init__(self, function: Callable[..., None], dtype: str) -> None:
+        import numpy as np
+
+        self._function = function
+        self._like = np.empty(0, dtype=dtype)
+        self._array = np.array
+
+    def __call__(
+        self, table: list[list[int]], described: list[tuple[float, ...]], numbers: tuple[float, ...]
+    ) -> None:
+        """Act on the rows of a table, on as many threads as torch uses."""
+        threads, total = torch.get_num_threads(), sum(row[-1] for row in table)
+        if threads == 1 or total < 2 * SHARE:
+            self._run(table, described, numbers)
+            return
+        parts = _parts(table, described, self._like.itemsize, -(-total // threads))
+        others = [_pool(threads).submit(self._run, *part, numbers) for part in parts[1:]]
+        self._run(*parts[0], numbers)
+        for other in others:
+            other.result()
+
+    def _run(
+        self, table: list[list[int]], described: list[tuple[float, ...]], numbers: tuple[float, ...]
+    ) -> None:
+        self._function(self._array(table), self._array(described), self._like, *numbers)
+
+
+@cache
+def _compiled(room: str, loop: str, dtype: str) -> _Compiled | None:
+    """The loop, or None where there is none."""
+    try:
+        module = import_module(f"lightning_reg.{room}._loops")
+    except ImportError:
+        return None
+    return _Compiled(getattr(module, loop), dtype)
+
+
+def _parts(
+    table: list[list[int]], described: list[tuple[float, ...]], itemsize: int, share: int
+) -> list[tuple[list[list[int]], list[tuple[float, ...]]]]:
+    """Cut a table into parts of about ``share`` weights each."""
+    parts: list[tuple[list[list[int]], list[tuple[float, ...]]]] = [([], [])]
+    free = share
+    for (*addresses, size), numbers in zip(table, described, strict=True):
+        start = 0
+        while start < size:
+            if not free:
+                parts.append(([], []))
+                free = share
+            length = min(free, size - start)
+            # on a cache line, but for what a tensor ends with
+            moved = [address and address + start * itemsize for address in addresses]
+            parts[-1][0].append([*moved, length])
+            parts[-1][1].append(numbers)
+            start, free = start + length, free - length
+    return parts
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads to share the work with; the loops run without Python's lock."""
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="lightning_reg")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads stay behind in the parent

@@ -1,0 +1,214 @@
+"""The loops compiled by numba against the eager passes, which are the reference."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_reg import L1, L2, ElasticNet
+from lightning_reg.penalties.bound import Bound
+from lightning_reg.tensors import fused
+from lightning_reg.tensors.fused import fuse_kernels
+from lightning_reg.tensors.steps import StepSize
+
+pytest.importorskip("numba")
+
+SHAPES = [(), (0,), (1,), (3, 3), (2, 3, 4), (130, 131), (2**14 + 1,), (7, 0, 2)]
+PENALTIES: list[Bound] = [L1(0.1), L2(0.1), ElasticNet(0.1, l1_ratio=0.3)]
+
+
+@pytest.fixture(autouse=True)
+def _on_afterwards() -> Iterator[None]:
+    yield
+    fuse_kernels()
+
+
+def odd_values(dtype: torch.dtype) -> Tensor:
+    """What a formula goes wrong on."""
+    finfo = torch.finfo(dtype)
+    values = [0.0, finfo.tiny, finfo.eps, 0.1, 1.0, finfo.max, math.inf, math.nan]
+    return torch.tensor([*values, *(-v for v in values)], dtype=dtype)
+
+
+def tensors(dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
+    made[3][0] = 0.0
+    made.append(torch.randn(32, 16, 3, 3, generator=generator).to(dtype, memory_format=torch.channels_last))
+    made.append(torch.randn(7, 5, generator=generator).to(dtype).t())
+    odd = odd_values(dtype)
+    # weights and moments walk through all pairs
+    made.append(odd.repeat(len(odd)) if seed % 2 else odd.repeat_interleave(len(odd)))
+    return made
+
+
+def steps_of(dtype: torch.dtype, kind: str) -> list[StepSize]:
+    if kind == "sgd":
+        return [StepSize(0.5) for _ in tensors(dtype)]
+    groups = [(0.5, 1.0, 0.1), (0.9, 1.2, 0.0)]  # two parameter groups
+    return [
+        StepSize(groups[i % 2][0], moment.square(), *groups[i % 2][1:])
+        for i, moment in enumerate(tensors(dtype, 1))
+    ]
+
+
+def close(found: list[Tensor], expected: list[Tensor]) -> None:
+    """To two units in the last place of numbers around 1 in float32, to 1e-12 in float64; zeros alike."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        tolerance = 2 * torch.finfo(one.dtype).eps if one.dtype == torch.float32 else 1e-12
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+        assert torch.equal(one == 0, other == 0)
+
+
+def both_ways(act: Callable[[], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """What the loops make, and what the eager passes make; sure that the loops did their part."""
+    ran: list[int] = []
+    call = fused._Compiled.__call__
+
+    def counted(self: Any, table: Any, *args: Any) -> None:
+        ran.append(len(table))
+        call(self, table, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused._Compiled, "__call__", counted)
+        found = act()
+        assert ran, "no loop took anything"
+        taken = len(ran)
+        fuse_kernels(False)
+        expected = act()
+        assert len(ran) == taken
+    fuse_kernels()
+    return found, expected
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("penalty", PENALTIES, ids=str)
+def test_a_proximal_step(
+    penalty: Bound, dtype: torch.dtype, kind: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "SHARE", 2**10)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+
+    def act() -> list[Tensor]:
+        weights = tensors(dtype)
+        penalty.prox_(weights, 0.3, steps_of(dtype, kind))
+        return weights
+
+    found, expected = both_ways(act)
+    close(found, expected)
+    if not isinstance(penalty, L2):
+        assert any(bool((weight == 0).any()) for weight in found[4:])
+
+
+@pytest.mark.parametrize("where", ["gradient", "itself"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("penalty", [L1(0.1), ElasticNet(0.1, l1_ratio=0.3)], ids=str)
+def test_a_gradient(penalty: Bound, dtype: torch.dtype, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(fused, "SHARE", 2**10)
+
+    def act() -> list[Tensor]:
+        weights = [weight.nan_to_num(nan=1.0) for weight in tensors(dtype)]
+        targets = weights if where == "itself" else tensors(dtype, 1)
+        penalty.add_gradient_(targets, weights, 0.1, alpha=-0.7)
+        return targets
+
+    found, expected = both_ways(act)
+    close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_gradient_at_nan_zero_and_below_the_smallest_normal_number(dtype: torch.dtype) -> None:
+    """Where eager passes differ by size: NaN must not be lost, and a sign is whole."""
+    tiny = torch.finfo(dtype).smallest_normal
+    weight = torch.tensor([math.nan, 0.0, -0.0, tiny / 8, -tiny / 8], dtype=dtype).repeat(2**12)
+    target = torch.ones_like(weight)
+    L1(1.0).add_gradient_([target], [weight], 0.25)
+    close([target[:5]], [torch.tensor([math.nan, 1.0, 1.0, 1.25, 0.75], dtype=dtype)])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.randn(2**15, dtype=torch.bfloat16),
+        lambda: torch.randn(2**15, dtype=torch.complex64),
+        lambda: torch.randn(2**16)[::2],
+        lambda: torch.randn(2**7, 2**8).t(),
+        lambda: torch.randn(2**13),
+    ],
+    ids=["bfloat16", "complex", "strided", "transposed", "small"],
+)
+def test_other_tensors_are_left_to_eager_passes(
+    make: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused._Compiled, "__call__", lambda *_: pytest.fail("taken"))
+    weight = make()
+    before = weight.clone()
+    L1(1.0).prox_([weight], 0.25, [StepSize(1.0)])
+    torch.testing.assert_close(weight, L1(1.0).prox(before, 0.25, 1.0))
+
+
+def test_tensors_of_a_class_of_their_own_are_left_to_eager_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(Tensor):
+        pass
+
+    monkeypatch.setattr(fused._Compiled, "__call__", lambda *_: pytest.fail("taken"))
+    weight = torch.ones(2**15).as_subclass(Other)
+    L1(1.0).prox_([weight], 0.25, [StepSize(1.0)])
+    assert bool((weight == 0.75).all())
+
+
+def test_autograd_sees_that_a_weight_has_changed() -> None:
+    weight = nn.Parameter(torch.ones(2**15))
+    out = weight.square().sum()
+    with torch.no_grad():
+        L1(1.0).prox_([weight], 0.25, [StepSize(1.0)])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+def test_in_inference_mode() -> None:
+    with torch.inference_mode():
+        weight = torch.ones(2**15)
+        L1(1.0).prox_([weight], 0.25, [StepSize(1.0)])
+    assert bool((weight == 0.75).all())
+
+
+def test_without_numba_eager_passes_do_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuses(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "numba" or name.startswith("numba."):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, "lightning_reg.tensors._loops", raising=False)
+    monkeypatch.setattr(builtins, "__import__", refuses)
+    fused._compiled.cache_clear()
+    weight = torch.ones(2**15)
+    L1(1.0).prox_([weight], 0.25, [StepSize(1.0)])
+    assert bool((weight == 0.75).all())
+    assert not any(fused._compiled(*where) for where in [("tensors", "soft_threshold", "float32")])
+    fused._compiled.cache_clear()
+
+
+def test_numba_is_not_imported_before_it_is_of_use() -> None:
+    import subprocess
+
+    code = (
+        "import sys, torch; from lightning_reg import L1, attach; import lightning_reg.callbacks\n"
+        "net = torch.nn.Linear(5, 5); o = torch.optim.SGD(net.parameters(), 0.1)\n"
+        "attach(net, o, L1(0.1)); net(torch.ones(5)).sum().backward(); o.step()\n"
+        "assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
