@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lightning_reg.apply.term import found_inf
 from lightning_reg.groups.forms import Groups, check_groups
 from lightning_reg.groups.layout import Layout
-from lightning_reg.groups.partition import partition
+from lightning_reg.groups.partition import partition, spans_tensors
 from lightning_reg.groups.spanning import local_layout
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.prox import projections as constraints
@@ -125,16 +125,16 @@ class _GroupConstraint(_Constraint):
     def __init__(self, select: Select, groups: Groups) -> None:
         super().__init__(select)
         check_groups(groups)
+        if spans_tensors(groups):
+            raise ValueError(
+                f"{type(self).__name__} works on groups within a tensor, and groups={groups!r} couples "
+                "several; use groups='rows'"
+            )
         self.groups = groups
         self._layouts: dict[int, Layout] = {}
 
     def _bind(self, selected: list[Selected]) -> None:
         sets = partition(selected, self.groups)
-        if any(len(members) > 1 for members in sets):
-            raise ValueError(
-                f"{type(self).__name__} works on groups within a tensor, and groups={self.groups!r} couples "
-                "several; use groups='rows'"
-            )
         self._layouts = {
             id(s.parameter): local_layout(s.parameter, layout) for members in sets for s, layout in members
         }

@@ -16,6 +16,7 @@ from lightning_reg.dropout import LateDropout as LateDropout
 from lightning_reg.dropout import find_sites as find_sites
 from lightning_reg.dropout import register_site as register_site
 from lightning_reg.groups.coupled import Coupled as Coupled
+from lightning_reg.groups.units import Units as Units
 from lightning_reg.hosts.attachment import Attachment as Attachment
 from lightning_reg.hosts.attachment import attach as attach
 from lightning_reg.hosts.hugging_face import PenaltyTrainerCallback as PenaltyTrainerCallback

@@ -15,7 +15,7 @@ from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import Controller, TargetSparsity
-from lightning_reg.select.parameters import Selected, matches, named_parameters, select_parameters
+from lightning_reg.select.parameters import Selected, named_parameters, select_parameters
 from lightning_reg.tensors.shards import check_whole, shard
 
 __all__ = ["Apply", "Metric", "Term", "found_inf"]
@@ -154,7 +154,7 @@ class Term:
         self._groups.clear()
         parameters = named_parameters(self.module)
         self._seen = [id(parameter) for parameter in self.module.parameters()]
-        self.selected = [s for s in parameters if matches(s, self.penalty.select)]
+        self.selected = self.penalty.choose(parameters)
         if not self.selected and not self._known:
             select_parameters(self.module, self.penalty.select)  # raises, as nothing matches
         self.penalty.check_weights(self.selected)

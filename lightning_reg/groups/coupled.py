@@ -9,7 +9,7 @@ from lightning_reg.groups.forms import GroupForm, check_groups, layout_of
 from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.select.parameters import Selected
 
-__all__ = ["Coupled"]
+__all__ = ["Coupled", "align"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,16 @@ class Coupled:
         if left:
             raise ValueError(f"select= takes {left[0]}, which is in no set of Coupled(...); leave it out")
         return [
-            _align([(by_name[n], layout_of(by_name[n], form)) for n, form in s.items()]) for s in self.sets
+            align([(by_name[n], layout_of(by_name[n], form)) for n, form in s.items()]) for s in self.sets
         ]
 
 
-def _align(members: list[tuple[Selected, Layout]]) -> list[tuple[Selected, Layout]]:
+def align(members: list[tuple[Selected, Layout]]) -> list[tuple[Selected, Layout]]:
+    """Return layouts of as many groups as the one that has the fewest.
+
+    Raises:
+        ValueError: another's number of groups is no multiple of that.
+    """
     count = min(layout.count for _, layout in members)
     aligned = []
     for selected, layout in members:

@@ -12,6 +12,8 @@
 - ``"tensor"``: each tensor one group;
 - a callable ``(name, parameter, module) -> Layout | Tensor | str``, where a tensor holds a label for each
   weight, and a string is one of the above;
+- ``"units"`` or :class:`~lightning_reg.Units`: a filter, a neuron or a head with all that goes with it, found
+  by following one forward;
 - a :class:`~lightning_reg.Coupled`, whose groups span several tensors.
 """
 
@@ -29,12 +31,13 @@ from lightning_reg.tensors.shards import whole
 
 if TYPE_CHECKING:
     from lightning_reg.groups.coupled import Coupled
+    from lightning_reg.groups.units import Units
 
 __all__ = ["GroupForm", "Groups", "check_groups", "default_layout", "head_count", "layout_of"]
 
 GroupForm: TypeAlias = Literal["rows", "columns", "filters", "channels", "heads", "tensor"]
 GroupRule: TypeAlias = "Callable[[str, nn.Parameter, nn.Module], Layout | Tensor | GroupForm]"
-Groups: TypeAlias = "GroupForm | GroupRule | Coupled"
+Groups: TypeAlias = "GroupForm | Literal['units'] | GroupRule | Coupled | Units"
 
 _CONV = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
@@ -54,10 +57,10 @@ def check_groups(groups: object) -> None:
         TypeError: neither a word nor a callable.
     """
     if isinstance(groups, str):
-        if groups not in get_args(GroupForm):
-            known = ", ".join(map(repr, get_args(GroupForm)))
+        if groups not in (*get_args(GroupForm), "units"):
+            known = ", ".join(map(repr, (*get_args(GroupForm), "units")))
             raise ValueError(f"groups={groups!r} is unknown; use one of {known}, or a callable")
-    elif hasattr(groups, "resolve"):  # Coupled, which imports this module
+    elif hasattr(groups, "resolve"):  # Coupled and Units, which import this module
         pass
     elif not callable(groups) or isinstance(groups, (type, nn.Module)):
         raise TypeError(
@@ -105,6 +108,8 @@ def layout_of(selected: Selected, groups: object) -> Layout:
         assert callable(groups)
         return _from_rule(selected, groups(selected.name, parameter, module))
     shape = tuple(parameter.shape)
+    if groups == "units":
+        raise ValueError("groups='units' spans several tensors, and here a form of one is wanted; use 'rows'")
     if groups == "tensor":
         return Slices(shape, ())
     if groups == "heads":

@@ -7,14 +7,28 @@ from collections.abc import Sequence
 from lightning_reg.groups.coupled import Coupled
 from lightning_reg.groups.forms import Groups, layout_of
 from lightning_reg.groups.layout import Layout
-from lightning_reg.select.parameters import Select, Selected
+from lightning_reg.groups.units import Units
+from lightning_reg.select.parameters import Select, Selected, matches
 
-__all__ = ["partition", "selection"]
+__all__ = ["choose", "partition", "selection", "spans_tensors"]
 
 
 def selection(select: Select, groups: Groups) -> Select:
     """Return ``select``, or what ``groups`` itself says it applies to where ``select`` is not given."""
     return list(groups.names) if isinstance(groups, Coupled) and select == "weights" else select
+
+
+def spans_tensors(groups: Groups) -> bool:
+    """Whether a group may have weights in several tensors."""
+    return isinstance(groups, Coupled) or _units(groups) is not None
+
+
+def choose(parameters: Sequence[Selected], select: Select, groups: Groups) -> list[Selected]:
+    """Return the parameters of a module that ``select``, or ``groups`` where it is not given, is about."""
+    found = _units(groups)
+    if found is not None and parameters:
+        return found.choose(parameters, select)
+    return [s for s in parameters if matches(s, selection(select, groups))]
 
 
 def partition(selected: Sequence[Selected], groups: Groups) -> list[list[tuple[Selected, Layout]]]:
@@ -29,6 +43,13 @@ def partition(selected: Sequence[Selected], groups: Groups) -> list[list[tuple[S
     >>> [(s.name, layout.count) for ((s, layout),) in partition(weights, "rows")]
     [('weight_ih_l0', 5), ('weight_hh_l0', 5)]
     """
-    if isinstance(groups, Coupled):
-        return groups.resolve(selected)
+    found = groups if isinstance(groups, Coupled) else _units(groups)
+    if found is not None:
+        return found.resolve(selected) if selected else []
     return [[(s, layout_of(s, groups))] for s in selected]
+
+
+def _units(groups: Groups) -> Units | None:
+    if groups == "units":
+        return Units()
+    return groups if isinstance(groups, Units) else None

@@ -23,7 +23,6 @@ from lightning_reg.apply.term import found_inf
 from lightning_reg.hosts.wrappers import accumulates, bare_optimizer, check_reachable, left_scale, scaler_of
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.schedules.base import check_schedule
-from lightning_reg.select.parameters import select_parameters
 
 __all__ = ["Attachment", "attach"]
 
@@ -121,7 +120,7 @@ def _check_held(term: Term, optimizer: Optimizer) -> None:
     """Refuse an optimizer whose steps would penalise nothing."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     select = term.penalty.select
-    selected = select_parameters(term.module, select)
+    selected = term.selected
     if any(id(s.parameter) in held for s in selected):
         return
     name = type(optimizer).__name__

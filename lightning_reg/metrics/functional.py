@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lightning_reg.groups.forms import Groups, check_groups, default_layout
 from lightning_reg.groups.layout import Layout
-from lightning_reg.groups.partition import partition, selection
+from lightning_reg.groups.partition import choose, partition
 from lightning_reg.prox.group import group_maxima, group_weights
-from lightning_reg.select.parameters import Select, select_parameters
+from lightning_reg.select.parameters import Select, named_parameters, select_parameters
 from lightning_reg.tensors.shards import whole
 
 __all__ = [
@@ -201,7 +201,9 @@ def _group_maxima(target: Target, groups: Groups, select: Select) -> Iterator[Te
     """The largest modulus of each group, a vector for each set of tensors that share their groups."""
     check_groups(groups)
     if isinstance(target, nn.Module):
-        chosen = select_parameters(target, selection(select, groups))
+        chosen = choose(named_parameters(target), select, groups)
+        if not chosen:
+            select_parameters(target, select)  # raises, as nothing matches
         for members in partition(chosen, groups):
             tensors = [whole(s.parameter.detach()) for s, _ in members]
             yield _maxima(tensors, [layout for _, layout in members])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_reg.groups.forms import Groups, check_groups, default_layout
 from lightning_reg.groups.layout import Layout
-from lightning_reg.groups.partition import partition, selection
+from lightning_reg.groups.partition import choose, partition, selection
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
@@ -86,6 +86,10 @@ class GroupedPenalty(Penalty):
     def has_prox(self) -> bool:
         """Every group penalty has one."""
         return True
+
+    def choose(self, parameters: Sequence[Selected]) -> list[Selected]:
+        """Return what ``select`` takes, or what the groups themselves say."""
+        return choose(parameters, self.select, self.groups)
 
     def bind(self, selected: Sequence[Selected]) -> Bound:
         """Find each tensor's groups from the module that owns it."""

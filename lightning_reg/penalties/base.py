@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules.base import ScheduleLike, evaluate
 from lightning_reg.schedules.target_sparsity import TargetSparsity
-from lightning_reg.select.parameters import Select, Selected, check_select, select_parameters
+from lightning_reg.select.parameters import (
+    Select,
+    Selected,
+    check_select,
+    matches,
+    named_parameters,
+    select_parameters,
+)
 from lightning_reg.tensors.precision import real_dtype
 from lightning_reg.tensors.safe_globals import allow_in_checkpoints
 from lightning_reg.tensors.shards import check_whole, local, over_shards, part, whole
@@ -103,6 +110,10 @@ class Penalty(Bound):
         """Whether a step along :meth:`gradient` does what the penalty asks for."""
         return True
 
+    def choose(self, parameters: Sequence[Selected]) -> list[Selected]:
+        """Return which of a module's parameters this applies to; none of them where nothing matches."""
+        return [s for s in parameters if matches(s, self.select)]
+
     # --- what the engine calls: lists of tensors, in place, no copy of the model ---------------------
 
     def bind(self, selected: Sequence[Selected]) -> Bound:
@@ -187,7 +198,7 @@ class Penalty(Bound):
                 "total_steps=...)"
             )
         strength = evaluate(self.strength, step or 0, total_steps)
-        selected = select_parameters(module, self.select)
+        selected = self.choose(named_parameters(module)) or select_parameters(module, self.select)
         self.check_weights(selected)
         check_whole((s.parameter for s in selected), "a term of the loss")
         weights = [s.parameter for s in selected if s.parameter.requires_grad]

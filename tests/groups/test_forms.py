@@ -153,7 +153,7 @@ def test_a_callable_gives_labels_a_layout_or_a_word():
         (nn.Linear(2, 3), "bias", "columns", "needs two dimensions"),
         (nn.Linear(2, 3), "weight", "heads", "finds no number of heads"),
         (nn.MultiheadAttention(8, 2), "out_proj.bias", "heads", "does not know how out_proj.bias"),
-        (nn.Linear(2, 3), "weight", lambda *_: torch.zeros(2, 3), "give integers"),
+        (nn.Linear(2, 3), "weight", lambda *_: torch.zeros(3, 2), "give integers"),
         (nn.Linear(2, 3), "weight", lambda *_: torch.zeros(3, dtype=torch.long), "labels of shape"),
         (nn.Linear(2, 3), "weight", lambda *_: torch.full((3, 2), -2), "a group label is -2"),
         (nn.Linear(2, 3), "weight", lambda *_: Slices((2, 2), (0,)), "the layout"),

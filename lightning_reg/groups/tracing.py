@@ -1,0 +1,142 @@
+"""Which weights make up a unit, found from one forward by the ``torch-pruning`` package."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lightning_reg.tensors.shards import is_flattened, is_sharded
+
+__all__ = [
+    "Member",
+    "call_with",
+    "dependency_graph",
+    "is_depthwise",
+    "traceable_copy",
+    "unit_count",
+    "unit_members",
+]
+
+_CONV = nn.modules.conv._ConvNd
+
+#: A module, what of it is concerned (``"prune_out_channels"`` or another handler's name), and a unit or −1
+#: for each of its channels.
+Member = tuple[Any, str, Tensor]
+
+
+def dependency_graph(model: nn.Module, example: Any, asker: str) -> Any:
+    """Return the package's graph of ``model``, a copy made for it, whose parameters all take gradients.
+
+    Raises:
+        ImportError: the package is not installed.
+        ValueError: the model rejects the example, or processes hold its parameters in parts.
+    """
+    try:
+        pruning = importlib.import_module("torch_pruning")
+    except ImportError as error:
+        raise ImportError(f"{asker} needs torch-pruning: pip install 'lightning-reg[prune]'") from error
+    try:
+        with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng():
+            warnings.simplefilter("ignore")  # of tensors that belong to no module: those units are left out
+            return pruning.DependencyGraph().build_dependency(
+                model, example, forward_fn=call_with, output_transform=_tensors
+            )
+    except Exception as error:
+        raise ValueError(
+            f"{asker} cannot trace {type(model).__name__} with the example that it has: {error}; give an "
+            "example that forward takes, or write the groups by hand with Coupled"
+        ) from error
+
+
+def traceable_copy(model: nn.Module, asker: str) -> nn.Module:
+    """Return a copy in ``eval`` mode whose parameters all take gradients.
+
+    Raises:
+        ValueError: processes hold its parameters in parts.
+    """
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter) or is_flattened(parameter) or hasattr(parameter, "ds_tensor"):
+            raise ValueError(
+                f"{asker} needs a model that one process holds whole, and {name} is shared out over several; "
+                "write the groups by hand with Coupled"
+            )
+    twin = copy.deepcopy(model).eval()
+    for parameter in twin.parameters():
+        if parameter.is_floating_point() or parameter.is_complex():
+            parameter.requires_grad_(True)  # the package follows autograd's graph
+    return twin
+
+
+def call_with(model: nn.Module, example: Any) -> Any:
+    """Return what the model makes of an example: a tensor, a tuple of arguments, or a dict by name."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+
+
+def unit_members(graph: Any, layer: nn.Module, count: int) -> list[Member]:
+    """Return what goes with the units of a layer, and which channel of it belongs to which unit.
+
+    The package returns sets of channels, in an order of its own. So each bit of a unit's number is asked for
+    by itself: about 2·log2(count) questions in place of one a unit.
+
+    Raises:
+        ValueError: a channel belongs to two units.
+    """
+    pruning = importlib.import_module("torch_pruning")
+    prune = pruning.prune_linear_out_channels
+    if isinstance(layer, _CONV):
+        prune = (
+            pruning.prune_depthwise_conv_out_channels
+            if is_depthwise(layer)
+            else pruning.prune_conv_out_channels
+        )
+    found: dict[tuple[int, str], tuple[Any, dict[int, int]]] = {}
+
+    def ask(units: list[int]) -> Iterable[tuple[Any, str, set[int]]]:
+        if units:
+            for dependency, channels in graph.get_pruning_group(layer, prune, idxs=units):
+                yield dependency.target.module, dependency.handler.__name__, set(channels)
+
+    for module, handler, channels in ask(list(range(count))):
+        found.setdefault((id(module), handler), (module, {}))[1].update(dict.fromkeys(channels, 0))
+    for bit in range((count - 1).bit_length()):
+        sides: list[dict[tuple[int, str], set[int]]] = []
+        for side in (0, 1):
+            sides.append({})
+            for module, handler, channels in ask([u for u in range(count) if u >> bit & 1 == side]):
+                sides[side].setdefault((id(module), handler), set()).update(channels)
+        for key, (module, units) in found.items():
+            off, on = sides[0].get(key, set()), sides[1].get(key, set())
+            if off & on:
+                raise ValueError(f"a channel of a {type(module).__name__} belongs to two units")
+            for channel in on:
+                units[channel] |= 1 << bit
+    members = []
+    for (_, handler), (module, units) in found.items():
+        of = torch.full((max(units) + 1,), -1, dtype=torch.long)
+        for channel, unit in units.items():
+            of[channel] = unit
+        members.append((module, handler, of))
+    return members
+
+
+def unit_count(layer: nn.Module) -> int:
+    """Return how many units a linear layer or a convolution has."""
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a convolution has a filter for each channel, and as many as it reads."""
+    return isinstance(module, _CONV) and module.groups == module.in_channels == module.out_channels > 1

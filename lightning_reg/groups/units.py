@@ -1,0 +1,216 @@
+"""Groups that are units: all that must be zero for a filter, a neuron or a head to do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lightning_reg.groups.coupled import align
+from lightning_reg.groups.forms import layout_of
+from lightning_reg.groups.layout import Labels, Layout, Slices
+from lightning_reg.groups.tracing import (
+    Member,
+    dependency_graph,
+    is_depthwise,
+    traceable_copy,
+    unit_count,
+    unit_members,
+)
+from lightning_reg.select.parameters import Select, Selected, matches, named_parameters
+
+__all__ = ["UnitSet", "Units"]
+
+_CONV = nn.modules.conv._ConvNd
+_TRANSPOSED = nn.modules.conv._ConvTransposeNd
+_NORM = nn.modules.batchnorm._NormBase
+
+#: The layouts of one set of units, by the names of their parameters.
+UnitSet = dict[str, Layout]
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Groups are units, found by following one forward: ``groups="units"`` is ``groups=Units()``.
+
+    A unit is a row of a linear layer or a filter of a convolution, its bias, the scale and shift of the batch
+    normalization behind it, the filter of a depthwise convolution that reads it, and the same of every layer
+    that a residual sum joins to it. A unit of zeros puts out zeros, so that
+    :func:`~lightning_reg.compact` cuts it. In attention layers a unit is a head: its rows of the query, key
+    and value projections; where several heads share keys and values, all of these.
+
+    Outputs of the model are no units, nor is what a layer normalization, a grouped convolution or a tensor
+    outside the layers depends on (the residual stream of a transformer): no part of it could be cut.
+
+    Args:
+        example: what ``forward`` takes, a tensor, a tuple of arguments or a dict of them by name. Where None,
+            the model's own ``example_input_array`` (Lightning's) or ``dummy_inputs`` (transformers').
+
+    Raises:
+        ImportError: ``torch-pruning`` is not installed.
+        ValueError: there is no example, the model rejects it, or it has no units.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    >>> [sorted(one) for one in Units(torch.zeros(1, 1, 8, 8)).find(net)]
+    [['0.bias', '0.weight', '1.bias', '1.weight']]
+
+    References:
+        Fang et al., *DepGraph: Towards Any Structural Pruning*, CVPR 2023.
+    """
+
+    example: Any = None
+
+    def __repr__(self) -> str:
+        """Show the shapes of the example."""
+        shown = tree_map(lambda one: tuple(one.shape) if isinstance(one, Tensor) else one, self.example)
+        return f"Units(example={shown!r})" if self.example is not None else "Units()"
+
+    def find(self, model: nn.Module) -> list[UnitSet]:
+        """Return the sets of parameters of ``model`` that share units, each with its layout."""
+        identities = [id(parameter) for parameter in model.parameters()]
+        found = _FOUND.get(model)
+        if found is None or found[0] != identities or found[1] is not self.example:
+            found = (identities, self.example, self._find(model))
+            _FOUND[model] = found
+        return found[2]
+
+    def choose(self, parameters: Sequence[Selected], select: Select) -> list[Selected]:
+        """Return the parameters of units whose weights ``select`` takes; all units where it is not given.
+
+        Raises:
+            ValueError: no unit's, or a part only of what goes together.
+        """
+        names: set[str] = set()
+        by_name = {alias: s for s in parameters for alias in s.aliases}
+        for forms in self.find(_root(parameters)):
+            weights = [n for n in forms if n in by_name and by_name[n].parameter.dim() > 1]
+            taken = [n for n in weights if select == "weights" or matches(by_name[n], select)]
+            if taken and len(taken) < len(weights):
+                left = min(set(weights) - set(taken))
+                raise ValueError(
+                    f"groups='units': {taken[0]} is cut together with {left}, which select={select!r} leaves "
+                    "out; select both, or neither"
+                )
+            names.update(forms if taken else ())
+        chosen = [s for s in parameters if not names.isdisjoint(s.aliases)]
+        if not chosen:
+            raise ValueError(
+                f"groups='units' finds no units in {type(_root(parameters)).__name__} that "
+                f"select={select!r} takes; write the groups by hand with Coupled"
+            )
+        return chosen
+
+    def resolve(self, selected: Sequence[Selected]) -> list[list[tuple[Selected, Layout]]]:
+        """Return each set's tensors, with layouts of as many groups."""
+        by_name = {alias: s for s in selected for alias in s.aliases}
+        sets = []
+        for forms in self.find(_root(selected)):
+            members = [(by_name[name], layout) for name, layout in forms.items() if name in by_name]
+            if members:
+                sets.append(members)
+        return sets
+
+    def _find(self, model: nn.Module) -> list[UnitSet]:
+        asker = "groups='units'"
+        twin = traceable_copy(model, asker)
+        graph = dependency_graph(twin, _on_device(self._example_of(model), twin), asker)
+        names = {id(s.parameter): s.name for s in named_parameters(twin)}
+        heads = _heads(named_parameters(twin))
+        sets: list[UnitSet] = []
+        taken = {name for forms in heads for name in forms}
+        for layer in twin.modules():
+            if not _has_units(layer) or layer not in graph.module2node:
+                continue
+            if names[id(layer.weight)] in taken:
+                continue
+            found = _unit_set(unit_members(graph, layer, unit_count(layer)), names, unit_count(layer))
+            if found and taken.isdisjoint(found):
+                sets.append(found)
+                taken.update(found)
+        return sets + heads
+
+    def _example_of(self, model: nn.Module) -> Any:
+        for example in (self.example, *(getattr(model, n, None) for n in _EXAMPLES)):
+            if example is not None:
+                return example
+        raise ValueError(
+            f"groups='units' follows one forward and {type(model).__name__} has no example; set its "
+            "example_input_array, or give groups=Units(example)"
+        )
+
+
+_EXAMPLES = ("example_input_array", "dummy_inputs")
+# what was found for a model, as long as it holds the same parameters
+_FOUND: WeakKeyDictionary[nn.Module, tuple[list[int], Any, list[UnitSet]]] = WeakKeyDictionary()
+
+
+def _root(parameters: Sequence[Selected]) -> nn.Module:
+    return parameters[0].containers[0]
+
+
+def _on_device(example: Any, model: nn.Module) -> Any:
+    """The example in few samples, where the model is, and in its precision."""
+    like = next(p for p in model.parameters() if p.is_floating_point())
+
+    def moved(one: Any) -> Any:
+        if not isinstance(one, Tensor):
+            return one
+        return one.to(like) if one.is_floating_point() else one.to(like.device)
+
+    return tree_map(moved, example)
+
+
+def _has_units(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or (isinstance(layer, _CONV) and layer.groups == 1)
+
+
+def _unit_set(members: Sequence[Member], names: dict[int, str], count: int) -> UnitSet | None:
+    """The parameters of one set of units; None where these could not be cut."""
+    forms: UnitSet = {}
+    reads = False
+    for module, handler, units in members:
+        if handler == "prune_in_channels" and not is_depthwise(module):
+            if isinstance(module, _CONV) and module.groups > 1:
+                return None
+            reads = reads or isinstance(module, nn.Linear | _CONV)
+        elif isinstance(module, nn.Parameter) or (
+            isinstance(module, nn.Module)
+            and not isinstance(module, (nn.Linear, _CONV, _NORM, nn.PReLU))
+            and type(module).__module__.startswith("torch.nn")
+        ):
+            return None
+        elif isinstance(module, (nn.Linear, _CONV, _NORM)):
+            if isinstance(module, _CONV) and module.groups > 1 and not is_depthwise(module):
+                return None
+            for parameter in module.parameters(recurse=False):
+                dim = int(isinstance(module, _TRANSPOSED) and parameter.dim() > 1 and module.groups == 1)
+                if parameter.shape[dim] != len(units) or bool((units < 0).any()):
+                    return None  # a part of it is other units', as behind a concatenation
+                forms[names[id(parameter)]] = _layout(tuple(parameter.shape), dim, units, count)
+    return forms if reads and forms else None
+
+
+def _layout(shape: tuple[int, ...], dim: int, units: Tensor, count: int) -> Layout:
+    if units.tolist() == list(range(count)):
+        return Slices(shape, (dim,))
+    index = units.view([-1 if d == dim else 1 for d in range(len(shape))])
+    return Labels(index.expand(shape).contiguous())
+
+
+def _heads(parameters: Sequence[Selected]) -> list[UnitSet]:
+    """The heads of every attention layer: rows of its query, key and value projections."""
+    around: dict[int, list[tuple[Selected, Layout]]] = {}
+    for s in parameters:
+        try:
+            layout = layout_of(s, "heads")
+        except ValueError:
+            continue
+        if isinstance(layout, Slices) and layout.keep == (1,):  # and not columns, of the output's projection
+            owner = s.module if isinstance(s.module, nn.MultiheadAttention) else s.containers[-2]
+            around.setdefault(id(owner), []).append((s, layout))
+    return [{s.name: layout for s, layout in align(members)} for members in around.values()]
