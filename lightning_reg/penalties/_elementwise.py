@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.tensors import fused
 from lightning_reg.tensors.chunks import pieces
 from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.steps import StepSize
@@ -34,8 +35,13 @@ class ElementwisePenalty(Penalty):
 
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
-        """``w ← prox(w)``, a piece at a time, in float32 or wider."""
-        for weight, step in zip(weights, steps, strict=True):
+        """``w ← prox(w)``, in a fused loop, or a piece at a time, in float32 or wider."""
+        rows, loop = list(zip(weights, steps, strict=True)), self._loop(strength)
+        for weight, step in rows if loop is None else fused.act_in_metric_("prox", rows, *loop):
             for piece, *moments in pieces(weight, *step.tensors):
                 eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
                 piece.copy_(self.prox(wide(piece), strength, eta))
+
+    def _loop(self, strength: float) -> tuple[str, float, float] | None:
+        """The loop in :mod:`lightning_reg.prox._loops` that is :meth:`prox`, with its two parameters."""
+        return None

@@ -65,3 +65,6 @@ class LHalf(ElementwisePenalty):
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         r"""Return the weight beyond :math:`\tfrac32(\eta\lambda)^{2/3}`, shortened, and 0 elsewhere."""
         return prox_nonconvex.half_threshold(weight, step * strength)
+
+    def _loop(self, strength: float) -> tuple[str, float, float]:
+        return "half_threshold", strength, 0.0

@@ -67,3 +67,6 @@ class MCP(ElementwisePenalty):
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         """Return the weight firmly thresholded, or hard at γλ, where the step is longer than γ."""
         return prox_nonconvex.firm_threshold(wide(weight), step, strength, self.gamma).to(weight.dtype)
+
+    def _loop(self, strength: float) -> tuple[str, float, float]:
+        return "firm_threshold", strength, self.gamma

@@ -68,3 +68,6 @@ class SCAD(ElementwisePenalty):
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         """Return the weight thresholded: soft, then ever less."""
         return prox_nonconvex.scad_threshold(wide(weight), step, strength, self.a).to(weight.dtype)
+
+    def _loop(self, strength: float) -> tuple[str, float, float]:
+        return "scad_threshold", strength, self.a

@@ -9,14 +9,18 @@ tensors.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from lightning_reg.prox.elementwise import soft_threshold
 
 __all__ = ["firm_threshold", "half_threshold", "hard_threshold", "mcp", "scad", "scad_threshold"]
+
+#: Up to where ½ has a root worth taking: τ/2|w|^{3/2} at |w| = 3/2 τ^{2/3}.
+HALF_MOST = (2.0 / 3.0) ** 1.5 / 2.0
+#: The root as a series in ρ, and Newton's steps from there, which reach rounding in float64.
+HALF_START = (1.0, -0.5, -0.375, -0.5, -105.0 / 128.0)
+HALF_STEPS = 3
 
 
 def hard_threshold(weight: Tensor, threshold: float | Tensor) -> Tensor:
@@ -49,12 +53,17 @@ def half_threshold(weight: Tensor, amount: float | Tensor) -> Tensor:
     """
     amount = torch.as_tensor(amount, dtype=weight.dtype, device=weight.device)
     modulus = weight.abs()
-    stays = ~(modulus <= 1.5 * amount.pow(2.0 / 3.0))  # NaN stays NaN
-    base = torch.where(stays, modulus, 1.0) / 3.0
-    angle = torch.where(stays, amount / 4.0, 0.0) * base.pow(-1.5)
-    factor = 1.0 + torch.cos(2.0 / 3.0 * (math.pi - torch.arccos(angle.clamp_(max=1.0))))
-    shortened = torch.where(amount > 0, 2.0 / 3.0 * weight * factor, weight)
-    return torch.where(stays, shortened, torch.zeros_like(weight))
+    # x = wz², where z is the largest root of z³ − z + ρ, with ρ = τ/2|w|^{3/2}
+    rho = (0.5 * amount) / modulus / modulus.sqrt()
+    goes = (rho >= HALF_MOST) | (modulus == 0)  # NaN stays NaN
+    rho.clamp_(max=HALF_MOST)
+    z = torch.full_like(rho, HALF_START[-1])
+    for coefficient in HALF_START[-2::-1]:
+        z.mul_(rho).add_(coefficient)
+    for _ in range(HALF_STEPS):
+        square = z.square()
+        z.mul_(square).mul_(2.0).sub_(rho).div_(square.mul_(3.0).sub_(1.0))
+    return z.square_().mul_(weight).masked_fill_(goes, 0.0)
 
 
 def mcp(modulus: Tensor, strength: float, gamma: float) -> Tensor:

@@ -14,9 +14,12 @@ from typing import Any, TypeVar
 
 import numba
 from numba import carray, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
-__all__ = ["add_sign", "jit", "memory", "soft_threshold"]
+__all__ = ["add_sign", "by_step", "clamp", "elastic_net", "jit", "memory", "proximal", "soft_threshold"]
+
+#: What a weight divided by its threshold is multiplied with at most: a threshold of 0 gives no NaN.
+MOST = 1e30
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -39,20 +42,20 @@ def _pointer(_context: Any, address: Any) -> Any:
     return types.voidptr(address), generate
 
 
-@jit
+@register_jitable
 def memory(address: int, size: int, like: Any) -> Any:
     """The numbers at an address."""
     return carray(_pointer(address), size, like.dtype)  # type: ignore[call-arg]  # an intrinsic's context
 
 
-@jit
+@register_jitable
 def _sign(weight: Any) -> Any:
     """Its sign; 0 and NaN as they are."""
     return math.copysign(type(weight)(1), weight) if abs(weight) > 0 else weight
 
 
-@jit
-def _clamp(value: Any, limit: Any) -> Any:
+@register_jitable
+def clamp(value: Any, limit: Any) -> Any:
     """The nearest number within ±limit; NaN where one of them is."""
     return value if abs(value) <= limit else math.copysign(limit, value)
 
@@ -78,28 +81,72 @@ def add_sign(rows: Any, _: Any, like: Any, alpha: float, scaled: float) -> None:
                 target[i] += pull * _sign(weight[i])
 
 
-@jit
-def soft_threshold(rows: Any, numbers: Any, like: Any, threshold: float, shrink: float) -> None:
-    """``w ← S(w, η·threshold) / (1 + η·shrink)``, ``η = n/(√v + ε)``; rows: w, v, size; numbers: n, ε."""
-    kind = like.dtype.type
-    one = kind(1)
-    for row in range(len(rows)):
-        weight = memory(rows[row, 0], rows[row, 2], like)
-        cut, less = kind(threshold * numbers[row, 0]), kind(shrink * numbers[row, 0])
-        if rows[row, 1] == 0:
-            for i in range(weight.size):
-                w = weight[i]
-                weight[i] = (w - _clamp(w, cut)) / (one + less)
-            continue
-        moment, eps = memory(rows[row, 1], rows[row, 2], like), kind(numbers[row, 1])
-        if threshold == 0.0:
-            for i in range(weight.size):
-                weight[i] /= one + less / (math.sqrt(moment[i]) + eps)
-        elif shrink == 0.0:
-            for i in range(weight.size):
-                w = weight[i]
-                weight[i] = w - _clamp(w, cut / (math.sqrt(moment[i]) + eps))
-        else:
-            for i in range(weight.size):
-                w, root = weight[i], math.sqrt(moment[i]) + eps
-                weight[i] = (w - _clamp(w, cut / root)) / (one + less / root)
+@register_jitable
+def _held(weight: Any, average: Any, threshold: Any, share: Any) -> Any:
+    """The average of ``weight / threshold``, moved on and within ±1."""
+    one = type(weight)(1)
+    ratio = weight * min(one / threshold, type(weight)(MOST))
+    return clamp(average + share * (ratio - average), one)
+
+
+def proximal(prox: Callable[..., Any], cut: Callable[..., Any]) -> Callable[..., None]:
+    """A loop that lets each weight take its proximal step, where no average holds it at zero.
+
+    It takes rows of weight, average, moment and size; numbers n and ε for the step ``n/(√v + ε)``, n alone
+    where there is no moment, and the share of the average that is new; an empty array; two parameters. Where
+    there is no average, ``prox`` alone acts.
+
+    Args:
+        prox: the result for a weight, from its step and both parameters.
+        cut: up to where that is 0, from the same.
+    """
+
+    def loop(rows: Any, numbers: Any, like: Any, first: float, second: float) -> None:
+        kind = like.dtype.type
+        a, b = kind(first), kind(second)
+        for row in range(len(rows)):
+            size = rows[row, 3]
+            weight, average = memory(rows[row, 0], size, like), memory(rows[row, 1], size, like)
+            moment = memory(rows[row, 2], size, like)
+            n, eps, share = kind(numbers[row, 0]), kind(numbers[row, 1]), kind(numbers[row, 2])
+            if rows[row, 1] == 0:
+                if rows[row, 2] == 0:
+                    for i in range(size):
+                        weight[i] = prox(weight[i], n, a, b)
+                else:
+                    for i in range(size):
+                        weight[i] = prox(weight[i], n / (math.sqrt(moment[i]) + eps), a, b)
+            elif rows[row, 2] == 0:
+                for i in range(size):
+                    held = _held(weight[i], average[i], cut(n, a, b), share)
+                    average[i] = held
+                    weight[i] = kind(0) if abs(held) < 1 else prox(weight[i], n, a, b)
+            else:
+                for i in range(size):
+                    eta = n / (math.sqrt(moment[i]) + eps)
+                    held = _held(weight[i], average[i], cut(eta, a, b), share)
+                    average[i] = held
+                    weight[i] = kind(0) if abs(held) < 1 else prox(weight[i], eta, a, b)
+
+    return jit(loop)
+
+
+@register_jitable
+def _soft(weight: Any, step: Any, threshold: Any, _: Any) -> Any:
+    return weight - clamp(weight, step * threshold)
+
+
+@register_jitable
+def _shrunk(weight: Any, step: Any, threshold: Any, shrink: Any) -> Any:
+    # a step may be infinite, and times 0 is NaN
+    soft = weight if threshold == 0 else _soft(weight, step, threshold, shrink)
+    return soft / (type(weight)(1) + step * shrink)
+
+
+@register_jitable
+def by_step(step: Any, threshold: Any, _: Any) -> Any:
+    return step * threshold
+
+
+soft_threshold = proximal(_soft, by_step)
+elastic_net = proximal(_shrunk, by_step)

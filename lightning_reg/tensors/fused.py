@@ -34,7 +34,7 @@ _DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 _enabled = True
 
 _Row = TypeVar("_Row", bound=tuple[Any, ...])
-_Tensors = tuple["Tensor | None", ...]
+_Tensors = tuple[Tensor | None, ...]
 
 
 def fuse_kernels(enabled: bool = True) -> None:
@@ -61,23 +61,24 @@ def soft_threshold_in_metric_(
     rows: list[tuple[Tensor, StepSize]], threshold: float, shrink: float
 ) -> list[tuple[Tensor, StepSize]]:
     """``w ← S(w, η·threshold) / (1 + η·shrink)`` for each row; return the rows left to do."""
-    return act_in_metric_("tensors", "soft_threshold", rows, threshold, shrink)
+    loop = "elastic_net" if shrink else "soft_threshold"
+    return act_in_metric_("tensors", rows, loop, threshold, shrink)
 
 
 def act_in_metric_(
-    room: str, loop: str, rows: list[tuple[Tensor, StepSize]], *numbers: float
+    room: str, rows: list[tuple[Tensor, StepSize]], loop: str, *numbers: float
 ) -> list[tuple[Tensor, StepSize]]:
     """Let a loop change each weight by its own step ``n/(√v + ε)``; return the rows left to do."""
-    return act_(room, loop, rows, _weight_and_moment, _numerator_and_eps, *numbers)
+    return act_(room, loop, rows, _tensors, _numbers, *numbers)
 
 
-def _weight_and_moment(row: tuple[Tensor, StepSize]) -> _Tensors:
-    return () if row[1].mean is not None else (row[0], row[1].second_moment)
+def _tensors(row: tuple[Tensor, StepSize]) -> _Tensors:
+    return () if row[1].mean is not None else (row[0], None, row[1].second_moment)
 
 
-def _numerator_and_eps(row: tuple[Tensor, StepSize]) -> tuple[float, ...]:
+def _numbers(row: tuple[Tensor, StepSize]) -> tuple[float, ...]:
     step = row[1]
-    return step.numerator / step.root_scale, step.eps / step.root_scale
+    return step.numerator / step.root_scale, step.eps / step.root_scale, 1.0
 
 
 def act_(

@@ -1,0 +1,75 @@
+"""Proximal operators of non-convex penalties as loops that numba compiles.
+
+The formulas are those of :mod:`lightning_reg.prox.nonconvex`, which says where they are from.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba.extending import register_jitable
+
+from lightning_reg.prox.nonconvex import HALF_MOST, HALF_START, HALF_STEPS
+from lightning_reg.tensors._loops import clamp, proximal
+
+__all__ = ["firm_threshold", "half_threshold", "scad_threshold"]
+
+
+@register_jitable
+def _firm(weight: Any, step: Any, strength: Any, gamma: Any) -> Any:
+    one = type(weight)(1)
+    step = gamma if step > gamma else step
+    rest = one - step / gamma
+    shrunk = (weight - clamp(weight, step * strength)) / (rest if rest > 0 else one)
+    return shrunk if abs(weight) <= gamma * strength else weight
+
+
+@register_jitable
+def _firm_up_to(step: Any, strength: Any, gamma: Any) -> Any:
+    return (gamma if step > gamma else step) * strength
+
+
+@register_jitable
+def _scad(weight: Any, step: Any, strength: Any, a: Any) -> Any:
+    one = type(weight)(1)
+    most = a - one
+    step = most if step > most else step
+    rest, cut = most - step, step * strength
+    middle = (most * weight - math.copysign(a * cut, weight)) / (rest if rest > 0 else one)
+    bent = weight - clamp(weight, cut) if abs(weight) <= (one + step) * strength else middle
+    return bent if abs(weight) <= a * strength else weight
+
+
+@register_jitable
+def _scad_up_to(step: Any, strength: Any, a: Any) -> Any:
+    most = a - type(a)(1)
+    return (most if step > most else step) * strength
+
+
+@register_jitable
+def _half(weight: Any, step: Any, strength: Any, _: Any) -> Any:
+    kind = type(weight)
+    modulus = abs(weight)
+    rho = kind(0.5) * (step * strength) / modulus / math.sqrt(modulus)
+    if modulus == 0 or rho >= kind(HALF_MOST):
+        return kind(0)
+    z = kind(HALF_START[4])
+    z = kind(HALF_START[3]) + rho * z
+    z = kind(HALF_START[2]) + rho * z
+    z = kind(HALF_START[1]) + rho * z
+    z = kind(HALF_START[0]) + rho * z
+    for _i in range(HALF_STEPS):
+        square = z * z
+        z = (kind(2) * square * z - rho) / (kind(3) * square - kind(1))
+    return weight * (z * z)
+
+
+@register_jitable
+def _half_up_to(step: Any, strength: Any, _: Any) -> Any:
+    return type(step)(1.5) * (step * strength) ** type(step)(2.0 / 3.0)
+
+
+firm_threshold = proximal(_firm, _firm_up_to)
+scad_threshold = proximal(_scad, _scad_up_to)
+half_threshold = proximal(_half, _half_up_to)
