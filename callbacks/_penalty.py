@@ -1,9 +1,11 @@
-"""The base of the callbacks that apply a penalty: its wiring into Lightning's hooks."""
+"""The base of the callbacks that apply a penalty or a constraint: its wiring into Lightning's hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,40 +14,49 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply import Apply, Metric, Term, check_apply
 from lightning_reg.hosts.both_namespaces import BothCallback
+from lightning_reg.hosts.lightning_host import length_for
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.hosts.penalty_work import PenaltyWork
-from lightning_reg.hosts.trainer import run_length, warn_of_cut_checkpoint
-from lightning_reg.penalties import ForwardPenalty, Penalty
+from lightning_reg.hosts.trainer import warn_of_cut_checkpoint
+from lightning_reg.penalties import ForwardPenalty
+from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
 
 #: Where a checkpoint holds the state of penalties that have one; Lightning leaves unknown keys alone.
 _STATE_KEY = "lightning_reg"
 
 
-class _PenaltyCallback(BothCallback):
-    """The wiring of one penalty into Lightning's hooks; the formulas are the penalty's."""
+#: What must not change while the callback is at work.
+_FIXED = frozenset({"penalty", "apply", "metric", "logs", "total_steps"})
 
-    def __init__(
-        self, penalty: Penalty, apply: Apply, log: bool, metric: Metric, total_steps: int | None
-    ) -> None:
-        super().__init__()
-        check_apply(penalty, apply, metric)
-        if not callable(penalty.strength) or total_steps is not None:
-            check_schedule(penalty.strength, total_steps)
-        self.penalty = penalty
-        self.apply: Apply = apply
-        self.logs = log  # Lightning sets `log` on every callback: the method
-        self.metric: Metric = metric
-        self.total_steps = total_steps
-        self._work: PenaltyWork | None = None
-        self._restored: dict[str, Tensor] = {}
-        self._left: dict[str, Tensor] = {}  # by a run that has ended, for checkpoints still to be saved
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.penalty!r}, apply={self.apply!r})"
+class RegularizerCallback(BothCallback):
+    """The wiring of one penalty or constraint into Lightning's hooks; the formulas are its own."""
+
+    apply: Apply = "proximal"
+    logs = False  # Lightning sets `log` on every callback: the method
+    metric: Metric = "optimizer"
+    total_steps: int | None = None
+    _work: PenaltyWork | None = None
+    _restored: Mapping[str, Tensor] = MappingProxyType({})
+    _left: Mapping[str, Tensor] = MappingProxyType({})  # by a run that has ended, for checkpoints to come
+
+    @property
+    @abstractmethod
+    def acting(self) -> Regularizer:
+        """The penalty or the constraint."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and self._work is not None:
+            raise RuntimeError(
+                f"{name} of {self!r} cannot change while a fit is under way; change it between fits, or give "
+                "a schedule as strength"
+            )
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_work": None}  # a copy is not attached to anything
+        state = {**self.__dict__, "_work": None}  # a copy is not attached to anything
+        return {name: dict(v) if isinstance(v, MappingProxyType) else v for name, v in state.items()}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what an earlier run has learned: Lightning restores a checkpoint after this."""
@@ -58,7 +69,7 @@ class _PenaltyCallback(BothCallback):
         self._detach()  # where another callback calls this one, and not its setup
         self._left = {}
         self._work = PenaltyWork(
-            self.penalty,
+            self.acting,
             self.apply,
             self.metric,
             trainer,
@@ -68,7 +79,7 @@ class _PenaltyCallback(BothCallback):
             log_name=log_name_of(self, trainer, pl_module) if self.logs else None,
         )
         if self._restored:
-            self._work.term.load_state_dict(self._restored)
+            self._work.engine.load_state_dict(self._restored)
             self._restored = {}
         self._work.warn_of_no_optimizer()
         self._work.warn_of_repetition(repr(self), _other_penalties(self, trainer, pl_module))
@@ -77,7 +88,7 @@ class _PenaltyCallback(BothCallback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Store what the penalty has learned of the module, if anything."""
-        state = self._work.term.state_dict() if self._work is not None else self._left
+        state = self.learned()
         if state:
             checkpoint.setdefault(_STATE_KEY, {})[_state_name(self, trainer)] = state
 
@@ -89,7 +100,7 @@ class _PenaltyCallback(BothCallback):
         if self._work is None:
             self._restored = restored
         elif restored:  # strategies that shard restore after the fit's start, and so do searches in it
-            self._work.term.load_state_dict(restored)
+            self._work.engine.load_state_dict(restored)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -113,6 +124,10 @@ class _PenaltyCallback(BothCallback):
         if stage == "fit":
             self._detach()
 
+    def learned(self) -> dict[str, Tensor]:
+        """Return what has been learned of the module in this run, or in the last one."""
+        return self._work.engine.state_dict() if self._work is not None else dict(self._left)
+
     def _detach(self) -> None:
         if self._work is not None:
             self._left = self._work.term.state_dict()
@@ -120,18 +135,42 @@ class _PenaltyCallback(BothCallback):
             self._work = None
 
 
-def _penalty_callbacks(trainer: Trainer) -> Iterator[_PenaltyCallback]:
-    return (c for c in trainer.callbacks if isinstance(c, _PenaltyCallback))  # type: ignore[attr-defined]
+class _PenaltyCallback(RegularizerCallback):
+    """The wiring of one penalty, whose formula is an attribute."""
+
+    penalty: Regularizer
+
+    def __init__(
+        self, penalty: Regularizer, apply: Apply, log: bool, metric: Metric, total_steps: int | None
+    ) -> None:
+        super().__init__()
+        check_apply(penalty, apply, metric)
+        if callable(penalty.strength) and total_steps is not None:
+            check_schedule(penalty.strength, total_steps)
+        self.penalty = penalty
+        self.apply = apply
+        self.logs = log and not penalty.is_constraint
+        self.metric = metric
+        self.total_steps = total_steps
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.penalty!r}, apply={self.apply!r})"
+
+    @property
+    def acting(self) -> Regularizer:
+        """The penalty."""
+        return self.penalty
+
+
+def _at_work(trainer: Trainer) -> Iterator[RegularizerCallback]:
+    return (c for c in trainer.callbacks if isinstance(c, RegularizerCallback))  # type: ignore[attr-defined]
 
 
 def term_of(callback: _PenaltyCallback, trainer: Trainer, module: LightningModule) -> Term:
     """Return the run's own term; outside a run, one that goes on from what the last has learned."""
     if callback._work is not None:
         return callback._work.term
-    total_steps = callback.total_steps
-    if total_steps is None and callable(callback.penalty.strength):
-        total_steps = run_length(trainer)
-    term = Term(callback.penalty, module, total_steps)
+    term = Term(callback.penalty, module, length_for(callback.penalty, trainer, callback.total_steps))
     if callback._left:
         term.load_state_dict(callback._left)
     return term
@@ -150,30 +189,30 @@ def log_name_of(callback: Any, trainer: Trainer, module: LightningModule) -> str
         names += [penalty.log_name for penalty in module.forward_penalties]
     for other in takewhile(lambda other: other is not callback, trainer.callbacks):  # type: ignore[attr-defined]
         penalty = getattr(other, "penalty", None)
-        if isinstance(penalty, (Penalty, ForwardPenalty)) and getattr(other, "logs", False):
+        if isinstance(penalty, (Regularizer, ForwardPenalty)) and getattr(other, "logs", False):
             names.append(penalty.log_name)
     return numbered([*names, callback.penalty.log_name])[-1]
 
 
-def _state_name(callback: _PenaltyCallback, trainer: Trainer) -> str:
+def _state_name(callback: RegularizerCallback, trainer: Trainer) -> str:
     """The penalty's name and its place among those of that name."""
-    name = callback.penalty.log_name
-    mine = [other for other in _penalty_callbacks(trainer) if other.penalty.log_name == name]
+    name = callback.acting.log_name
+    mine = [other for other in _at_work(trainer) if other.acting.log_name == name]
     # a callback that another one calls is not among the Trainer's
     place = next((i for i, other in enumerate(mine) if other is callback), len(mine))
     return f"{name}_{place + 1}"
 
 
 def _other_penalties(
-    callback: _PenaltyCallback, trainer: Trainer, module: LightningModule
-) -> Iterator[tuple[str, Penalty]]:
+    callback: RegularizerCallback, trainer: Trainer, module: LightningModule
+) -> Iterator[tuple[str, Regularizer]]:
     """The penalties that the module and the callbacks before this one apply already."""
     from lightning_reg.modules import RegularizedModule
 
     if isinstance(module, RegularizedModule):
         for penalty in module.penalties:
             yield f"{type(module).__name__}(penalties=[{penalty!r}])", penalty
-    for other in _penalty_callbacks(trainer):
+    for other in _at_work(trainer):
         if other is callback:
             return
-        yield repr(other), other.penalty
+        yield repr(other), other.acting

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-from lightning_reg.apply import Apply, Metric
+from lightning_reg.apply import Apply, Metric, default_apply
 from lightning_reg.callbacks._penalty import _PenaltyCallback
-from lightning_reg.penalties import L1, L2, ElasticNet, Penalty
+from lightning_reg.penalties import L1, L2, ElasticNet
+from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
 
@@ -28,11 +29,12 @@ class PenaltyCallback(_PenaltyCallback):
     ``log=False``. What else they could not do right is refused.
 
     Args:
-        penalty: which function, on what, how strong.
-        apply: how it acts. ``"gradient"`` does exactly what adding the term to the loss does, by adding its
-            closed-form gradient once per optimizer step, before clipping. ``"loss"`` adds the term to what
-            ``training_step`` returns. ``"decoupled"`` decays the weights apart from the update, as AdamW
-            does. ``"proximal"`` applies the proximal operator after the step, and makes exact zeros.
+        penalty: which function, on what, how strong; or a constraint, which projects after the step.
+        apply: how a penalty acts. ``"gradient"``, where not given, does exactly what adding the term to the
+            loss does, by adding its closed-form gradient once per optimizer step, before clipping. ``"loss"``
+            adds the term to what ``training_step`` returns. ``"decoupled"`` decays the weights apart from the
+            update, as AdamW does. ``"proximal"`` applies the proximal operator after the step, and makes
+            exact zeros.
         log: log ``penalty/<name>``, the term's value, and ``penalty/<name>/strength`` where it is scheduled,
             on the steps that the Trainer logs.
         metric: of ``"proximal"``: the optimizer's own, or ``"euclidean"``, the learning rate alone.
@@ -40,7 +42,7 @@ class PenaltyCallback(_PenaltyCallback):
             None.
 
     Raises:
-        TypeError: ``penalty`` is not a penalty.
+        TypeError: ``penalty`` is neither a penalty nor a constraint.
         ValueError: at construction or at fit start, a combination that would act wrongly; the sentence says
             which would not.
 
@@ -52,14 +54,14 @@ class PenaltyCallback(_PenaltyCallback):
 
     def __init__(
         self,
-        penalty: Penalty,
-        apply: Apply = "gradient",
+        penalty: Regularizer,
+        apply: Apply | None = None,
         log: bool = True,
         *,
         metric: Metric = "optimizer",
         total_steps: int | None = None,
     ) -> None:
-        super().__init__(penalty, apply, log, metric, total_steps)
+        super().__init__(penalty, default_apply(penalty, apply), log, metric, total_steps)
 
 
 @final

@@ -130,7 +130,7 @@ class RegularizationMonitor(BothCallback):
         before_me = True
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             before_me = before_me and callback is not self
-            if isinstance(callback, _PenaltyCallback):
+            if isinstance(callback, _PenaltyCallback) and not callback.penalty.is_constraint:
                 apply = callback.apply
                 in_gradients = apply == "loss" or (apply == "gradient" and before_me)
                 found.append((term_of(callback, trainer, module), apply, in_gradients))

@@ -1,11 +1,18 @@
 """The public names of the package, each listed once: ``_lazy`` reads this file, as type checkers do."""
 
 from lightning_reg import callbacks as callbacks
+from lightning_reg import constraints as constraints
 from lightning_reg import data as data
 from lightning_reg import metrics as metrics
 from lightning_reg import penalties as penalties
 from lightning_reg import tune as tune
 from lightning_reg.apply import Apply as Apply
+from lightning_reg.constraints import Box as Box
+from lightning_reg.constraints import Constraint as Constraint
+from lightning_reg.constraints import MaxNorm as MaxNorm
+from lightning_reg.constraints import NonNegative as NonNegative
+from lightning_reg.constraints import NormBudget as NormBudget
+from lightning_reg.constraints import UnitNorm as UnitNorm
 from lightning_reg.dropout import AnnealedDropout as AnnealedDropout
 from lightning_reg.dropout import ByDepth as ByDepth
 from lightning_reg.dropout import CurriculumDropout as CurriculumDropout

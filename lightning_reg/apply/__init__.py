@@ -1,9 +1,10 @@
-"""How a penalty acts on a training step: four ways on one engine, and no Lightning in sight."""
+"""How a penalty or a constraint acts on a training step, and no Lightning in sight."""
 
-from lightning_reg.apply.check import check_apply, check_optimizer
+from lightning_reg.apply.check import check_apply, check_optimizer, default_apply
 from lightning_reg.apply.decoupled import decay_
 from lightning_reg.apply.gradient import add_gradient_
 from lightning_reg.apply.loss import add_to_training_step, remove_from_training_step
+from lightning_reg.apply.projection import project_
 from lightning_reg.apply.proximal import prox_
 from lightning_reg.apply.term import Apply, Metric, Term
 
@@ -16,6 +17,8 @@ __all__ = [
     "check_apply",
     "check_optimizer",
     "decay_",
+    "default_apply",
+    "project_",
     "prox_",
     "remove_from_training_step",
 ]

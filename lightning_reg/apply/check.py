@@ -7,28 +7,40 @@ from typing import get_args
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_reg.apply.term import Apply, Metric, Term
-from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.tensors.shards import check_whole
 from lightning_reg.tensors.steps import has_metric, has_one_step, metric_names
 
-__all__ = ["check_apply", "check_optimizer"]
+__all__ = ["check_apply", "check_optimizer", "default_apply"]
 
 
-def check_apply(penalty: Penalty, apply: Apply, metric: Metric = "optimizer") -> None:
+def default_apply(penalty: Regularizer, apply: Apply | None, default: Apply = "gradient") -> Apply:
+    """Return ``apply``, or what stands in its place where None: a constraint has one way to act."""
+    if apply is not None:
+        return apply
+    return "proximal" if getattr(penalty, "is_constraint", False) else default
+
+
+def check_apply(penalty: Regularizer, apply: Apply, metric: Metric = "optimizer") -> None:
     """Refuse what no optimizer could make right.
 
     Raises:
-        TypeError: ``penalty`` is not a penalty.
+        TypeError: ``penalty`` is neither a penalty nor a constraint.
         ValueError: ``apply`` or ``metric`` is not one of theirs, or the penalty has no proximal operator.
     """
-    if not isinstance(penalty, Penalty):
+    if not isinstance(penalty, Regularizer):
         raise TypeError(f"{penalty!r} is not a penalty; give one such as L1(1e-4)")
     if apply not in get_args(Apply):
         raise ValueError(f"apply={apply!r} is unknown; it is one of {', '.join(map(repr, get_args(Apply)))}")
     if metric not in get_args(Metric):
         raise ValueError(
             f"metric={metric!r} is unknown; it is one of {', '.join(map(repr, get_args(Metric)))}"
+        )
+    if penalty.is_constraint and apply != "proximal":
+        raise ValueError(
+            f"{type(penalty).__name__} is a constraint, which acts as a projection after the step, and not "
+            f"as apply={apply!r}; leave apply= out"
         )
     if metric != "optimizer" and apply != "proximal":
         raise ValueError(f"metric={metric!r} is for apply='proximal', not for apply={apply!r}; leave it out")
@@ -56,6 +68,10 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     """
     name = type(optimizer).__name__
     penalty = type(term.penalty).__name__
+    if term.penalty.is_constraint:
+        if not term.bound.elementwise:
+            check_whole((s.parameter for s in term.selected), penalty)
+        return
     if isinstance(optimizer, LBFGS) and apply != "loss":
         raise ValueError(
             f"LBFGS evaluates the loss along a line search, which apply={apply!r} does not enter; "

@@ -1,4 +1,4 @@
-"""A penalty at work on one module: its tensors, and its strength as the run goes on."""
+"""A penalty or constraint bound to one module: its tensors, and its strength as the run goes on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import Controller, TargetSparsity
 from lightning_reg.select.parameters import Selected, named_parameters, select_parameters
@@ -26,13 +26,13 @@ Metric: TypeAlias = Literal["optimizer", "euclidean"]
 
 
 class Term:
-    """A penalty bound to a module.
+    """A penalty or a constraint bound to a module.
 
     The selection is resolved once, and again only when an optimizer turns out to hold a parameter that
     was not there. Whether a tensor is trainable and has a gradient is asked at every step.
 
     Args:
-        penalty: which function, on what.
+        penalty: which function or set, on what.
         module: the module whose parameters are named.
         total_steps: length of the run in optimizer steps, where the strength needs it.
         label: a name that no other term at work on the module has; the penalty's where None.
@@ -43,7 +43,7 @@ class Term:
 
     def __init__(
         self,
-        penalty: Penalty,
+        penalty: Regularizer,
         module: nn.Module,
         total_steps: int | None = None,
         label: str | None = None,
@@ -53,12 +53,14 @@ class Term:
         self.module = module
         self.total_steps = total_steps
         self.selected: list[Selected] = []
-        self.bound: Bound = penalty
+        self.bound: Bound
         # by identity; the values keep the tensors alive, so an id is never used again
         self._known: dict[int, nn.Parameter] = {}
         self._chosen: dict[int, Selected] = {}
         # by identity of a parameter group: its tensors as last seen, and the chosen ones of them
         self._groups: dict[int, tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
+        # by identity of an optimizer: what its step under way acts on
+        self._noted: dict[int, list[tuple[dict[str, Any], list[nn.Parameter]]]] = {}
         self._resolve()
         target = penalty.strength
         self._controller = Controller(target, self._sizes) if isinstance(target, TargetSparsity) else None
@@ -112,16 +114,34 @@ class Term:
     def stepped(self, optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
         """Yield each parameter group of ``optimizer`` with the tensors to act on in this step.
 
-        As torch's optimizers do, it leaves out tensors whose gradient is None; frozen ones too.
+        As torch's optimizers do, it leaves out tensors whose gradient is None; frozen ones too. Between
+        :meth:`note` and :meth:`forget` it yields what was noted.
         """
+        noted = self._noted.get(id(optimizer))
+        if noted is not None:
+            yield from noted
+            return
         for group in optimizer.param_groups:
             parameters = [p for p in self._members(group) if p.grad is not None and p.requires_grad]
             if parameters:
                 yield group, parameters
 
+    def note(self, optimizer: Optimizer) -> None:
+        """Note what ``optimizer`` is about to step: some free the gradients in their step."""
+        self._noted.pop(id(optimizer), None)
+        self._noted[id(optimizer)] = list(self.stepped(optimizer))
+
+    def forget(self, optimizer: Optimizer) -> None:
+        """The step is over."""
+        self._noted.pop(id(optimizer), None)
+
     def place(self, parameter: Tensor) -> str:
         """Return a name for what this term does to ``parameter``, or to the part of it in this process."""
-        return f"{self.label} {self._chosen[id(parameter)].name} {shard(parameter)}"
+        return f"{self.label} {self.name_of(parameter)} {shard(parameter)}"
+
+    def name_of(self, parameter: Tensor) -> str:
+        """Return the name of a tensor of the selection."""
+        return self._chosen[id(parameter)].name
 
     def trainable(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """Return the trainable tensors of the selection that ``optimizer`` holds."""
@@ -152,16 +172,17 @@ class Term:
 
     def _resolve(self) -> None:
         self._groups.clear()
+        first = not self._known
         parameters = named_parameters(self.module)
         self._seen = [id(parameter) for parameter in self.module.parameters()]
         self.selected = self.penalty.choose(parameters)
-        if not self.selected and not self._known:
+        if not self.selected and first:
             select_parameters(self.module, self.penalty.select)  # raises, as nothing matches
         self.penalty.check_weights(self.selected)
         # a lazy tensor takes its shape at the first forward, and is looked at again then
         self._known.update((id(s.parameter), s.parameter) for s in parameters if not is_lazy(s.parameter))
         self._chosen.update((id(s.parameter), s) for s in self.selected if not is_lazy(s.parameter))
-        state = self.bound.state_dict()
+        state = {} if first else self.bound.state_dict()
         # tensors that have left the module and stay in an optimizer are bound as well
         self.bound = self.penalty.bind(list(self._chosen.values()))
         if state:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_reg.apply import (
-    Apply,
-    Metric,
-    Term,
-    add_gradient_,
-    check_apply,
-    check_optimizer,
-    decay_,
-    prox_,
-)
+from lightning_reg.apply import Apply, Metric, Term, add_gradient_, default_apply
 from lightning_reg.apply.backward import GradientInBackward
-from lightning_reg.apply.term import found_inf
+from lightning_reg.hosts.engine import Engine, Host
+from lightning_reg.hosts.step_hooks import StepHooks
 from lightning_reg.hosts.wrappers import accumulates, bare_optimizer, check_reachable, left_scale, scaler_of
-from lightning_reg.penalties.base import Penalty
-from lightning_reg.schedules.base import check_schedule
+from lightning_reg.penalties.regularizer import Regularizer
+from lightning_reg.select.parameters import named_parameters
 
 __all__ = ["Attachment", "attach"]
 
@@ -30,8 +22,8 @@ __all__ = ["Attachment", "attach"]
 def attach(
     model: nn.Module,
     optimizer: Optimizer,
-    penalty: Penalty,
-    apply: Apply = "gradient",
+    penalty: Regularizer,
+    apply: Apply | None = None,
     total_steps: int | None = None,
     *,
     metric: Metric = "optimizer",
@@ -41,9 +33,9 @@ def attach(
     Args:
         model: whose parameters are selected, bare or wrapped.
         optimizer: whose steps count, bare or wrapped; only parameters it holds are penalised.
-        penalty: which function, on what, how strong.
-        apply: ``"gradient"``, ``"decoupled"`` or ``"proximal"``. For the loss there is nothing to attach:
-            write ``loss + penalty(model)``.
+        penalty: which function, on what, how strong; or a constraint.
+        apply: ``"gradient"`` where not given, ``"decoupled"`` or ``"proximal"``. For the loss there is
+            nothing to attach: write ``loss + penalty(model)``. A constraint projects after the step.
         total_steps: length of the run in optimizer steps, for a schedule in fractions of it.
         metric: of ``"proximal"``, the optimizer's own or ``"euclidean"``.
 
@@ -94,33 +86,60 @@ def attach(
 
     The Hugging Face Trainer takes a :class:`~lightning_reg.hosts.hugging_face.PenaltyTrainerCallback`.
     """
-    check_apply(penalty, apply, metric)
     if apply == "loss":
         raise ValueError(
             "apply='loss' has nothing to attach to in a plain loop; write loss = loss + penalty(model)"
         )
     if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
         raise ValueError(f"total_steps={total_steps!r} is not a number of steps; give an integer, 1 or more")
-    check_schedule(penalty.strength, total_steps)
     if not isinstance(model, nn.Module):
         raise TypeError(f"{type(model).__name__} is not a module; call attach(model, optimizer, penalty)")
-    check_reachable(model, optimizer)
-    bare = bare_optimizer(optimizer)
-    before = sum(
-        isinstance(getattr(hook, "__self__", None), Attachment)
-        for hook in bare._optimizer_step_pre_hooks.values()
+    loop = _Loop(model, optimizer)
+    bare = loop.optimizer
+    before = sum(isinstance(getattr(member, "host", None), _Loop) for member in StepHooks.members_of(bare))
+    engine = Engine(
+        penalty,
+        default_apply(penalty, apply),
+        metric,
+        model,
+        loop,
+        total_steps=total_steps,
+        label=f"{before} {getattr(penalty, 'log_name', '')}",
     )
-    term = Term(penalty, model, total_steps, label=f"{before} {penalty.log_name}")
-    check_optimizer(term, apply, bare, metric)
-    _check_held(term, bare)
-    return Attachment(term, optimizer, apply, metric)
+    _check_held(engine.term, bare)
+    engine.hook(bare)
+    return Attachment(engine, loop)
+
+
+class _Loop(Host):
+    """A loop of one's own: it has one optimizer, and counts its steps here."""
+
+    def __init__(self, model: nn.Module, given: Optimizer) -> None:
+        check_reachable(model, given)
+        self.model, self.given = model, given
+        self.optimizer = bare_optimizer(given)
+        self.taken = 0
+
+    def check(self, term: Term, optimizer: Optimizer) -> None:
+        # a strategy may have exchanged the parameters since
+        check_reachable(self.model, self.given)
+        _check_held(term, optimizer)
+
+    def step(self) -> int:
+        return self.taken
+
+    def optimizers(self) -> Iterable[Optimizer]:
+        return [self.optimizer]
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        self.taken += 1
 
 
 def _check_held(term: Term, optimizer: Optimizer) -> None:
     """Refuse an optimizer whose steps would penalise nothing."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     select = term.penalty.select
-    selected = term.selected
+    selected = term.penalty.choose(named_parameters(term.module)) or term.selected
     if any(id(s.parameter) in held for s in selected):
         return
     name = type(optimizer).__name__
@@ -136,27 +155,33 @@ def _check_held(term: Term, optimizer: Optimizer) -> None:
 
 
 class Attachment:
-    """A penalty attached to an optimizer; made by :func:`attach`.
+    """A penalty or a constraint attached to an optimizer; made by :func:`attach`."""
 
-    Attributes:
-        step: optimizer steps taken since it was attached, the clock of the schedule; it may be set. A step
-            that a GradScaler leaves out is not taken.
-    """
-
-    def __init__(self, term: Term, optimizer: Optimizer, apply: Apply, metric: Metric) -> None:
-        self.step = 0
-        self._term = term
-        self._given = optimizer
-        self._optimizer = bare_optimizer(optimizer)
-        self._apply = apply
-        self._metric: Metric = metric
-        self._added = False
-        self._checked = False
+    def __init__(self, engine: Engine, loop: _Loop) -> None:
+        self._engine = engine
+        self._loop = loop
         self._in_backward: GradientInBackward | None = None
-        self._hooks = [
-            self._optimizer.register_step_pre_hook(self._before),
-            self._optimizer.register_step_post_hook(self._after),
-        ]
+
+    def __repr__(self) -> str:
+        engine, optimizer = self._engine, self._loop.optimizer
+        held = [engine.term.name_of(p) for p in engine.term.trainable(optimizer)]
+        names = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
+        return (
+            f"Attachment({engine.penalty!r}, apply={engine.apply!r}, on {names or 'nothing'}, after "
+            f"{self.step} steps of {type(optimizer).__name__})"
+        )
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken since it was attached, the clock of the schedule; it may be set.
+
+        A step that a GradScaler leaves out is not taken.
+        """
+        return self._loop.taken
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._loop.taken = step
 
     def add_gradient(self, scaler: Any | None = None) -> None:
         """Add the penalty's gradient now, before clipping, and not again in the coming step.
@@ -172,11 +197,12 @@ class Attachment:
             RuntimeError: ``apply`` is not ``"gradient"``.
         """
         self._check_gradient()
-        if accumulates(self._given):
+        if accumulates(self._loop.given):
             return
-        scale = left_scale(scaler if scaler is not None else scaler_of(self._given), self._optimizer)
-        add_gradient_(self._term, self._optimizer, self.strength, scale)
-        self._added = True
+        scaler = scaler if scaler is not None else scaler_of(self._loop.given)
+        scale = left_scale(scaler, self._loop.optimizer)
+        add_gradient_(self._engine.term, self._loop.optimizer, self.strength, scale)
+        self._engine.added = True
 
     def add_gradient_in_backward(self, scaler: Any | None = None) -> None:
         """Add the penalty's gradient in the backward pass to come, once, and not again in the coming step.
@@ -191,78 +217,42 @@ class Attachment:
             RuntimeError: ``apply`` is not ``"gradient"``.
         """
         self._check_gradient()
-        scaler = scaler if scaler is not None else scaler_of(self._given)
+        scaler = scaler if scaler is not None else scaler_of(self._loop.given)
         if self._in_backward is None:
-            self._in_backward = GradientInBackward(self._term, self._optimizer)
+            self._in_backward = GradientInBackward(self._engine.term, self._loop.optimizer)
         self._in_backward.arm(self.strength, float(scaler.get_scale()) if scaler is not None else 1.0)
-        self._added = True
+        self._engine.added = True
 
     @property
     def strength(self) -> float:
         """λ of the coming step."""
-        return self._term.strength(self.step)
+        return self._engine.strength()
 
-    @torch.no_grad()
     def value(self) -> Tensor:
         """Return the penalty at this moment, over the trainable tensors that the optimizer holds."""
-        return self._term.value(self.strength, [self._optimizer])
+        return self._engine.value()
 
     def remove(self) -> None:
         """Detach from optimizer and model, and leave no trace in them."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._engine.detach()
         if self._in_backward is not None:
             self._in_backward.remove()
             self._in_backward = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step count, and what the penalty has learned of the model, if anything."""
-        state = self._term.state_dict()
+        state = self._engine.state_dict()
         return {"step": self.step, "penalty": state} if state else {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`state_dict` returned."""
         self.step = state["step"]
         if "penalty" in state:
-            self._term.load_state_dict(state["penalty"])
+            self._engine.load_state_dict(state["penalty"])
 
     def _check_gradient(self) -> None:
-        if self._apply != "gradient":
+        if self._engine.apply != "gradient":
             raise RuntimeError(
-                f"adding the gradient is for apply='gradient', and this is apply={self._apply!r}; leave the "
-                "call out"
+                "adding the gradient is for apply='gradient', and this is "
+                f"apply={self._engine.apply!r}; leave the call out"
             )
-
-    def _before(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self._checked:  # a strategy may have exchanged the parameters since
-            check_reachable(self._term.module, self._given)
-            _check_held(self._term, optimizer)
-            self._checked = True
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._act(optimizer)
-            return None
-        # the gradients come to be inside the closure
-
-        def with_penalty() -> Any:
-            loss = closure()
-            self._act(optimizer)
-            return loss
-
-        return (args[0],), {**kwargs, "closure": with_penalty}
-
-    def _act(self, optimizer: Optimizer) -> None:
-        if self._apply == "decoupled":
-            decay_(self._term, optimizer, self.strength, self.step)
-        elif self._apply == "gradient" and not self._added:
-            add_gradient_(self._term, optimizer, self.strength)
-
-    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._apply == "proximal":
-            prox_(self._term, optimizer, self.strength, self.step, self._metric)
-        self._added = False
-        if not found_inf(optimizer):  # a fused optimizer comes here even when its scaler skips the step
-            self.step += 1

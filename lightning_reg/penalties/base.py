@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import ClassVar, NoReturn
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lightning_reg.penalties.bound import Bound
-from lightning_reg.schedules.base import ScheduleLike, evaluate
+from lightning_reg.penalties.regularizer import Regularizer
+from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import TargetSparsity
-from lightning_reg.select.parameters import (
-    Select,
-    Selected,
-    check_select,
-    matches,
-    named_parameters,
-    select_parameters,
-)
+from lightning_reg.select.parameters import Selected, check_select, named_parameters, select_parameters
 from lightning_reg.tensors.precision import real_dtype
-from lightning_reg.tensors.safe_globals import allow_in_checkpoints
 from lightning_reg.tensors.shards import check_whole, local, over_shards, part, whole
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["Penalty"]
 
 
-class Penalty(Bound):
+class Penalty(Regularizer, Bound):
     r"""A penalty :math:`\Omega_\lambda(w)` on each selected tensor, summed over them.
 
     Subclasses are frozen dataclasses that give a formula: :meth:`value` and :meth:`gradient`, and
@@ -41,21 +32,8 @@ class Penalty(Bound):
     computes them for the whole tensor: one all-gather, the memory of one whole tensor, and no work shared.
     Penalties of single weights and of groups do without, except L∞ on groups that span processes.
 
-    Attributes:
-        strength: λ, a number, a schedule, or a callable ``(step, total_steps) -> float``.
-        select: what it applies to, see :mod:`lightning_reg.select.parameters`.
-        name: its name in logs; the class name in snake case where None.
+    Its attributes are those of :class:`~lightning_reg.penalties.regularizer.Regularizer`.
     """
-
-    strength: ScheduleLike
-    select: Select
-    name: str | None
-    #: Whether the formula holds for complex weights, whose modulus it then takes.
-    takes_complex: ClassVar[bool] = True
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        allow_in_checkpoints(cls)
 
     def __post_init__(self) -> None:
         """Check the arguments every penalty has."""
@@ -100,20 +78,6 @@ class Penalty(Bound):
         """Whether :meth:`prox` is known."""
         return type(self).prox is not Penalty.prox
 
-    @property
-    def prox_in_metric(self) -> bool:
-        """Whether :meth:`prox` takes a step for each weight, as Adam's metric needs."""
-        return self.has_prox
-
-    @property
-    def has_gradient(self) -> bool:
-        """Whether a step along :meth:`gradient` does what the penalty asks for."""
-        return True
-
-    def choose(self, parameters: Sequence[Selected]) -> list[Selected]:
-        """Return which of a module's parameters this applies to; none of them where nothing matches."""
-        return [s for s in parameters if matches(s, self.select)]
-
     # --- what the engine calls: lists of tensors, in place, no copy of the model ---------------------
 
     def bind(self, selected: Sequence[Selected]) -> Bound:
@@ -143,35 +107,6 @@ class Penalty(Bound):
             local(weight).copy_(part(result, weight))
 
     # --- what users call -----------------------------------------------------------------------------
-
-    @property
-    def state_key(self) -> NoReturn:
-        """What a Trainer asks of its callbacks; a penalty is none.
-
-        Raises:
-            TypeError: always, with the callback to write.
-        """
-        raise TypeError(
-            f"{self!r} is a penalty and not a callback; write callbacks=[PenaltyCallback({self!r})]"
-        )
-
-    @property
-    def log_name(self) -> str:
-        """``name``, or the class name in snake case: ``elastic_net``."""
-        return self.name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
-
-    def check_weights(self, selected: Iterable[Selected]) -> None:
-        """Refuse weights that the formula is not for.
-
-        Raises:
-            ValueError: one is complex, and :attr:`takes_complex` is false.
-        """
-        for s in selected:
-            if s.parameter.is_complex() and not self.takes_complex:
-                raise ValueError(
-                    f"{type(self).__name__} is for real weights, and {s.name} is complex; leave it out with "
-                    "select="
-                )
 
     def __call__(self, module: nn.Module, step: int | None = None, total_steps: int | None = None) -> Tensor:
         """Return the penalty of ``module``, a differentiable scalar to add to a loss.

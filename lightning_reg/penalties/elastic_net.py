@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class ElasticNet(ElementwisePenalty):
     References:
         Zou and Hastie, *Regularization and Variable Selection via the Elastic Net*, JRSS B 67(2), 2005.
     """
+
+    turn: ClassVar[int] = 15
 
     strength: ScheduleLike
     select: Select = "weights"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ class GroupLasso(GroupedPenalty):
         Yuan and Lin, *Model Selection and Estimation in Regression with Grouped Variables*, JRSS B 68(1),
         2006; Deleu and Bengio, *Structured Sparsity Inducing Adaptive Optimizers for Deep Learning*, 2021.
     """
+
+    turn: ClassVar[int] = 30
 
     strength: ScheduleLike
     select: Select = "weights"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -42,6 +43,8 @@ class L2(ElementwisePenalty):
         Hoerl and Kennard, *Ridge Regression*, Technometrics 12(1), 1970; Loshchilov and Hutter, *Decoupled
         Weight Decay Regularization*, ICLR 2019.
     """
+
+    turn: ClassVar[int] = 40
 
     strength: ScheduleLike
     select: Select = "weights"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,8 @@ class L2Norm(Penalty):
         Yuan and Lin, *Model Selection and Estimation in Regression with Grouped Variables*, JRSS B 68(1),
         2006, for one group a tensor, without the size weight.
     """
+
+    turn: ClassVar[int] = 35
 
     strength: ScheduleLike
     select: Select = "weights"

@@ -48,6 +48,8 @@ class LInf(GroupedPenalty):
         2009; Negahban and Wainwright, *Joint Support Recovery under High-Dimensional Scaling*, NIPS 2008.
     """
 
+    turn: ClassVar[int] = 30
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

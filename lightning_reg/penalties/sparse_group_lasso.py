@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ class SparseGroupLasso(GroupedPenalty):
     References:
         Simon, Friedman, Hastie and Tibshirani, *A Sparse-Group Lasso*, J. Comput. Graph. Stat. 22(2), 2013.
     """
+
+    turn: ClassVar[int] = 28
 
     strength: ScheduleLike
     select: Select = "weights"

@@ -28,8 +28,7 @@ def prox_of_step(
     kept = [weight.clone() for weight in weights]
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.sub_(gradient)
-    bound = getattr(term, "bound", term.penalty)  # a penalty that knows the tensors' owners, where it must
-    bound.prox_(weights, strength, [StepSize(1.0)] * len(weights))
+    term.bound.prox_(weights, strength, [StepSize(1.0)] * len(weights))
     moved = [weight.clone() for weight in weights]
     for weight, before in zip(weights, kept, strict=True):
         weight.copy_(before)

@@ -36,7 +36,7 @@ class See(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(self.callback, NormBudget):
-            self.seen = float(torch.stack(list(self.callback._budgets.values())).sum())
+            self.seen = float(sum(v for n, v in self.callback.learned().items() if n.endswith(":budget")))
         else:
             self.seen = float(self.callback._work.term.value(1.0).detach())
 

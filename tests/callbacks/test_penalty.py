@@ -770,8 +770,9 @@ def test_weights_that_are_to_be_unfrozen_later_are_not_warned_of() -> None:
 
 def test_a_penalty_among_callbacks_is_told_what_to_write() -> None:
     write = r"is a penalty and not a callback; write callbacks=\[PenaltyCallback\(L1\(strength=0.1"
-    with pytest.raises(TypeError, match=write):
+    with pytest.raises(AttributeError, match=write):
         pl.Trainer(callbacks=[L1(0.1)], **QUIET)
+    assert not hasattr(L1(0.1), "state_key")
 
 
 def test_different_kinds_on_one_parameter_are_not_warned_of() -> None:

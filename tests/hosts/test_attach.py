@@ -840,7 +840,6 @@ class NoProx(L1):
     [
         (L1(1.0), {"apply": "loss"}, ValueError, r"loss \+ penalty\(model\)"),
         (L1(1.0), {"apply": "grad"}, ValueError, "'grad' is unknown; .*'gradient', 'loss'"),
-        (L1(1.0), {"apply": None}, ValueError, "None is unknown"),
         (L1(1.0), {"metric": "adam", "apply": "proximal"}, ValueError, "'adam' is unknown"),
         (L1(1.0), {"metric": "euclidean"}, ValueError, "leave it out"),
         (NoProx(1.0), {"apply": "proximal"}, ValueError, "NoProx has no proximal operator.*gradient"),

@@ -1,0 +1,23 @@
+"""How a constraint acts: a projection after the optimizer's step."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from lightning_reg.apply.term import Term, found_inf
+from lightning_reg.tensors.precision import without_grad
+
+__all__ = ["project_"]
+
+
+@without_grad
+def project_(term: Term, optimizer: Optimizer) -> None:
+    """Put each tensor that ``optimizer`` has just stepped back into the set.
+
+    In the weights' own precision: a 16-bit weight that were rounded at random would leave the set again.
+    """
+    if found_inf(optimizer):
+        return
+    weights = [p for _, parameters in term.stepped(optimizer) for p in parameters]
+    if weights:
+        term.bound.prox_(weights, 1.0, ())

@@ -1,0 +1,199 @@
+"""The one engine: a penalty or a constraint at work, whatever the host."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_reg.apply import (
+    Apply,
+    Metric,
+    Term,
+    add_gradient_,
+    check_apply,
+    check_optimizer,
+    decay_,
+    project_,
+    prox_,
+)
+from lightning_reg.apply.term import found_inf
+from lightning_reg.hosts.step_hooks import StepHooks
+from lightning_reg.penalties.regularizer import Regularizer
+from lightning_reg.schedules.base import check_schedule
+
+__all__ = ["Engine", "Host"]
+
+
+class Host(ABC):
+    """What a way in tells the engine: its clock, its optimizers, and where gradients are complete."""
+
+    @abstractmethod
+    def step(self) -> int:
+        """Optimizer steps taken: the clock of schedules."""
+
+    @abstractmethod
+    def optimizers(self) -> Iterable[Optimizer] | None:
+        """Those whose tensors count in a value; None where all trainable ones do."""
+
+    def toggled(self) -> Mapping[nn.Parameter, bool] | None:
+        """Which tensors are trainable, though their ``requires_grad`` is off for the moment."""
+        return None
+
+    def acts_inside(self, apply: Apply, optimizer: Optimizer) -> bool:
+        """Whether what comes before the update is done in the step, since the host calls nobody before it."""
+        return True
+
+    def announces(self) -> bool:
+        """Whether the host calls :meth:`Engine.announce` before each step that counts."""
+        return False
+
+    def check(self, term: Term, optimizer: Optimizer) -> None:  # noqa: B027 - most hosts keep their parameters
+        """Look once more, before the first step."""
+
+    def stepped(self, optimizer: Optimizer) -> None:  # noqa: B027 - most hosts count by themselves
+        """A step is over, and was taken."""
+
+
+class Engine:
+    """A penalty or a constraint at work on one module, in one of the four ways.
+
+    Every way in makes one, tells it the host, and calls :meth:`hook` for each optimizer. A host that calls
+    its callbacks before a step calls :meth:`announce`; the rest happens in the optimizer's own hooks, in
+    :meth:`before_step` and :meth:`after_step`. For ``apply="loss"`` it adds :meth:`loss_term` to the loss.
+
+    Args:
+        penalty: which function or set, on what.
+        apply: how it acts; for a constraint ``"proximal"``.
+        metric: of ``"proximal"``.
+        module: whose parameters are selected.
+        host: its clock and its optimizers.
+        total_steps: length of the run in optimizer steps, where the strength needs it.
+        label: a name that no other one at work on the module has.
+
+    Raises:
+        TypeError: ``penalty`` is neither a penalty nor a constraint.
+        ValueError: a combination that would act wrongly, or a bad schedule.
+    """
+
+    def __init__(
+        self,
+        penalty: Regularizer,
+        apply: Apply,
+        metric: Metric,
+        module: nn.Module,
+        host: Host,
+        *,
+        total_steps: int | None = None,
+        label: str | None = None,
+    ) -> None:
+        check_apply(penalty, apply, metric)
+        check_schedule(penalty.strength, total_steps)
+        self.penalty = penalty
+        self.apply: Apply = apply
+        self.metric: Metric = metric
+        self.host = host
+        self.term = Term(penalty, module, total_steps, label)
+        self.added = False  # the gradient of the coming step
+        self.steps_seen = 0
+        self._checked = False
+        self._hooked: dict[int, tuple[Optimizer, StepHooks | None]] = {}
+        self._announced: set[int] = set()
+        self._now: tuple[int, float] | None = None  # the step last asked for, and its strength
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.penalty!r}, apply={self.apply!r})"
+
+    @property
+    def turn(self) -> int:
+        """Its place among those that act in one step."""
+        return self.penalty.turn
+
+    def strength(self) -> float:
+        """Return λ of the coming step, asked for once a step."""
+        step = self.host.step()
+        if self._now is None or self._now[0] != step:
+            self._now = step, self.term.strength(step)
+        return self._now[1]
+
+    # --- what happens in a step ----------------------------------------------------------------------
+
+    def hook(self, optimizer: Optimizer) -> None:
+        """Take part in the steps of ``optimizer``, or say why not."""
+        if id(optimizer) in self._hooked:
+            return
+        check_optimizer(self.term, self.apply, optimizer, self.metric)
+        hooks = StepHooks.of(optimizer) if self.apply != "loss" else None
+        if hooks is not None:
+            hooks.add(self)
+        self._hooked[id(optimizer)] = optimizer, hooks
+
+    def announce(self, optimizer: Optimizer) -> None:
+        """Act before a step whose gradients are complete, where the host says so."""
+        self.steps_seen += 1
+        self.hook(optimizer)  # made since the fit started
+        self._announced.add(id(optimizer))
+        if not self.host.acts_inside(self.apply, optimizer):
+            self.before_step(optimizer)
+
+    def acts_inside(self, optimizer: Optimizer) -> bool:
+        """Whether :meth:`before_step` is to be called in the step."""
+        return self.apply != "loss" and self.host.acts_inside(self.apply, optimizer)
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Act before the update, when the gradients are complete."""
+        if not self._checked:
+            self.host.check(self.term, optimizer)
+            self._checked = True
+        if self.apply == "proximal":
+            self.term.note(optimizer)
+        elif self.apply == "decoupled":
+            decay_(self.term, optimizer, self.strength(), self.host.step())
+        elif self.apply == "gradient" and not self.added:
+            add_gradient_(self.term, optimizer, self.strength())
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Act after the update."""
+        if self.host.announces() and not self.penalty.is_constraint:
+            if id(optimizer) not in self._announced:
+                return  # stepped behind the host's back, where no schedule moves on
+            self._announced.remove(id(optimizer))
+        if self.penalty.is_constraint:
+            project_(self.term, optimizer)
+        elif self.apply == "proximal":
+            prox_(self.term, optimizer, self.strength(), self.host.step(), self.metric)
+        self.term.forget(optimizer)
+        self.added = False
+        if not found_inf(optimizer):  # a fused optimizer comes here even when its scaler skips the step
+            self.host.stepped(optimizer)
+
+    def loss_term(self) -> Tensor:
+        """Return what to add to the loss."""
+        return self.term.value(self.strength(), self.host.optimizers())
+
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """Return the term at this moment, over the trainable tensors that the host's optimizers hold."""
+        return self.term.value(self.strength(), self.host.optimizers(), self.host.toggled())
+
+    # --- what outlives it ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what has been learned of the module, if anything."""
+        return self.term.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state_dict` returned."""
+        self.term.load_state_dict(state)
+        self._now = None
+
+    def detach(self) -> None:
+        """Leave no trace in the optimizers."""
+        for _, hooks in self._hooked.values():
+            if hooks is not None:
+                hooks.remove(self)
+        self._hooked = {}
+        self._announced = set()

@@ -1,0 +1,114 @@
+"""A run of Lightning's Trainer as a host of the engine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_reg.apply import Apply
+from lightning_reg.hosts.engine import Engine, Host
+from lightning_reg.hosts.strategies import reach_of
+from lightning_reg.hosts.trainer import run_length, scaler_of
+from lightning_reg.penalties.regularizer import Regularizer
+
+__all__ = ["LightningHost", "length_for", "started"]
+
+
+class LightningHost(Host):
+    """The clock and the optimizers of one fit.
+
+    Args:
+        trainer: at the start of its fit.
+        module: what it fits.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.reach = reach_of(trainer)
+        self.scaler = scaler_of(trainer)
+
+    def step(self) -> int:
+        """``global_step``, which counts every optimizer's steps."""
+        return self.trainer.global_step
+
+    def optimizers(self) -> list[Optimizer] | None:
+        """The Trainer's; None where the strategy steps copies of the parameters."""
+        return self.trainer.optimizers if self.reach.steps else None
+
+    def toggled(self) -> Mapping[nn.Parameter, bool]:
+        """Those that ``toggle_optimizer`` has switched off."""
+        states: Any = self.module._param_requires_grad_state
+        return states  # type: ignore[no-any-return]
+
+    def acts_inside(self, apply: Apply, optimizer: Optimizer) -> bool:
+        """Under a scaler: only in the step is it known that it is not skipped, or gradients are unscaled."""
+        if self.scaler is None:
+            return False
+        return apply == "decoupled" or (
+            apply == "gradient" and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+        )
+
+    def announces(self) -> bool:
+        """In ``on_before_optimizer_step``."""
+        return True
+
+    def check_host(self, penalty: Regularizer, apply: Apply, logs: bool) -> None:
+        """Refuse what this run would do wrong.
+
+        Raises:
+            ValueError: the sentence says what to use.
+        """
+        strategy, what = self.reach.strategy, f"apply={apply!r}"
+        if not self.module.automatic_optimization and apply == "loss":
+            raise ValueError(
+                f"{what} adds to the loss that training_step returns, and under manual optimization nobody "
+                "reads it; use apply='gradient', or a RegularizedModule with "
+                "self.manual_backward(self.regularize(loss))"
+            )
+        if not self.reach.steps and penalty.is_constraint:
+            raise ValueError(
+                f"DeepSpeed steps an optimizer of its own, out of reach of {type(penalty).__name__}; use ddp "
+                "or ModelParallelStrategy (FSDP2)"
+            )
+        if not self.reach.steps and apply != "loss":
+            raise ValueError(
+                f"{strategy} steps an optimizer of its own, out of reach of {what}; use apply='loss'"
+            )
+        # the engine is tested on torch's FSDP1, this strategy is not: it needs a GPU
+        if not self.reach.whole and logs:
+            raise ValueError(
+                f"{strategy} (FSDP1) leaves each process a part of the weights, so that the value to log is "
+                "not known; give log=False, or use ModelParallelStrategy (FSDP2)"
+            )
+
+    def warn_of_a_longer_run(self, engine: Engine) -> None:
+        """Warn where a schedule's run is over and manual steps go on: their number is a guess."""
+        total_steps = engine.term.total_steps
+        over = total_steps is not None and self.step() == total_steps
+        if over and callable(engine.penalty.strength) and not self.module.automatic_optimization:
+            warnings.warn(
+                f"the run takes more optimizer steps than the {total_steps} estimated, so schedules stay at "
+                "their ends from here; give total_steps= to the callback",
+                stacklevel=2,
+            )
+
+
+def length_for(penalty: Regularizer, trainer: Trainer, total_steps: int | None = None) -> int | None:
+    """Return the run's length for a strength that may need it, the Trainer's own estimate where None."""
+    if total_steps is None and callable(penalty.strength):
+        return run_length(trainer)
+    return total_steps
+
+
+def started(engine: Engine, trainer: Trainer) -> Engine:
+    """Let ``engine`` take part in the steps of the Trainer's optimizers."""
+    for optimizer in trainer.optimizers:
+        if type(optimizer).__name__ != "_MockOptimizer":  # Lightning's, where the module gives none
+            engine.hook(optimizer)
+    return engine

@@ -1,0 +1,96 @@
+"""One pair of hooks on an optimizer for all that act in its step, in an order of their own."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+
+__all__ = ["InStep", "StepHooks"]
+
+
+class InStep(Protocol):
+    """What takes part in the steps of an optimizer."""
+
+    @property
+    def turn(self) -> int:
+        """The lower, the earlier; of the same turn, the one that came first."""
+
+    def acts_inside(self, optimizer: Optimizer) -> bool:
+        """Whether it acts before the update, and inside the step, where the gradients are complete."""
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Act before the update, with the gradients of this step."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Act after the update."""
+
+
+class StepHooks:
+    """All that acts in the steps of one optimizer.
+
+    However many callbacks, modules and attachments act on an optimizer, it has one of these, and that has
+    them all sorted by their turns. The last one to leave takes the hooks away.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.members: list[InStep] = []
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    @staticmethod
+    def of(optimizer: Optimizer) -> StepHooks:
+        """Return those of ``optimizer``, made where it has none."""
+        return _found(optimizer) or StepHooks(optimizer)
+
+    @staticmethod
+    def members_of(optimizer: Optimizer) -> list[InStep]:
+        """Return what acts in the steps of ``optimizer``, in its order."""
+        hooks = _found(optimizer)
+        return hooks.members if hooks is not None else []
+
+    def add(self, member: InStep) -> None:
+        """Let ``member`` take part from the coming step on."""
+        self.members = sorted([*self.members, member], key=lambda m: m.turn)
+
+    def remove(self, member: InStep) -> None:
+        """Let it take part no more."""
+        self.members = [m for m in self.members if m is not member]
+        if not self.members:
+            for handle in self._handles:
+                handle.remove()
+
+    def _before(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        acting = [member for member in self.members if member.acts_inside(optimizer)]
+        if not acting:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            for member in acting:
+                member.before_step(optimizer)
+            return None
+        # the gradients come to be inside the closure
+
+        def with_terms() -> Any:
+            loss = closure()
+            for member in acting:
+                member.before_step(optimizer)
+            return loss
+
+        return (args[0],), {**kwargs, "closure": with_terms}
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for member in self.members:
+            member.after_step(optimizer)
+
+
+def _found(optimizer: Optimizer) -> StepHooks | None:
+    for hook in optimizer._optimizer_step_post_hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, StepHooks):
+            return owner
+    return None
