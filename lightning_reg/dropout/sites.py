@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
@@ -298,11 +299,17 @@ def _is_rate(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0.0 <= value <= 1.0
 
 
+def _names(site: DropoutSite, form: str) -> bool:
+    # the rate's name, or its module's: "encoder.dropout" for "encoder.dropout.p"
+    return any(
+        fnmatchcase(name, form) for alias in site.aliases for name in (alias, alias.rpartition(".")[0])
+    )
+
+
 _SITES: Grammar[DropoutSite] = Grammar(
     kind="dropout sites",
     names=lambda site: site.aliases,
-    # the rate's module: "encoder.dropout" for "encoder.dropout.p"
-    short_names=lambda site: [alias.rpartition(".")[0] for alias in site.aliases],
+    glob=_names,
     within=lambda site: (site.module,),
     ask=lambda predicate, site: predicate(site),
     default="*",

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from lightning_reg.select.parameters import Select, Selected, is_norm, matches, named_parameters
+from lightning_reg.select.parameters import Select, Selected, matches, named_parameters, why_not_selected
 
 __all__ = ["Acting", "Covered", "coverage"]
 
@@ -81,13 +81,9 @@ def _why_not(selected: Selected, acting: Sequence[Acting], chosen: bool, held: s
         if not selected.parameter.requires_grad:
             return "frozen"
         return "in no optimizer" if held is not None and id(selected.parameter) not in held else ""
-    takes_weights = any(one.select == "weights" or "weights" in _listed(one.select) for one in acting)
-    if takes_weights and not matches(selected, "weights"):
-        if is_norm(selected.module):
-            return "normalization"
-        return "bias" if "bias" in selected.attribute else "fewer than two dimensions"
-    return "not selected"
+    takes_weights = any("weights" in _listed(one.select) for one in acting)
+    return (takes_weights and why_not_selected(selected)) or "not selected"
 
 
 def _listed(select: Select) -> Sequence[object]:
-    return select if isinstance(select, (list, tuple)) else ()
+    return select if isinstance(select, (list, tuple)) else (select,)

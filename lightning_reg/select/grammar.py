@@ -12,7 +12,7 @@ A selection is one of these forms, or a list of them:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Generic, TypeVar
@@ -39,7 +39,8 @@ class Grammar(Generic[Thing]):
         predicate: how a predicate is called, for messages.
         example: a selection that is right, for messages.
         words: the words with a meaning of their own, and whether one names a thing.
-        short_names: names that globs know a thing by besides, which no message lists.
+        glob: whether a glob names a thing; where None, it has to match one of its names.
+        never: what no selection names.
     """
 
     kind: str
@@ -50,7 +51,8 @@ class Grammar(Generic[Thing]):
     predicate: str
     example: str
     words: Mapping[str, Callable[[Thing], bool]] = field(default_factory=dict)
-    short_names: Callable[[Thing], Collection[str]] = lambda thing: ()
+    glob: Callable[[Thing, str], bool] | None = None
+    never: Callable[[Thing], bool] = lambda thing: False
 
     def check(self, select: object, argument: str = "select") -> None:
         """Refuse what is none of the forms.
@@ -87,8 +89,10 @@ class Grammar(Generic[Thing]):
         """Whether ``select`` names ``thing``, under any of its names."""
         forms = _listed(select)
         wanted = [form for form in forms if not _excludes(form)] or [self.default]
-        return any(self._matches_one(thing, form) for form in wanted) and not any(
-            self._matches_one(thing, form[1:]) for form in forms if _excludes(form)
+        return (
+            not self.never(thing)
+            and any(self._matches_one(thing, form) for form in wanted)
+            and not any(self._matches_one(thing, form[1:]) for form in forms if _excludes(form))
         )
 
     def choose(
@@ -109,9 +113,9 @@ class Grammar(Generic[Thing]):
         if isinstance(form, str):
             if form in self.words:
                 return self.words[form](thing)
-            return any(
-                fnmatchcase(name, form) for name in (*self.names(thing), *self.short_names(thing)) if name
-            )
+            if self.glob is not None:
+                return self.glob(thing, form)
+            return any(fnmatchcase(name, form) for name in self.names(thing) if name)
         if isinstance(form, type):
             return any(isinstance(module, form) for module in self.within(thing))
         return bool(self.ask(form, thing))

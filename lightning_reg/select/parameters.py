@@ -2,8 +2,9 @@
 
 A selection is one of five forms, or a list of them (see :mod:`lightning_reg.select.grammar`):
 
-- ``"weights"`` (the default): tensors with two or more dimensions outside normalization layers, so no
-  biases and no norm scales;
+- ``"weights"`` (the default): what a practitioner would decay: no biases whatever their shape, no scales of
+  normalization layers, no position tables or class tokens, nothing that the model's own
+  ``no_weight_decay()`` names (see :mod:`lightning_reg.select.weights`);
 - ``"all"``: every parameter;
 - a glob over parameter names, ``"encoder.*.weight"`` (``*`` also spans dots); in a list, one with a
   leading ``!`` takes parameters out again, ``["weights", "!*embed*"]``;
@@ -11,21 +12,24 @@ A selection is one of five forms, or a list of them (see :mod:`lightning_reg.sel
 - a predicate ``(name, parameter, module) -> bool``, where ``module`` owns the parameter.
 
 Tied tensors count once. Frozen tensors stay in the selection and are skipped while they are frozen.
-Prefixes that wrappers add (``_orig_mod.`` of ``torch.compile`` and the like) are invisible.
+Prefixes that wrappers add (``_orig_mod.`` of ``torch.compile`` and the like) are invisible. What is not
+floating point is never selected. A weight that a layer computes from parameters (weight norm, a pruning mask,
+any parametrization) is one thing with the layer's name for it, ``"0.weight"``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from lightning_reg.select.derived import Derived, derived_tensors
 from lightning_reg.select.grammar import Grammar
+from lightning_reg.select.weights import is_norm, kept_from_decay, why_no_weight
 from lightning_reg.select.wrappers import places
-from lightning_reg.tensors.shards import is_flattened
 
 __all__ = [
     "Select",
@@ -35,17 +39,11 @@ __all__ = [
     "matches",
     "named_parameters",
     "select_parameters",
+    "why_not_selected",
 ]
 
 Predicate: TypeAlias = Callable[[str, nn.Parameter, nn.Module], bool]
 Select: TypeAlias = "str | type[nn.Module] | Predicate | Sequence[str | type[nn.Module] | Predicate]"
-
-_NORMS: tuple[type[nn.Module], ...] = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []),  # torch 2.4
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +56,10 @@ class Selected:
         module: the module that holds it as an attribute.
         aliases: every name of a tied tensor, ``name`` included.
         containers: the modules around the parameter, from the root to ``module``, for every alias.
+        derived: how the layer computes what it uses from the parameter, where it does; ``parameter`` is then
+            the first of the parameters behind it.
+        scale_of: of the norms that ``weight_norm`` keeps, the name of the weight that they scale; else empty.
+        kept: whether the model itself says that the parameter is not decayed.
     """
 
     name: str
@@ -65,6 +67,18 @@ class Selected:
     module: nn.Module
     aliases: tuple[str, ...]
     containers: tuple[nn.Module, ...]
+    derived: Derived | None = None
+    scale_of: str = ""
+    kept: bool = False
+
+    def used(self) -> Tensor:
+        """Return the tensor that the layer uses: the parameter, or what is computed of it, with its graph."""
+        return self.parameter if self.derived is None else self.derived.compute()
+
+    @property
+    def sources(self) -> tuple[nn.Parameter, ...]:
+        """The parameters behind :meth:`used`, mostly one."""
+        return (self.parameter,) if self.derived is None else self.derived.sources
 
     @property
     def attribute(self) -> str:
@@ -78,20 +92,51 @@ def named_parameters(module: nn.Module) -> list[Selected]:
     >>> [p.name for p in named_parameters(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))]
     ['0.weight', '0.bias']
     """
-    found: dict[int, tuple[nn.Parameter, nn.Module, list[str], list[nn.Module]]] = {}
+    found: dict[int, _Found] = {}
+    kept: set[str] = set()
     for place in places(module):
+        kept.update(kept_from_decay(place))
+        prefix = f"{place.name}." if place.name else ""
+        for derived in derived_tensors(place.module):
+            entry = _Found(derived.sources[0], place.module, derived)
+            for source in derived.sources:
+                if source is not derived.scale:
+                    entry = found.setdefault(id(source), entry)
+            entry.add(prefix + derived.attribute, place.around)
+            if derived.scale is not None:
+                found[id(derived.scale)] = _Found(derived.scale, place.module, scale_of=entry.names[0])
         for attribute, parameter in place.module._parameters.items():
-            if parameter is None:
-                continue
-            _, _, names, around = found.setdefault(id(parameter), (parameter, place.module, [], []))
-            name = f"{place.name}.{attribute}" if place.name else attribute
-            if name not in names:
-                names.append(name)
-            around.extend(place.around)
-    return [
-        Selected(names[0], parameter, owner, tuple(names), tuple(dict.fromkeys(around)))
-        for parameter, owner, names, around in found.values()
-    ]
+            if parameter is not None:
+                entry = found.setdefault(id(parameter), _Found(parameter, place.module))
+                entry.add(prefix + attribute, place.around)
+    return [entry.selected(kept) for entry in dict.fromkeys(found.values())]
+
+
+@dataclass(eq=False)
+class _Found:
+    parameter: nn.Parameter
+    module: nn.Module
+    derived: Derived | None = None
+    scale_of: str = ""
+    names: list[str] = field(default_factory=list)
+    around: list[nn.Module] = field(default_factory=list)
+
+    def add(self, name: str, around: Sequence[nn.Module]) -> None:
+        if name not in self.names:
+            self.names.append(name)
+        self.around.extend(around)
+
+    def selected(self, kept: set[str]) -> Selected:
+        return Selected(
+            self.names[0],
+            self.parameter,
+            self.module,
+            tuple(self.names),
+            tuple(dict.fromkeys(self.around)),
+            self.derived,
+            self.scale_of,
+            not kept.isdisjoint(self.names),
+        )
 
 
 def select_parameters(module: nn.Module, select: Select = "weights") -> list[Selected]:
@@ -114,13 +159,18 @@ def matches(selected: Selected, select: Select) -> bool:
     return _PARAMETERS.matches(selected, select)
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a normalization layer, whose parameters ``"weights"`` leaves out.
+def why_not_selected(selected: Selected) -> str:
+    """Return the rule by which ``"weights"`` leaves this parameter out; ``""`` for a weight.
 
-    >>> is_norm(nn.LayerNorm(3)), is_norm(nn.Linear(3, 3))
-    (True, False)
+    >>> [why_not_selected(p) for p in named_parameters(nn.Linear(2, 3))]
+    ['', 'bias']
     """
-    return isinstance(module, _NORMS)
+    if not _is_float(selected):
+        return "not floating point"
+    if selected.scale_of:
+        return f"scale of {selected.scale_of}"
+    around, tensor = selected.containers, selected.parameter
+    return why_no_weight(selected.name, tensor, selected.module, around, selected.kept)
 
 
 def check_select(select: Select) -> None:
@@ -133,29 +183,30 @@ def check_select(select: Select) -> None:
     _PARAMETERS.check(select)
 
 
-def _is_weight(parameter: Tensor, module: nn.Module) -> bool:
-    if is_norm(module):
-        return False
-    if is_flattened(parameter):
-        raise ValueError(
-            "select='weights' goes by dimensions, which FullyShardedDataParallel (FSDP1) flattens; name "
-            "parameters, as in select='*.weight', or use FSDP2 (ModelParallelStrategy in Lightning)"
-        )
-    if is_lazy(parameter):  # no shape yet; torch's lazy layers call theirs "weight"
-        return id(parameter) == id(getattr(module, "weight", None))
-    return parameter.dim() >= 2
+def _is_float(selected: Selected) -> bool:
+    return selected.parameter.is_floating_point() or selected.parameter.is_complex()
+
+
+def _names(selected: Selected, form: str) -> bool:
+    if selected.scale_of and fnmatchcase(selected.scale_of, form):
+        return False  # the weight is meant, which it is a part of
+    return any(fnmatchcase(name, form) for name in selected.aliases)
 
 
 _PARAMETERS: Grammar[Selected] = Grammar(
     kind="parameters",
     names=lambda selected: selected.aliases,
-    within=lambda selected: selected.containers,
-    ask=lambda predicate, selected: predicate(selected.name, selected.parameter, selected.module),
+    glob=_names,
+    within=lambda selected: () if selected.scale_of else selected.containers,
+    ask=lambda predicate, selected: (
+        not selected.scale_of and predicate(selected.name, selected.parameter, selected.module)
+    ),
+    never=lambda selected: not _is_float(selected),
     default="weights",
     predicate="(name, parameter, module) -> bool",
     example="'weights', 'all', or a glob such as '*.weight'",
     words={
-        "weights": lambda selected: _is_weight(selected.parameter, selected.module),
-        "all": lambda selected: True,
+        "weights": lambda selected: not why_not_selected(selected),
+        "all": lambda selected: not selected.scale_of,
     },
 )

@@ -10,6 +10,7 @@ import torch
 
 _NEEDS = {
     "test_networks.py": ["timm", "transformers"],
+    "test_default_selection.py": ["timm", "transformers"],
     "test_accelerate.py": ["accelerate"],
     "test_hf_trainer.py": ["accelerate", "transformers"],
     "test_hf_two_processes.py": ["accelerate", "transformers"],

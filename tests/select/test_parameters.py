@@ -136,11 +136,11 @@ def test_weights_under_other_names_count() -> None:
     assert names(own) == ["tokens"]
 
 
-def test_parametrized_weights_are_found_under_torchs_names() -> None:
+def test_a_parametrized_weight_has_the_layers_name_for_it() -> None:
     net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)))
-    assert names(net) == ["0.parametrizations.weight.original"]
-    assert names(net, "0.parametrizations.*") == ["0.parametrizations.weight.original"]
-    assert names(net, nn.Linear) == ["0.bias", "0.parametrizations.weight.original"]
+    assert names(net) == ["0.weight"]
+    assert names(net, "0.parametrizations.*") == ["0.weight"]
+    assert names(net, nn.Linear) == ["0.weight", "0.bias"]
 
 
 def test_lazy_layers_before_and_after_their_shape_is_known() -> None:

@@ -1,0 +1,101 @@
+"""Weights that a layer computes from its parameters: parametrizations, weight norm, pruning masks.
+
+The tensor that such a layer uses is no parameter. A penalty is of the tensor in use, and its gradient reaches
+the parameters through the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["Derived", "derived_tensors"]
+
+
+@dataclass(frozen=True, eq=False)
+class Derived:
+    """A tensor that a layer computes from its parameters before it uses it.
+
+    Attributes:
+        attribute: its name in the layer: ``"weight"``.
+        by: what computes it, for messages: ``"weight_norm"``.
+        sources: the parameters that it is computed from; the first has the direction, or is masked.
+        scale: of these, the one that holds the norms of the slices under ``weight_norm``; else None.
+        mask: what a pruned tensor is multiplied by; None where the map is another.
+        compute: returns the tensor, differentiable, and changes nothing.
+    """
+
+    attribute: str
+    by: str
+    sources: tuple[nn.Parameter, ...]
+    scale: nn.Parameter | None
+    mask: Tensor | None
+    compute: Callable[[], Tensor]
+
+
+def derived_tensors(module: nn.Module) -> list[Derived]:
+    """Return the tensors that ``module`` itself computes from parameters, in the order of their making.
+
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> [(tensor.attribute, tensor.by) for tensor in derived_tensors(weight_norm(nn.Linear(2, 3)))]
+    [('weight', 'weight_norm')]
+    """
+    found = []
+    if parametrize.is_parametrized(module):
+        lists: Any = module.parametrizations
+        for attribute, one in lists.items():
+            originals = [p for name, p in one._parameters.items() if p is not None]
+            normed = type(one[0]).__name__ == "_WeightNorm" and len(originals) == 2
+            scale = originals[0] if normed else None
+            order = [originals[1], originals[0]] if normed else originals
+            sources = tuple(dict.fromkeys((*order, *one.parameters())))
+            if sources:
+                by = "weight_norm" if normed else type(one[-1]).__name__.lstrip("_")
+                found.append(Derived(attribute, by, sources, scale, None, partial(_parametrized, one)))
+    for hook in module._forward_pre_hooks.values():
+        derived = _by_hook(module, hook)
+        if derived is not None:
+            found.append(derived)
+    return found
+
+
+def _by_hook(module: nn.Module, hook: Any) -> Derived | None:
+    """What a hook of ``torch.nn.utils`` computes before each forward; None for other hooks."""
+    kinds = {base.__name__ for base in type(hook).__mro__ if base.__module__.startswith("torch.nn.utils.")}
+    if "WeightNorm" in kinds:
+        scale, direction = getattr(module, f"{hook.name}_g"), getattr(module, f"{hook.name}_v")
+        compute = partial(hook.compute_weight, module)
+        return Derived(hook.name, "weight_norm", (direction, scale), scale, None, compute)
+    if "SpectralNorm" in kinds:
+        original = getattr(module, f"{hook.name}_orig")
+        compute = partial(hook.compute_weight, module, do_power_iteration=False)
+        return Derived(hook.name, "spectral_norm", (original,), None, None, compute)
+    if "BasePruningMethod" in kinds:
+        name = hook._tensor_name
+        original, mask = getattr(module, f"{name}_orig"), getattr(module, f"{name}_mask")
+        if isinstance(original, nn.Parameter):
+            return Derived(name, "prune", (original,), None, mask, partial(hook.apply_mask, module))
+    return None
+
+
+def _parametrized(one: Any) -> Tensor:
+    with _evaluating(one):  # no power iteration by looking
+        return one()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -1,0 +1,76 @@
+"""The default selection beside each family's own list of what is not decayed, without weights (on meta)."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import transformers
+from transformers.trainer_pt_utils import get_parameter_names
+
+from lightning_reg.select.parameters import named_parameters, why_not_selected
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+#: Rules that go beyond the families' own lists; every other one must agree with them.
+BEYOND = {"position table", "token", "scale", "one dimension above 1", "no_weight_decay of the model"}
+
+TIMM_EVERY_DAY = {"vision_transformer", "swin_transformer", "levit", "nfnet", "mlp_mixer", "convnext", "beit"}
+TRANSFORMERS_EVERY_DAY = {"bert", "gpt2", "t5", "swin", "mamba", "llama"}
+TRANSFORMERS = """
+albert bart beit bert bit bloom clip convnext convnextv2 cvt deberta-v2 deit detr dinov2 distilbert electra
+falcon fnet gemma gpt2 gpt_neox hubert levit llama longformer mamba mamba2 mistral mixtral mobilevit mpnet
+opt perceiver phi qwen2 reformer resnet roberta rwkv sam segformer swin swinv2 t5 vit vit_mae wav2vec2
+whisper xlnet
+"""
+# what transformers' Trainer leaves out of its decay
+PATTERNS = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+
+
+def _cells(names: list[str], every_day: set[str]) -> list[object]:
+    return [pytest.param(n, marks=() if n in every_day else pytest.mark.slow) for n in names]
+
+
+def _disagree(net: torch.nn.Module, theirs: set[str]) -> tuple[set[str], dict[str, str]]:
+    """What they leave out and we take, and what we leave out besides, with our rule."""
+    rules = {s.name: why_not_selected(s) for s in named_parameters(net)}
+    taken = {name for name, rule in rules.items() if not rule}
+    more = {name: rule for name, rule in rules.items() if rule and name not in theirs}
+    return taken & theirs, more
+
+
+@pytest.mark.parametrize(
+    "family", _cells([m for m in timm.list_modules() if timm.list_models(module=m)], TIMM_EVERY_DAY)
+)
+def test_timm(family: str) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(min(timm.list_models(module=family), key=len))
+    said = set(net.no_weight_decay()) if hasattr(net, "no_weight_decay") else set()
+    theirs = {n for n, p in net.named_parameters() if p.ndim <= 1 or n.endswith(".bias") or n in said}
+    taken, more = _disagree(net, theirs)
+    assert not taken
+    assert set(more.values()) <= BEYOND, more
+
+
+@pytest.mark.parametrize("family", _cells(TRANSFORMERS.split(), TRANSFORMERS_EVERY_DAY))
+def test_transformers(family: str) -> None:
+    config = transformers.CONFIG_MAPPING[family]()
+    for size in (
+        "num_hidden_layers",
+        "n_layer",
+        "num_layers",
+        "encoder_layers",
+        "decoder_layers",
+        "n_layers",
+    ):
+        if isinstance(getattr(config, size, None), int):
+            setattr(config, size, 2)
+    with torch.device("meta"):
+        net = transformers.AutoModel.from_config(config)
+    decayed = set(get_parameter_names(net, [torch.nn.LayerNorm], PATTERNS))
+    theirs = {name for name, p in net.named_parameters() if name not in decayed or p.ndim <= 1}
+    taken, more = _disagree(net, theirs)
+    # the network that puts out Swin V2's biases has weights; their pattern goes by the name alone
+    assert {name for name in taken if "continuous_position_bias_mlp" not in name} == set()
+    left = {rule for rule in more.values() if not rule.startswith("scale of ")}  # of a weight norm
+    assert left <= BEYOND, more
