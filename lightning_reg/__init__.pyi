@@ -7,6 +7,7 @@ from lightning_reg import metrics as metrics
 from lightning_reg import penalties as penalties
 from lightning_reg import tune as tune
 from lightning_reg.apply import Apply as Apply
+from lightning_reg.apply.optimizers import register_optimizer as register_optimizer
 from lightning_reg.constraints import Box as Box
 from lightning_reg.constraints import Constraint as Constraint
 from lightning_reg.constraints import MaxNorm as MaxNorm

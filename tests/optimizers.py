@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
+from torch.optim import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,12 @@ PLAIN = [
     Variant(RMSprop, 0.001, {"momentum": 0.9}),
     Variant(RMSprop, 0.005, {"centered": True}),
     Variant(RMSprop, 0.001, {"momentum": 0.9, "centered": True}),
+    Variant(Adamax, 0.02),
+    Variant(Adadelta, 10.0),
+    Variant(ASGD, 0.4, {"lambd": 0.0}),
 ]
 _FUSED = (SGD, Adam, AdamW, Adagrad)
-_CAPTURABLE = (Adam, AdamW, NAdam, RAdam, RMSprop)
+_CAPTURABLE = (Adam, AdamW, NAdam, RAdam, RMSprop, Adamax, Adadelta, ASGD)
 
 
 def _also(variant: Variant, **options: Any) -> Variant:

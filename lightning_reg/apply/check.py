@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import get_args
 
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
+from lightning_reg.apply.optimizers import has_one_step
+from lightning_reg.apply.optimizers.check import check_mode
 from lightning_reg.apply.term import Apply, Metric, Term
 from lightning_reg.penalties.regularizer import Regularizer
+from lightning_reg.penalties.l2 import L2
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.tensors.shards import check_whole
-from lightning_reg.tensors.steps import has_metric, has_one_step, metric_names
 
 __all__ = ["check_apply", "check_optimizer", "default_apply"]
 
@@ -82,7 +85,8 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
             f"SparseAdam takes sparse gradients, and apply={apply!r} makes them dense; "
             "use apply='decoupled', or SGD or Adagrad"
         )
-    maximizes = any(group.get("maximize", False) for group in optimizer.param_groups)
+    # pytorch-optimizer keeps it beside the groups
+    maximizes = any(g.get("maximize", getattr(optimizer, "maximize", False)) for g in optimizer.param_groups)
     if maximizes and apply != "proximal":
         raise ValueError(
             f"{name}(maximize=True) climbs, so apply={apply!r} would reward what {penalty} is to punish; "
@@ -92,13 +96,11 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     if apply == "loss" or steered or not term.bound.elementwise:
         what = repr(term.penalty) if apply != "loss" else "apply='loss'"
         check_whole((s.parameter for s in term.selected), what)
+    check_mode(optimizer, apply, euclidean=metric == "euclidean")
+    if apply == "decoupled":
+        _warn_of_own_decay(term, optimizer)
     if apply != "proximal" or metric != "optimizer":
         return
-    if not has_metric(optimizer):
-        raise ValueError(
-            f"apply='proximal' does not know the metric of {name}; use one of {metric_names()}, or ask for "
-            "metric='euclidean', whose solution is exact only where every weight has the same step"
-        )
     if has_one_step(optimizer):
         return
     if not term.penalty.prox_in_metric:
@@ -111,3 +113,20 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
             f"apply='proximal' on complex weights needs one step for both parts, and {name} takes two; "
             "use SGD, apply='gradient', or metric='euclidean'"
         )
+
+
+def _warn_of_own_decay(term: Term, optimizer: Optimizer) -> None:
+    """Warn where L2 would decay what the optimizer decays already, as AdamW does by default."""
+    if not isinstance(term.penalty, L2):
+        return
+    selected = {id(s.parameter): s.name for s in term.selected}
+    for group in optimizer.param_groups:
+        own = group.get("weight_decay", 0.0)
+        both = [selected[id(p)] for p in group["params"] if id(p) in selected]
+        if own and both:
+            warnings.warn(
+                f"{term.penalty!r} with apply='decoupled' and {type(optimizer).__name__}(weight_decay={own}) "
+                f"both decay {both[0]}; give weight_decay=0.0 to the optimizer, or leave the penalty out",
+                stacklevel=2,
+            )
+            return

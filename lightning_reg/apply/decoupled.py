@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_reg.apply.optimizers import decay_rates
 from lightning_reg.apply.stochastic_rounding import act_rounded_
 from lightning_reg.apply.term import Term, found_inf
 from lightning_reg.penalties.bound import Bound
@@ -19,7 +20,7 @@ __all__ = ["decay_"]
 
 @without_grad
 def decay_(term: Term, optimizer: Optimizer, strength: float, step: int) -> None:
-    """``w ← w − lr · ∂Ω(w)`` for each tensor that ``optimizer`` is about to step.
+    """``w ← w − lr · ∂Ω(w)`` for each tensor that ``optimizer`` is about to step; D-Adaptation's lr is d·lr.
 
     16-bit weights are rounded stochastically, by bits that ``step``, the optimizer steps taken, decides.
 
@@ -30,7 +31,8 @@ def decay_(term: Term, optimizer: Optimizer, strength: float, step: int) -> None
         return
     by_rate: dict[float, list[nn.Parameter]] = {}
     for group, parameters in term.stepped(optimizer):
-        by_rate.setdefault(float(group["lr"]), []).extend(parameters)
+        for parameter, rate in zip(parameters, decay_rates(optimizer, group, parameters), strict=True):
+            by_rate.setdefault(rate, []).append(parameter)
     if len(by_rate) > 1 and term.bound.couples:
         raise ValueError(
             "apply='decoupled' on coupled groups needs one learning rate for all their tensors, and the "

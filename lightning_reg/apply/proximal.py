@@ -8,11 +8,12 @@ from functools import partial
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_reg.apply.optimizers import euclidean_step_sizes, step_sizes
 from lightning_reg.apply.stochastic_rounding import act_rounded_
 from lightning_reg.apply.term import Metric, Term, found_inf
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.tensors.precision import without_grad
-from lightning_reg.tensors.steps import StepSize, euclidean_step_sizes, step_sizes
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["prox_"]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanAbsoluteError, Metric, R2Score
 
+from lightning_reg.apply.optimizers import has_one_step, step_size
 from lightning_reg.hosts.trainer import run_length, values_this_step
 from lightning_reg.modules._batch import check_features, check_labels, check_targets
 from lightning_reg.modules._supervised import LearningRateSchedule, MakeOptimizer, SupervisedModule
@@ -19,7 +20,6 @@ from lightning_reg.modules.classifier import classification_metrics
 from lightning_reg.prox.hierarchical import hierarchical_prox
 from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
 from lightning_reg.schedules.shapes import Cosine
-from lightning_reg.tensors.steps import has_one_step, step_size
 
 __all__ = ["SparseMLP"]
 

@@ -1,0 +1,73 @@
+"""What an optimizer would make wrong, said before training starts."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+
+from lightning_reg.apply.optimizers import facts_of, metric_names
+from lightning_reg.apply.optimizers.facts import Facts
+
+__all__ = ["check_mode", "check_placeable"]
+
+
+def check_mode(optimizer: Optimizer, apply: str, euclidean: bool = False) -> None:
+    """Refuse a mode whose effect the optimizer would undo, miss or scale by something unknown.
+
+    Args:
+        optimizer: the bare one.
+        apply: the mode.
+        euclidean: whether ``"proximal"`` takes the learning rate for the step of every weight.
+
+    Raises:
+        ValueError: with the reason, and what works instead.
+    """
+    for facts in _facts(optimizer):
+        reason = _reason(facts, apply, euclidean)
+        if reason is not None:
+            raise ValueError(
+                f"apply={apply!r} does not work under {type(optimizer).__name__}: {reason}; "
+                f"{_instead(facts, apply)}"
+            )
+
+
+def check_placeable(optimizer: Optimizer, constraint: str) -> None:
+    """Refuse a constraint on weights that the optimizer changes again apart from its steps.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    for facts in _facts(optimizer):
+        if facts.placed is not None:
+            raise ValueError(
+                f"{constraint} does not hold under {type(optimizer).__name__}: {facts.placed}; "
+                f"use another optimizer, such as {metric_names().split(', ')[0]} or AdamW"
+            )
+
+
+def _facts(optimizer: Optimizer) -> list[Facts]:
+    return [facts_of(optimizer, group) for group in optimizer.param_groups]
+
+
+def _reason(facts: Facts, apply: str, euclidean: bool) -> str | None:
+    if apply == "gradient":
+        return facts.gradient
+    if apply == "loss":
+        return facts.loss
+    if apply == "decoupled":
+        return None if callable(facts.rate) else facts.rate
+    if facts.placed is not None or euclidean:
+        return facts.placed
+    return None if callable(facts.metric) else facts.metric
+
+
+def _instead(facts: Facts, apply: str) -> str:
+    if facts.instead is not None:
+        return facts.instead
+    modes = [f"apply={m!r}" for m in ("gradient", "decoupled") if _reason(facts, m, euclidean=False) is None]
+    if not modes:
+        return "use apply='loss', or add penalty(model) to the loss"
+    advice = f"use {' or '.join(modes)}"
+    if apply != "proximal":
+        return advice
+    advice += f", or one of {metric_names()}"
+    return f"{advice}, or tell it to register_optimizer" if facts.metric == Facts.metric else advice

@@ -1,0 +1,52 @@
+"""What an optimizer without a row shows of itself, by its names and attributes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.optim import Optimizer
+
+from lightning_reg.apply.optimizers.facts import Facts, Group
+from lightning_reg.apply.optimizers.rows import LOMO, LOOKAHEAD, SCHEDULE_FREE
+
+__all__ = ["recognised"]
+
+_SHARPNESS = "it moves the weights away and back, with two gradients a step"
+_SHARPNESS_AWARE = Facts(
+    metric=_SHARPNESS,
+    rate=_SHARPNESS,
+    placed=_SHARPNESS,
+    gradient=_SHARPNESS,
+    instead="attach to the optimizer inside it, or add penalty(model) to both losses",
+)
+_PRIVATE = Facts(
+    gradient="it makes the gradients anew from those of single examples",
+    loss="it makes the gradients anew from those of single examples",
+    instead="attach to its original_optimizer",
+)
+
+
+def recognised(optimizer: Optimizer, group: Group) -> Facts:
+    """Return the facts of an optimizer that the registry does not know."""
+    names = [base.__name__.lower().replace("_", "") for base in type(optimizer).__mro__]
+    if any("schedulefree" in name for name in names):
+        return SCHEDULE_FREE
+    if _has(optimizer, "first_step", "second_step"):
+        return _SHARPNESS_AWARE
+    if _has(optimizer, "fused_backward"):
+        return LOMO
+    if hasattr(optimizer, "original_optimizer") and hasattr(optimizer, "noise_multiplier"):
+        return _PRIVATE
+    if any("lookahead" in name for name in names):
+        return LOOKAHEAD
+    if "d" in group and "d0" in group:
+        return Facts(rate="its steps are those of an estimate beside the learning rate")
+    try:
+        float(group["lr"])
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        return replace(Facts(), rate="its groups have no learning rate that is a number")
+    return Facts()
+
+
+def _has(optimizer: Optimizer, *methods: str) -> bool:
+    return all(callable(getattr(optimizer, method, None)) for method in methods)
