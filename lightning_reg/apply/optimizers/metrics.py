@@ -16,8 +16,9 @@ minimise loss plus penalty only if :math:`\eta_i` is the step that the optimizer
 - RMSprop: :math:`lr/((1 - \mu)(\sqrt{v} + \epsilon))`, ``centered`` with :math:`v - \bar g^2`
   (which a full-batch gradient that stays constant, as it does at a penalised solution, drives to 0: measured
   to diverge there, so train with mini-batches or without ``centered``);
-- ASGD: its :math:`\eta_t = lr/(1 + \lambda\,lr\,(t-1))^\alpha`, of which only the next is in its state.
-  It is exact while the learning rate stays, and one step of a schedule behind otherwise;
+- ASGD: its :math:`\eta_t = lr/(1 + \lambda\,lr\,(t-1))^\alpha` with the learning rate of the step before.
+  Its state holds the next one, which is noted from step to step; where there is no note, at the first step
+  and after a resume, the learning rate is taken to be what it was;
 - LAMB: Adam's times its trust ratio, where the state holds it;
 - AdaBelief: Adam's with the variance of the gradient in the place of :math:`v`, rectified as RAdam's.
 
@@ -28,11 +29,12 @@ NeurIPS 2021, for the prox in an adaptive metric; the momentum factors follow fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_reg.apply.optimizers.facts import Group, Metric, State
 from lightning_reg.tensors.steps import StepSize
@@ -143,10 +145,21 @@ def _lamb(group: Group, state: State, parameter: Tensor, *, debias: bool) -> Ste
     return StepSize(lr, state["exp_avg_sq"], eps=float(group["eps"]))
 
 
+#: Of ASGD, by tensor: how many steps were taken, the size of the last one, and that of the next.
+_ETAS: MutableMapping[Tensor, tuple[float, float, float]] = WeakTensorKeyDictionary()
+
+
 def _asgd(group: Group, state: State, parameter: Tensor) -> StepSize:
-    lr, taken = float(group["lr"]), _step(group, state) - 1.0
-    eta = lr / (1.0 + float(group["lambd"]) * lr * taken) ** float(group["alpha"])
-    return StepSize(float(torch.tensor(eta, dtype=state["eta"].dtype)))  # rounded as the optimizer's was
+    step = _step(group, state)
+    seen, last, coming = _ETAS.get(parameter, (0.0, 0.0, 0.0))
+    if step == seen + 1.0 and seen:
+        last = coming
+    elif step != seen:
+        lr = float(group["lr"])
+        eta = lr / (1.0 + float(group["lambd"]) * lr * (step - 1.0)) ** float(group["alpha"])
+        last = float(torch.tensor(eta, dtype=state["eta"].dtype))  # rounded as the optimizer's was
+    _ETAS[parameter] = (step, last, float(state["eta"]))
+    return StepSize(last)
 
 
 def _step(group: Group, state: State) -> float:

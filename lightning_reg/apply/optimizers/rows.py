@@ -6,8 +6,21 @@ from dataclasses import replace
 
 from torch.optim import Optimizer
 
-from lightning_reg.apply.optimizers import metrics
 from lightning_reg.apply.optimizers.facts import Facts, Group, Metric, Row, State, add_row
+from lightning_reg.apply.optimizers.metrics import (
+    adabelief,
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    asgd,
+    lamb,
+    lamb_as_published,
+    radam,
+    rmsprop,
+    rmsprop_tf,
+    sgd,
+)
 
 __all__ = ["LOMO", "LOOKAHEAD", "SCHEDULE_FREE"]
 
@@ -40,7 +53,7 @@ LOMO = Facts(metric=_LOMO, rate=_LOMO, placed=_LOMO, gradient=_LOMO)
 def _sgd(optimizer: Optimizer, group: Group) -> Facts:
     if float(group["momentum"]) >= 1.0:
         return Facts(f"momentum={group['momentum']} sums its steps without end, so none has a size")
-    return Facts(metrics.sgd, uniform=True)
+    return Facts(sgd, uniform=True)
 
 
 def _if_plain(metric: Metric, uniform: bool = False, **refused: str) -> Row:
@@ -78,13 +91,13 @@ def _adamp(optimizer: Optimizer, group: Group) -> Facts:
         return Facts(_CAUTIOUS)
     if group.get("adanorm") or group.get("use_gc") or group.get("adam_debias"):
         return Facts()
-    return Facts(metrics.adam)
+    return Facts(adam)
 
 
 def _adabelief(optimizer: Optimizer, group: Group) -> Facts:
     if getattr(optimizer, "_rectify", False) or group.get("adanorm") or group.get("adam_debias"):
         return Facts()
-    return Facts(metrics.adabelief)
+    return Facts(adabelief)
 
 
 def _lamb(optimizer: Optimizer, group: Group) -> Facts:
@@ -97,7 +110,7 @@ def _lamb(optimizer: Optimizer, group: Group) -> Facts:
         return Facts(_CLIPPED, rate=rate)
     # torch_optimizer's corrects the biases where it is asked to, the other never does
     debias = getattr(optimizer, "debias", False) is True
-    return Facts(metrics.lamb if debias else metrics.lamb_as_published, rate=rate)
+    return Facts(lamb if debias else lamb_as_published, rate=rate)
 
 
 def _adafactor(optimizer: Optimizer, group: Group) -> Facts:
@@ -130,13 +143,13 @@ def _fill() -> None:
     rows: dict[str, Row] = {
         # torch
         "SGD": _sgd,
-        "Adam AdamW NAdam": Facts(metrics.adam),
-        "RAdam": Facts(metrics.radam),
-        "Adamax": Facts(metrics.adamax),
-        "Adagrad": Facts(metrics.adagrad),
-        "Adadelta": Facts(metrics.adadelta),
-        "RMSprop": Facts(metrics.rmsprop),
-        "ASGD": Facts(metrics.asgd, uniform=True, rate=_asgd_rate),
+        "Adam AdamW NAdam": Facts(adam),
+        "RAdam": Facts(radam),
+        "Adamax": Facts(adamax),
+        "Adagrad": Facts(adagrad),
+        "Adadelta": Facts(adadelta),
+        "RMSprop": Facts(rmsprop),
+        "ASGD": Facts(asgd, uniform=True, rate=_asgd_rate),
         "Adafactor": _adafactor,
         "Muon": Facts(_ORTHOGONAL),
         "Rprop": Facts(_SIGNS, rate="its steps grow and shrink apart from the learning rate"),
@@ -144,14 +157,14 @@ def _fill() -> None:
     for names, row in rows.items():
         for name in names.split():
             add_row(f"torch.{name}", row)
-    plain_adam = _if_plain(metrics.adam, caution=_CAUTIOUS, clipping_threshold=_CLIPPED)
+    plain_adam = _if_plain(adam, caution=_CAUTIOUS, clipping_threshold=_CLIPPED)
     others: dict[str, Row] = {
         "timm.AdamWLegacy timm.NAdamW": plain_adam,
-        "timm.SGDW": _if_plain(metrics.sgd, uniform=True, caution=_CAUTIOUS),
-        "timm.RMSpropTF": _if_plain(metrics.rmsprop_tf, caution=_CAUTIOUS),
+        "timm.SGDW": _if_plain(sgd, uniform=True, caution=_CAUTIOUS),
+        "timm.RMSpropTF": _if_plain(rmsprop_tf, caution=_CAUTIOUS),
         "timm.AdaBelief pytorch_optimizer.AdaBelief torch_optimizer.AdaBelief": _adabelief,
-        "timm.Lars torch_optimizer.LARS": _trusted(metrics.sgd, uniform=True),
-        "timm.Lamb": _trusted(metrics.adam),
+        "timm.Lars torch_optimizer.LARS": _trusted(sgd, uniform=True),
+        "timm.Lamb": _trusted(adam),
         "torch_optimizer.Lamb pytorch_optimizer.Lamb": _lamb,
         "pytorch_optimizer.LARS": Facts(_TRUST, rate=_TRUST),
         "timm.AdamP pytorch_optimizer.AdamP torch_optimizer.AdamP": _adamp,
@@ -170,7 +183,7 @@ def _fill() -> None:
         "torchao.AdamWFp8 bitsandbytes.Adam8bit bitsandbytes.AdamW8bit bitsandbytes.Adagrad8bit "
         "bitsandbytes.RMSprop8bit bitsandbytes.PagedAdam8bit bitsandbytes.PagedAdamW8bit "
         "pytorch_optimizer.FlashAdamW": Facts(_ROUNDED),
-        "torchao._AdamW": Facts(metrics.adam),
+        "torchao._AdamW": Facts(adam),
         "prodigyopt.Prodigy pytorch_optimizer.Prodigy dadaptation.DAdaptAdam dadaptation.DAdaptAdan "
         "pytorch_optimizer.DAdaptAdam pytorch_optimizer.DAdaptAdan": _D_ADAPTED,
         "dadaptation.DAdaptLion pytorch_optimizer.DAdaptLion": replace(_D_ADAPTED, metric=_SIGNS),
