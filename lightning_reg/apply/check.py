@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from inspect import signature
 from typing import get_args
 
 from torch.optim import LBFGS, Optimizer, SparseAdam
@@ -116,17 +117,18 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
 
 
 def _warn_of_own_decay(term: Term, optimizer: Optimizer) -> None:
-    """Warn where L2 would decay what the optimizer decays already, as AdamW does by default."""
-    if not isinstance(term.penalty, L2):
+    """Warn where L2 would decay what the optimizer decays unasked, as AdamW does."""
+    given = signature(type(optimizer)).parameters.get("weight_decay")
+    if not isinstance(term.penalty, L2) or given is None or not given.default:
         return
     selected = {id(s.parameter): s.name for s in term.selected}
     for group in optimizer.param_groups:
-        own = group.get("weight_decay", 0.0)
         both = [selected[id(p)] for p in group["params"] if id(p) in selected]
-        if own and both:
+        if both and group.get("weight_decay") == given.default:
             warnings.warn(
-                f"{term.penalty!r} with apply='decoupled' and {type(optimizer).__name__}(weight_decay={own}) "
-                f"both decay {both[0]}; give weight_decay=0.0 to the optimizer, or leave the penalty out",
+                f"{term.penalty!r} with apply='decoupled' and {type(optimizer).__name__}(weight_decay="
+                f"{given.default}), its default, both decay {both[0]}; give weight_decay=0.0 to the optimizer, "
+                "or leave the penalty out",
                 stacklevel=2,
             )
             return

@@ -428,10 +428,10 @@ def test_sparse_embedding_gradients_in_other_modes(apply: str) -> None:
     assert bool((weight.abs().sum(1) < without.abs().sum(1)).all())
 
 
-@pytest.mark.parametrize(("apply", "sentence"), [("gradient", "decoupled"), ("proximal", "metric")])
-def test_sparse_adam_is_refused(apply: Any, sentence: str) -> None:
+@pytest.mark.parametrize("apply", ["gradient", "proximal"])
+def test_sparse_adam_is_refused(apply: Any) -> None:
     model = nn.Embedding(6, 3, sparse=True)
-    with pytest.raises(ValueError, match=f"SparseAdam.*{sentence}"):
+    with pytest.raises(ValueError, match="SparseAdam.*use apply='decoupled'"):
         attach(model, torch.optim.SparseAdam(model.parameters()), L1(0.1), apply=apply)
 
 

@@ -103,7 +103,8 @@ def register_optimizer(
     is_class = isinstance(optimizer, type) and issubclass(optimizer, Optimizer)
     if not is_class and not isinstance(optimizer, str):
         raise TypeError(
-            f"{optimizer!r} is not a class of optimizers; give one, such as torch.optim.Adam, or 'package.Class'"
+            f"{optimizer!r} is not a class of optimizers; give one, such as torch.optim.Adam, or "
+            "'package.Class'"
         )
     if isinstance(optimizer, str) and "." not in optimizer:
         raise ValueError(f"{optimizer!r} does not say whose it is; give 'package.Class'")
@@ -120,7 +121,7 @@ def register_optimizer(
 
 @cache
 def row_of(cls: type[Optimizer], step: Callable[..., Any]) -> tuple[Row | None, bool]:
-    """Return the row of the class or of its nearest base with one, and whether the class steps as that does."""
+    """Return the row of the class or of its nearest base with one, and whether it steps as that does."""
     known: Any
     for known in cls.__mro__:
         row = _ROWS.get(known) or _ROWS.get(_name(known.__module__, known.__qualname__))

@@ -82,7 +82,7 @@ def test_lookahead_decays_and_makes_no_zeros() -> None:
 def test_no_decay_without_a_learning_rate(lr: Any) -> None:
     optimizer = made(of("Relative"))
     optimizer.param_groups[0]["lr"] = lr
-    with pytest.raises(ValueError, match="no learning rate that is a number; use apply='gradient'$"):
+    with pytest.raises(ValueError, match=r"no learning rate that is a number; use apply='gradient'$"):
         check_mode(optimizer, "decoupled")
     check_mode(optimizer, "gradient")
 
@@ -140,7 +140,7 @@ def test_an_unknown_optimizer_may_be_told_of() -> None:
     for apply in ("gradient", "decoupled"):
         check_mode(optimizer, apply)
     with pytest.raises(
-        ValueError, match="its step for each weight is not known.*or tell it to register_optimizer"
+        ValueError, match=r"its step for each weight is not known.*or tell it to register_optimizer"
     ):
         check_mode(optimizer, "proximal")
     register_optimizer(
@@ -176,7 +176,7 @@ def test_a_subclass_with_its_own_step_keeps_the_reasons_and_loses_the_formulas()
 @pytest.mark.parametrize("name", [3, nn.Linear, Adam])
 def test_only_classes_of_optimizers(name: Any) -> None:
     if name is Adam:
-        with pytest.raises(ValueError, match="'Adam' does not say whose it is; give 'package.Class'"):
+        with pytest.raises(ValueError, match=r"'Adam' does not say whose it is; give 'package.Class'"):
             register_optimizer("Adam")
     else:
         with pytest.raises(TypeError, match="is not a class of optimizers"):
@@ -186,7 +186,8 @@ def test_only_classes_of_optimizers(name: Any) -> None:
 def test_adamw_beside_a_decoupled_l2_decays_twice() -> None:
     model = nn.Linear(2, 2)
     with pytest.warns(
-        UserWarning, match=r"L2\(strength=0.1.*AdamW\(weight_decay=0.01\) both decay weight; give"
+        UserWarning,
+        match=r"L2\(strength=0.1.*AdamW\(weight_decay=0.01\), its default, both decay weight; give",
     ):
         attach(model, AdamW(model.parameters()), L2(0.1), apply="decoupled")
     attach(model, AdamW(model.parameters()), L1(0.1), apply="decoupled")
