@@ -9,10 +9,10 @@ from typing import get_args
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_reg.apply.optimizers import has_one_step
-from lightning_reg.apply.optimizers.check import check_mode
+from lightning_reg.apply.optimizers.check import check_mode, check_placeable
 from lightning_reg.apply.term import Apply, Metric, Term
-from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.penalties.l2 import L2
+from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.tensors.shards import check_whole
 
@@ -75,6 +75,7 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     if term.penalty.is_constraint:
         if not term.bound.elementwise:
             check_whole((s.parameter for s in term.selected), penalty)
+        check_placeable(optimizer, penalty)
         return
     if isinstance(optimizer, LBFGS) and apply != "loss":
         raise ValueError(
@@ -127,7 +128,7 @@ def _warn_of_own_decay(term: Term, optimizer: Optimizer) -> None:
         if both and group.get("weight_decay") == given.default:
             warnings.warn(
                 f"{term.penalty!r} with apply='decoupled' and {type(optimizer).__name__}(weight_decay="
-                f"{given.default}), its default, both decay {both[0]}; give weight_decay=0.0 to the optimizer, "
+                f"{given.default}), its default, both decay {both[0]}; give weight_decay=0.0 to the optimizer "
                 "or leave the penalty out",
                 stacklevel=2,
             )

@@ -431,7 +431,7 @@ def test_sparse_embedding_gradients_in_other_modes(apply: str) -> None:
 @pytest.mark.parametrize("apply", ["gradient", "proximal"])
 def test_sparse_adam_is_refused(apply: Any) -> None:
     model = nn.Embedding(6, 3, sparse=True)
-    with pytest.raises(ValueError, match="SparseAdam.*use apply='decoupled'"):
+    with pytest.raises(ValueError, match=r"SparseAdam.*use apply='decoupled'"):
         attach(model, torch.optim.SparseAdam(model.parameters()), L1(0.1), apply=apply)
 
 

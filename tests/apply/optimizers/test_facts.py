@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from lightning_reg import L1, L2, attach, register_optimizer
+from lightning_reg import L1, L2, NonNegative, attach, register_optimizer
 from lightning_reg.apply.optimizers import decay_rates, facts, facts_of
 from lightning_reg.apply.optimizers.check import check_mode, check_placeable
 
@@ -46,6 +46,9 @@ def test_a_weight_that_is_not_the_iterate_is_left_alone(name: str) -> None:
         check_placeable(optimizer, "NonNegative")
     for apply in ("gradient", "loss"):
         check_mode(optimizer, apply)
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=f"NonNegative does not hold under {name}"):
+        attach(model, of(name)(model.parameters(), lr=0.1), NonNegative())
 
 
 def test_sharpness_aware_steps_move_the_weights_twice() -> None:
