@@ -6,7 +6,10 @@ import logging
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
+import lightning_reg.callbacks
+from lightning_reg import EarlyDropout
 from lightning_reg.cli.main import main
 
 
@@ -16,7 +19,7 @@ def test_demo_trains_every_method_and_leaves_only_its_figure(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     console = Console(record=True, width=80, force_terminal=False)
-    results = demo(tmp_path / "new" / "figure.png", epochs=30, console=console)
+    results = demo(tmp_path / "new" / "figure.png", epochs=12, seeds=1, console=console)
 
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "figure.png"]
     assert (tmp_path / "new" / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -24,18 +27,63 @@ def test_demo_trains_every_method_and_leaves_only_its_figure(tmp_path, monkeypat
     assert logging.root.manager.disable == logging.NOTSET
     text = console.export_text()
     assert "…" not in text, "a column is cut at 80 characters"
-    assert all(name in text for name in METHODS)
+    assert all(name in text for name in METHODS) and "nothing is claimed" in text
     by_name = {result.name: result for result in results}
-    assert all(result.validation > 90 for result in results)
-    assert by_name["plain"].zeros == by_name["L1 (gradient)"].zeros == by_name["L2"].zeros == 0
-    assert by_name["L1 (proximal)"].zeros > 50
-    assert by_name["elastic net (proximal)"].zeros > 50
+    assert all(result.accuracy > 70 for result in results)
+    assert by_name.pop("L1, proximal").zeros > 50
+    assert all(result.zeros == 0 for result in by_name.values())
+
+
+def test_what_to_type_is_what_was_trained_with():
+    from lightning_reg.cli.demo import METHODS
+
+    names = vars(lightning_reg.callbacks) | {"nn": nn, "EarlyDropout": EarlyDropout}
+    methods = [method for method in METHODS.values() if method is not None]
+    for method in methods:
+        typed, trained = vars(eval(method.code, dict(names))), vars(method.make())
+        for what in ("penalty", "apply", "rate", "after"):
+            assert typed.get(what) == trained.get(what), method.code
+    assert len(methods) == 5
+
+
+def result(name, losses, accuracies, zeros=0.0):
+    from lightning_reg.cli.demo_figure import Result
+
+    return Result(name, [[9.0, loss] for loss in losses], accuracies, [zeros] * len(losses))
+
+
+def test_the_claim_is_computed_from_the_table():
+    from lightning_reg.cli.demo import claims
+
+    plain = result("plain", [0.9, 1.0, 1.1], [80.0, 81.0, 82.0])
+    better = result("L2", [0.8, 0.85, 0.9], [81.5, 82.0, 82.5])  # by 0.15 > 0.1, and 1.0 = 1.0
+    near = result("L1", [0.85, 0.92, 0.99], [82.0, 83.5, 85.0], zeros=40.0)  # by 0.08 < 0.1, and 2.5 > 1.5
+    lines = claims([plain, better, near])
+    assert lines[0] == "Better than plain by more than one deviation: in loss L2; in accuracy L1."
+    assert "L1 has 40 % exact zeros, at +2.5 points" in lines[1]
+    assert lines[-1] == "  Trainer(callbacks=[L2PenaltyCallback(1e-2)])"
+    assert claims([plain, result("L2", [0.95, 1.0, 1.1], [80.0] * 3)])[-1] == "No regularizer won here."
+    assert "nothing is claimed" in claims([result("plain", [1.0], [80.0]), result("L2", [0.5], [90.0])])[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [0, 3])
+def test_at_least_two_methods_win_beyond_one_deviation(first, tmp_path):
+    from lightning_reg.cli.demo import demo
+
+    plain, *others = demo(tmp_path / "figure.png", seed=first, console=Console(quiet=True))
+    by_loss = [r for r in others if plain.loss - r.loss > max(plain.loss_deviation, r.loss_deviation)]
+    by_accuracy = [
+        r for r in others if r.accuracy - plain.accuracy > max(plain.accuracy_deviation, r.accuracy_deviation)
+    ]
+    assert min(len(by_loss), len(by_accuracy)) >= 2
 
 
 def test_demo_command_passes_its_arguments_on(tmp_path, capsys):
-    assert main(["demo", "--epochs", "1", "--seed", "3", "--output", str(tmp_path / "f.png")]) == 0
+    command = ["demo", "--epochs", "1", "--seed", "3", "--seeds", "2", "--output", str(tmp_path / "f.png")]
+    assert main(command) == 0
     captured = capsys.readouterr()
-    assert "epochs: 1" in captured.out and captured.out.rstrip().endswith("f.png")
+    assert "1 epochs, seeds 3 to 4" in captured.out and captured.out.rstrip().endswith("f.png")
     assert captured.err == ""
 
 
