@@ -54,7 +54,7 @@ METHODS: dict[str, Method | None] = {
         "DropoutInjector(EarlyDropout(0.5, until=0.5), after=nn.ReLU)",
         lambda: DropoutInjector(EarlyDropout(0.5, until=0.5), after=nn.ReLU, audit=False),
     ),
-    "L1, proximal": Method(
+    "proximal L1": Method(
         'L1PenaltyCallback(1e-3, apply="proximal")', lambda: L1PenaltyCallback(1e-3, apply="proximal")
     ),
 }

@@ -61,7 +61,7 @@ def deviation(values: Sequence[float]) -> float:
 def listed(results: Sequence[Result]) -> str:
     """Their names, in a sentence."""
     names = [result.name for result in results]
-    return "; ".join(names) or "none"
+    return ", ".join(names) or "none"
 
 
 def figure(results: Sequence[Result]) -> Figure:

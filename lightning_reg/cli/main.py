@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_reg.cli.errors import OneLineParser, UsageError, one_line, positive, refusal
 from lightning_reg.cli.script import current_directory_first
@@ -19,17 +23,14 @@ _TRAINER = {
     "test": "evaluate a module on its test data",
     "predict": "predict with a module",
 }
-#: What a command may miss: the module that is imported, and the package that brings it.
+#: What a command may miss: the module that is imported, and what brings it.
 _EXTRAS = {
     "sklearn": "scikit-learn",
     "matplotlib": "matplotlib",
     "rich": "rich",
-    "jsonargparse": "jsonargparse",
+    "jsonargparse": "jsonargparse[signatures]",
+    "click": "click",
 }
-#: The extra that brings what a command needs.
-_EXTRA_OF = {"demo": "demo", "path": "cli,plot", "find": "cli,plot", "run": "cli"} | dict.fromkeys(
-    _TRAINER, "cli"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                 fit(argv)
                 return 0
-            arguments = _parser().parse_args(argv)
+            asks = bool({"-h", "--help"} & set(argv))
+            arguments = _parser(help_of=command if asks else "").parse_args(argv)
             return int(_COMMANDS[arguments.command](arguments))
     except UsageError as error:
         print(f"{' '.join(['lightning-reg', *argv[:1]])}: {error}", file=sys.stderr)
@@ -66,15 +68,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = _EXTRAS.get((error.name or "").partition(".")[0])
         if package is None:
             raise
-        print(
-            f"lightning-reg {command} needs {package}; "
-            f"install it with: pip install 'lightning-reg[{_EXTRA_OF[command]}]'",
-            file=sys.stderr,
-        )
+        print(f"lightning-reg {command} needs {package}; run: pip install '{package}'", file=sys.stderr)
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(command: str) -> str:
+    """What may stand under ``options`` in the config of a command: each name, its default, and what it is."""
+    from lightning_reg import tune
+    from lightning_reg.cli.tune import NOT_OPTIONS
+
+    functions: dict[str, list[Callable[..., Any]]] = {
+        "path": [tune.regularization_path],
+        "find": [tune.find_strength, tune.find_dropout],
+        "compare": [tune.compare],
+    }
+    lines = []
+    for function in functions[command]:
+        told = dict(re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", function.__doc__ or "", re.MULTILINE))
+        kind = " (with --dropout)" if function is tune.find_dropout else ""
+        lines.append(f"options in the config{kind}, with their defaults:")
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name not in NOT_OPTIONS:
+                text = " ".join(told.get(name, "").replace("``", "").split())
+                lines += textwrap.wrap(
+                    f"{name} ({parameter.default}): {re.sub(':[a-z]+:', '', text)}",
+                    width=79,
+                    initial_indent="  ",
+                    subsequent_indent="      ",
+                )
+    return "\n".join(lines)
+
+
+def _parser(help_of: str = "") -> argparse.ArgumentParser:
+    """Return the parser; ``help_of`` is the command whose help is asked for."""
     from lightning_reg import __version__
 
     parser = OneLineParser(
@@ -110,9 +136,17 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in (
         ("path", "train a model at many strengths, each started from its neighbour"),
         ("find", "try strengths, or dropout rates, in a short run each"),
+        ("compare", "find the best strength of several kinds of regularization, and compare these with none"),
     ):
-        command = commands.add_parser(name, help=what, description=f"{what.capitalize()}, as a config says.")
-        command.add_argument("config", type=Path, help="YAML with model, data, penalty and options")
+        command = commands.add_parser(
+            name,
+            help=what,
+            description=textwrap.fill(f"{what[0].upper()}{what[1:]}, as a config says.", 79),
+            epilog=_options(name) if help_of == name else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        fields = "model, data, kinds and options" if name == "compare" else "model, data, penalty and options"
+        command.add_argument("config", type=Path, help=f"YAML with {fields}")
         command.add_argument(
             "--output",
             type=Path,
@@ -145,7 +179,13 @@ def _find(arguments: argparse.Namespace) -> int:
     return find(arguments.config, arguments.output, dropout=arguments.dropout)
 
 
-_COMMANDS = {"demo": _demo, "path": _path, "find": _find}
+def _compare(arguments: argparse.Namespace) -> int:
+    from lightning_reg.cli.compare import compare_config
+
+    return compare_config(arguments.config, arguments.output)
+
+
+_COMMANDS = {"demo": _demo, "path": _path, "find": _find, "compare": _compare}
 
 if __name__ == "__main__":
     sys.exit(main())

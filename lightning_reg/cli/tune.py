@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -30,7 +30,26 @@ from lightning_reg.tune.frame import PathFrame, Row
 from lightning_reg.tune.path import check_path, regularization_path
 from lightning_reg.tune.sweep import Sweep
 
-__all__ = ["find", "path"]
+__all__ = ["NOT_OPTIONS", "batches_of_data", "find", "has_validation", "path", "progress_on", "read_config"]
+
+
+#: Arguments of the functions that a config's ``options`` do not hold.
+NOT_OPTIONS = frozenset(
+    [
+        "module",
+        "kinds",
+        "penalty",
+        "data",
+        "train",
+        "validation",
+        "test",
+        "directory",
+        "map",
+        "on_point",
+        "on_run",
+        "on_kind",
+    ]
+)
 
 
 def path(config: Path, output: Path) -> int:
@@ -40,16 +59,16 @@ def path(config: Path, output: Path) -> int:
         The exit status: 130 where it was interrupted; the same command then goes on from there.
     """
     console = Console()
-    made, options = _read(config, regularization_path)
+    made, options = read_config(config, regularization_path)
     asked = {name: options[name] for name in signature(check_path).parameters if name in options}
-    check_path(has_validation=_has_validation(made.data), **asked)
-    train, validation = _batches(made.data)
+    check_path(has_validation=has_validation(made.data), **asked)
+    train, validation = batches_of_data(made.data)
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     interrupted = False
     strengths, folds = options["strengths"], options["folds"]
     points = len(strengths) if strengths is not None else options["points"]
-    with _progress(console) as progress:
+    with progress_on(console) as progress:
         chains = ["path", *(f"fold{k}" for k in range(1, (folds or 0) + 1))]
         tasks = {chain: progress.add_task(chain, total=points) for chain in chains}
 
@@ -95,18 +114,18 @@ def find(config: Path, output: Path, dropout: bool = False) -> int:
         ValueError: the data have no validation part.
     """
     console = Console()
-    made, options = _read(config, find_dropout if dropout else find_strength)
+    made, options = read_config(config, find_dropout if dropout else find_strength)
     check = check_rates if dropout else check_strengths
     check(**{name: options[name] for name in signature(check).parameters})
-    if not _has_validation(made.data):
+    if not has_validation(made.data):
         raise ValueError(
             f"{type(made.data).__name__} has no val_dataloader, by which find tells strengths apart"
         )
-    train, validation = _batches(made.data)
+    train, validation = batches_of_data(made.data)
     output.mkdir(parents=True, exist_ok=True)
     sweep = Sweep("rate" if dropout else "strength")
     interrupted = False
-    with _progress(console) as progress, warnings.catch_warnings():
+    with progress_on(console) as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"the (strength|rate) suggested")  # said below
         task = progress.add_task("find", total=options["points"])
 
@@ -143,14 +162,20 @@ def _say(console: Console, what: str, row: Row) -> None:
     )
 
 
-def _read(config: Path, function: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+def read_config(config: Path, function: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
+    """Return what a config describes, made, and the options of ``function`` in it.
+
+    Raises:
+        UsageError: the config describes something else.
+    """
     takes = signature(function).parameters
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     parser.add_subclass_arguments(Penalty, "penalty", required="penalty" in takes)
-    not_options = {"module", "penalty", "data", "validation", "directory", "map", "on_point"}
-    skip: set[str | int] = {name for name in takes if name in not_options}
+    if "kinds" in takes:
+        parser.add_argument("kinds", type=list[str | Penalty | Callback] | None)
+    skip: set[str | int] = {name for name in takes if name in NOT_OPTIONS}
     parser.add_function_arguments(function, "options", skip=skip)
     try:
         parsed = parser.parse_path(config)
@@ -161,16 +186,19 @@ def _read(config: Path, function: Callable[..., Any]) -> tuple[Any, dict[str, An
     return made, vars(made.options)
 
 
-def _batches(data: LightningDataModule) -> tuple[Any, Any]:
+def batches_of_data(data: LightningDataModule) -> tuple[Any, Any]:
+    """Return the loaders to train on and to validate on, or None."""
     data.prepare_data()
     data.setup("fit")
-    return data.train_dataloader(), data.val_dataloader() if _has_validation(data) else None
+    return data.train_dataloader(), data.val_dataloader() if has_validation(data) else None
 
 
-def _has_validation(data: LightningDataModule) -> bool:
+def has_validation(data: LightningDataModule) -> bool:
+    """Whether there are data to validate on."""
     return type(data).val_dataloader is not LightningDataModule.val_dataloader
 
 
-def _progress(console: Console) -> Progress:
+def progress_on(console: Console) -> Progress:
+    """Return bars for the console."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console)

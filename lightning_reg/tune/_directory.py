@@ -19,27 +19,29 @@ class PathDirectory:
 
     Args:
         folder: it is made if need be; None keeps nothing.
+        what: is kept there, for the error.
     """
 
     folder: Path | None
+    what: str = "path"
 
     def claim(self, about: dict[str, Any]) -> None:
         """Write down what the folder is for.
 
         Raises:
-            ValueError: it holds another path.
+            ValueError: it holds another one.
         """
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / "path.json"
+        file = self.folder / f"{self.what}.json"
         if not file.exists():
             _write(file, lambda part: part.write_text(json.dumps(about, indent=1)))
         elif (there := json.loads(file.read_text())) != about:
             odd = [name for name in about if there.get(name) != about[name]]
             raise ValueError(
-                f"{self.folder} holds another path: {', '.join(odd)} differ; give another directory, or the "
-                "same arguments"
+                f"{self.folder} holds another {self.what}: {', '.join(odd)} differ; give another directory, "
+                "or the same arguments"
             )
 
     def load(self, chain: str, index: int) -> dict[str, Any] | None:

@@ -9,10 +9,11 @@ from lightning_reg.look.plot import _COLOURS, _INK, _legend, _style
 from lightning_reg.tune.frame import Row
 
 if TYPE_CHECKING:
+    from lightning_reg.tune.comparison import Comparison
     from lightning_reg.tune.frame import PathFrame
     from lightning_reg.tune.sweep import Sweep
 
-__all__ = ["plot_path", "plot_sweep"]
+__all__ = ["plot_comparison", "plot_path", "plot_sweep"]
 
 #: Lines up to which each has a name beside the axes.
 MAX_NAMES = 10
@@ -60,6 +61,36 @@ def plot_sweep(sweep: Sweep) -> Any:
     if sweep.kind == "strength":
         axes.set_xscale("log")
     _legend(axes, 3)
+    return figure
+
+
+def plot_comparison(comparison: Comparison) -> Any:
+    """Draw the score of every seed by kind, the best on top, and the searches for strengths."""
+    figure, (left, right) = _new_figure(2)
+    ordered = sorted(comparison, key=lambda contender: contender.score)
+    picked = comparison.recommendation()
+    _style(left, f"recommended: {picked.kind}", comparison.score_name, "")
+    for place, contender in enumerate(ordered):
+        colour = _COLOURS[3] if contender is picked else _COLOURS[0]
+        left.plot(contender.scores, [place] * len(contender.scores), "o", color=colour, alpha=0.5)
+        left.errorbar(
+            contender.score, place, xerr=contender.error, fmt="|", color=colour, markersize=16, capsize=3
+        )
+    labels = [c.kind if c.value is None else f"{c.kind} {c.value:.2g}" for c in ordered]
+    left.set_yticks(range(len(ordered)), labels)
+    _style(right, "searches, by strength or rate", "", comparison.score_name)
+    searches = [contender for contender in comparison if contender.value is not None]
+    for index, contender in enumerate(searches):
+        seen = sorted((value, score) for value, score in contender.searched if math.isfinite(score))
+        colour = _COLOURS[index % len(_COLOURS)]
+        right.plot(*zip(*seen, strict=True), "o-", color=colour, markersize=3.5, label=contender.kind)
+    right.set_xscale("log")
+    none = comparison["none"].scores[0]
+    right.axhline(none, color=_INK, linestyle="--", linewidth=1.0, label="none")
+    scores = [score for contender in comparison for score in contender.scores]
+    margin = (max(scores) - min(scores)) or 1.0
+    right.set_ylim(min(scores) - margin, max(scores) + 0.3 * margin)  # ruined runs lie below
+    _legend(right, len(searches) + 1)
     return figure
 
 

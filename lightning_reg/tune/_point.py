@@ -18,7 +18,7 @@ from lightning_reg.tune._quiet import quiet
 from lightning_reg.tune.frame import Row
 from lightning_reg.tune.predictor import predict_
 
-__all__ = ["Recipe", "make", "train_point"]
+__all__ = ["Recipe", "make", "seed_all", "train_point"]
 
 #: Selected weights up to which a row keeps all of them.
 MAX_WEIGHTS = 500
@@ -75,7 +75,7 @@ def train_point(
             if recipe.predict:
                 goal = recipe.tolerance * strength
                 gradients = predict_(module, Term(penalty, module), batches, loss, strength, goal)
-        _seed(recipe.seed)
+        seed_all(recipe.seed)
         point = PathPoint(
             penalty,
             recipe.tolerance,
@@ -133,7 +133,7 @@ def make(module: Any, seed: int) -> Any:
     if isinstance(module, nn.Module):
         return clone(module)
     with torch.random.fork_rng():
-        _seed(seed)
+        seed_all(seed)
         made = module()
     if not isinstance(made, nn.Module):
         raise TypeError(f"module= is to be a module or a function that makes one, and it made {made!r}")
@@ -157,6 +157,7 @@ def _sizes(module: nn.Module, penalty: Penalty) -> dict[str, Any]:
     }
 
 
-def _seed(seed: int) -> None:
+def seed_all(seed: int) -> None:
+    """Seed torch and ``random``."""
     torch.manual_seed(seed)
     random.seed(seed)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_reg.cli.main import main
+from lightning_reg.cli.tune import NOT_OPTIONS
+from lightning_reg.tune import compare, find_strength, regularization_path
 from tests.support import Net, data
 
 pytest.importorskip("jsonargparse")
@@ -95,6 +98,36 @@ def test_find(tmp_path: Path, capsys: pytest.CaptureFixture[str], dropout: bool)
     assert found == pytest.approx([0.0, 0.4, 0.8] if dropout else [1e-5, 10**-2.5, 1.0])
     assert (tmp_path / "out" / "find.png").read_bytes().startswith(b"\x89PNG")
     assert f"suggested {'dropout rate' if dropout else 'strength'}" in capsys.readouterr().out
+
+
+def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(config(tmp_path, "epochs: 1, budget: 3, seeds: 2"))
+    kinds = "kinds: [l2 decoupled, {class_path: lightning_reg.L2, init_args: {strength: 0}}]"
+    file.write_text(
+        "\n".join([line for line in file.read_text().splitlines() if "penalty" not in line] + [kinds])
+    )
+    out = tmp_path / "out"
+    assert main(["compare", str(file), "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "Recommended: " in said and "l2 decoupled" in said
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["kind"] for row in lines(out / "compare.csv")] == ["none"] * 2 + ["l2 decoupled"] * 2 + [
+        "l2"
+    ] * 2
+    kept = {run: run.stat().st_mtime_ns for run in out.glob("runs/*.pt")}
+    assert len(kept) == 2 + 4 + 4 and main(["compare", str(file), "--output", str(out)]) == 0
+    assert all(run.stat().st_mtime_ns == time for run, time in kept.items())
+
+
+@pytest.mark.parametrize("command", ["path", "find", "compare"])
+def test_help_lists_the_options_of_the_config(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    function = {"path": regularization_path, "find": find_strength, "compare": compare}[command]
+    for name in set(signature(function).parameters) - NOT_OPTIONS:
+        assert f"\n  {name} (" in said, name
+    assert max(map(len, said.splitlines())) <= 80 and ":func:" not in said and "``" not in said
 
 
 def interrupted(arguments: list[str], ready: Any) -> str:

@@ -1,0 +1,265 @@
+"""Which kind of regularization: none and several, each at its best strength, over several seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_reg.metrics.functional import sparsity
+from lightning_reg.tune._directory import PathDirectory
+from lightning_reg.tune._loss import Data, batches_of, mean_loss, same_order
+from lightning_reg.tune._point import make, seed_all
+from lightning_reg.tune._precision import TrainingPrecision
+from lightning_reg.tune._quiet import quiet
+from lightning_reg.tune._search import search
+from lightning_reg.tune.comparison import Comparison, Contender
+from lightning_reg.tune.kinds import Kind, kinds_of
+
+__all__ = ["accuracy", "check_compare", "compare"]
+
+#: ``(module, batches) -> number``, higher being better.
+Score = Callable[[Any, Any], float]
+#: Called with the kind, the value, the seed and the score of each finished run.
+OnRun = Callable[[str, float, int, float], None]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How every run is trained; it travels to workers."""
+
+    module: Any
+    train: Any
+    validation: Any
+    score: Score | None
+    seeds: int
+    points: int
+    epochs: int
+    batch_size: int | None
+    seed: int
+    trainer: dict[str, Any]
+    kept: PathDirectory
+    on_run: OnRun | None
+
+
+def compare(
+    module: nn.Module | Callable[[], nn.Module],
+    kinds: Sequence[Any] | None,
+    train: Data,
+    validation: Data,
+    test: Data | None = None,
+    *,
+    score: Score | None = None,
+    seeds: int = 3,
+    budget: int = 480,
+    epochs: int = 60,
+    batch_size: int | None = None,
+    directory: str | Path | None = None,
+    seed: int = 0,
+    trainer: dict[str, Any] | None = None,
+    map: Callable[..., Any] = map,
+    on_run: OnRun | None = None,
+    on_kind: Callable[[Contender], None] | None = None,
+) -> Comparison:
+    """Find each kind's best strength, train it with every seed, and recommend one of them, or none.
+
+    Every kind has the same budget to find its strength in: ``budget // epochs`` runs with the first seed.
+    Half of them are a grid over a range that fits the penalty; the others lie beside the best value so far,
+    or beyond it where it is at an end. The best is then trained with the other seeds. "none" is always among
+    the kinds. The test data are used once, for the kind that is recommended.
+
+    Args:
+        module: a LightningModule, whose weights every run starts from, or a function that makes one, which
+            gives each seed weights of its own.
+        kinds: a list of names (``"early stopping"``, ``"l2"``, ``"l2 decoupled"``, ``"l1"``,
+            ``"elastic net"``, ``"group lasso"``, ``"dropout"``), penalties (with ``apply="gradient"``),
+            penalty callbacks (with theirs), a ``DropoutInjector``, or other callbacks, which have nothing to
+            find. Strengths and rates given are not looked at. All names where None.
+        train: data to train on.
+        validation: data to tell strengths and kinds apart.
+        test: data that the recommended kind is scored on, once.
+        score: ``(module, batches) -> number``, higher is better, such as
+            :func:`~lightning_reg.tune.accuracy`; less the validation loss where None.
+        seeds: how many.
+        budget: epochs that each kind may use to find its strength.
+        epochs: of each run, which are whole ones.
+        batch_size: of training on a data set; all at once where None.
+        directory: where finished runs are kept; a comparison that was stopped goes on from them.
+        seed: the first.
+        trainer: options of the Trainer.
+        map: runs the kinds: the builtin, an executor's, or ``ray_map(workers=2)``.
+        on_run: called with kind, value, seed and score after each run, in the process that trained it.
+        on_kind: called with each kind when it is finished.
+
+    Returns:
+        Print it for the table and the advice; it has ``recommendation()``, ``plot()`` and ``to_csv()``.
+
+    Raises:
+        ValueError: a budget of less than three runs, or a directory that holds another comparison.
+        TypeError: the module cannot be trained, or a kind is none.
+    """
+    check_compare(seeds, budget, epochs)
+    options = trainer or {}
+    first = make(module, seed)
+    precision = TrainingPrecision(options)
+    precision.convert_(first)
+    found = kinds_of(kinds, first, batches_of(train, batch_size), precision.loss(first))
+    kept = PathDirectory(None if directory is None else Path(directory), "comparison")
+    about = {"seeds": seeds, "budget": budget, "epochs": epochs, "batch_size": batch_size, "seed": seed}
+    kept.claim(about | {"kinds": [[kind.name, kind.low, kind.high] for kind in found]})
+    points = budget // epochs
+    recipe = _Recipe(
+        module, train, validation, score, seeds, points, epochs, batch_size, seed, options, kept, on_run
+    )
+    contenders, states = [], {}
+    for contender, state in map(partial(_contend, recipe), found):
+        contenders.append(contender)
+        states[contender.kind] = state
+        if on_kind is not None:
+            on_kind(contender)
+    name = "-loss" if score is None else getattr(score, "__name__", "score")
+    comparison = Comparison(contenders, name)
+    if test is not None:
+        picked = states[comparison.recommendation().kind]
+        scores = [_scored(recipe, state, test) for state in picked]
+        comparison.test_score = sum(scores) / len(scores)
+    return comparison
+
+
+def check_compare(seeds: int, budget: int, epochs: int) -> None:
+    """Refuse options of :func:`compare` that compare nothing, whatever the data.
+
+    Raises:
+        ValueError: one of them does not.
+    """
+    if seeds < 1 or epochs < 1 or budget < 3 * epochs:
+        raise ValueError(
+            f"seeds={seeds}, budget={budget}, epochs={epochs} make no comparison; give 1 seed or more, 1 "
+            "epoch or more, and a budget of three times the epochs or more"
+        )
+
+
+@torch.no_grad()
+def accuracy(module: Any, batches: Any) -> float:
+    """Return the share of samples whose largest score is at their label, for ``score=``.
+
+    Args:
+        module: called with the first part of a batch, ``(samples, classes)``.
+        batches: of ``(inputs, labels)``.
+    """
+    right = count = 0
+    training = module.training
+    module.eval()
+    for inputs, labels in batches:
+        right += int((module(inputs).argmax(1) == labels).sum())
+        count += len(labels)
+    module.train(training)
+    return right / count
+
+
+def _contend(recipe: _Recipe, kind: Kind) -> tuple[Contender, list[dict[str, Any]]]:
+    """Find a kind's value and train it with every seed; also return the weights of these runs."""
+    runs: list[dict[str, Any]] = []
+
+    def measure(value: float) -> float:
+        runs.append(_run(recipe, kind, value, recipe.seed, len(runs)))
+        return -float(runs[-1]["score"])
+
+    if kind.low is None or kind.high is None:
+        measure(0.0)
+    else:
+        search(measure, kind.low, kind.high, recipe.points, kind.log)
+    best = max(runs, key=lambda run: run["score"] if run["score"] == run["score"] else float("-inf"))
+    others = range(recipe.seed + 1, recipe.seed + recipe.seeds)
+    final = [best, *(_run(recipe, kind, best["value"], number, 1000 + number) for number in others)]
+    contender = Contender(
+        kind=kind.name,
+        value=None if kind.low is None else best["value"],
+        code=kind.code(best["value"]),
+        scores=[run["score"] for run in final],
+        losses=[run["loss"] for run in final],
+        training_losses=[run["training_loss"] for run in final],
+        zeros=[run["zeros"] for run in final],
+        seconds=[run["seconds"] for run in final],
+        searched=[(run["value"], run["score"]) for run in runs],
+    )
+    return contender, [run["module"] for run in final]
+
+
+def _run(recipe: _Recipe, kind: Kind, value: float, seed: int, index: int) -> dict[str, Any]:
+    """Train once, or take the run that is kept."""
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.utilities.seed import isolate_rng
+
+    chain = "".join(letter if letter.isalnum() else "-" for letter in kind.name)
+    run = recipe.kept.load(chain, index)
+    if run is None:
+        batches, held_out = batches_of(recipe.train, recipe.batch_size), batches_of(recipe.validation)
+        with isolate_rng(), quiet(), same_order(recipe.train, recipe.validation):
+            module = make(recipe.module, seed)
+            precision = TrainingPrecision(recipe.trainer)
+            precision.convert_(module)
+            loss = precision.loss(module)
+            callbacks = kind.callbacks(module, value)
+            if kind.stops_early:
+                from lightning_reg.tune._best_epoch import BestEpoch
+
+                callbacks = [BestEpoch(lambda: mean_loss(module, held_out, loss))]
+            options = _still(recipe.epochs, recipe.trainer, callbacks)
+            seed_all(seed)
+            began = time.perf_counter()
+            runner = Trainer(**options)
+            runner.fit(module, batches)
+            seconds = time.perf_counter() - began
+        if runner.interrupted:  # by Ctrl-C, which releases before 2.4 keep to themselves
+            raise KeyboardInterrupt
+        held_loss = mean_loss(module, held_out, loss)
+        run = {
+            "value": value,
+            "score": _score(recipe, module, precision, held_out, held_loss),
+            "loss": held_loss,
+            "training_loss": mean_loss(module, batches, loss),
+            "zeros": float(sparsity(module)),
+            "seconds": seconds,
+            "module": {name: part.cpu().clone() for name, part in module.state_dict().items()},
+        }
+        recipe.kept.save(chain, index, run)
+    if recipe.on_run is not None:
+        recipe.on_run(kind.name, value, seed, run["score"])
+    return run
+
+
+def _scored(recipe: _Recipe, state: dict[str, Any], data: Any) -> float:
+    """Score the weights of a run on other data."""
+    module = make(recipe.module, recipe.seed)
+    precision = TrainingPrecision(recipe.trainer)
+    precision.convert_(module)
+    module.load_state_dict(state)
+    batches = batches_of(data)
+    return _score(recipe, module, precision, batches, mean_loss(module, batches, precision.loss(module)))
+
+
+@torch.no_grad()
+def _score(recipe: _Recipe, module: Any, precision: TrainingPrecision, batches: Any, loss: float) -> float:
+    return -loss if recipe.score is None else float(recipe.score(module, precision.inputs(batches)))
+
+
+def _still(epochs: int, options: dict[str, Any], callbacks: list[Any]) -> dict[str, Any]:
+    """Options of a Trainer that writes, draws and validates nothing."""
+    return {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "log_every_n_steps": 2**31,
+        **options,
+        "max_epochs": epochs,
+        "callbacks": [*options.get("callbacks", []), *callbacks],
+    }
