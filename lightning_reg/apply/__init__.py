@@ -2,22 +2,26 @@
 
 from lightning_reg.apply.check import check_apply, check_optimizer, default_apply
 from lightning_reg.apply.decoupled import decay_
+from lightning_reg.apply.dual_averaging import check_dual_averaging, forget_averages
 from lightning_reg.apply.gradient import add_gradient_
 from lightning_reg.apply.loss import add_to_training_step, remove_from_training_step
 from lightning_reg.apply.projection import project_
 from lightning_reg.apply.proximal import prox_
-from lightning_reg.apply.term import Apply, Metric, Term
+from lightning_reg.apply.term import Apply, DualAveraging, Metric, Term
 
 __all__ = [
     "Apply",
+    "DualAveraging",
     "Metric",
     "Term",
     "add_gradient_",
     "add_to_training_step",
     "check_apply",
+    "check_dual_averaging",
     "check_optimizer",
     "decay_",
     "default_apply",
+    "forget_averages",
     "project_",
     "prox_",
     "remove_from_training_step",

@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_reg.apply.dual_averaging import forgetting, hold_zeros_
 from lightning_reg.apply.optimizers import euclidean_step_sizes, step_sizes
 from lightning_reg.apply.stochastic_rounding import act_rounded_
 from lightning_reg.apply.term import Metric, Term, found_inf
@@ -20,7 +21,7 @@ __all__ = ["prox_"]
 
 @without_grad
 def prox_(term: Term, optimizer: Optimizer, strength: float, step: int, metric: Metric = "optimizer") -> None:
-    """``w ← prox(w)`` for each tensor that ``optimizer`` has just stepped.
+    """``w ← prox(w)`` for each tensor that ``optimizer`` has just stepped, its zeros held by dual averaging.
 
     16-bit weights are rounded stochastically, by bits that ``step``, the optimizer steps taken, decides.
     """
@@ -33,6 +34,9 @@ def prox_(term: Term, optimizer: Optimizer, strength: float, step: int, metric: 
         weights += parameters
         steps += sizes(optimizer, group, parameters)
     if weights:
+        k = forgetting(term.dual_averaging)
+        if k is not None and term.bound.holds_zeros:
+            hold_zeros_(term, optimizer, weights, steps, strength, k)
         act_rounded_(partial(_prox_, strength), term.bound, weights, steps, step, term.place)
         term.observe()
 

@@ -18,11 +18,13 @@ from lightning_reg.schedules.target_sparsity import Controller, TargetSparsity
 from lightning_reg.select.parameters import Selected, named_parameters, select_parameters
 from lightning_reg.tensors.shards import check_whole, shard
 
-__all__ = ["Apply", "Metric", "Term", "found_inf"]
+__all__ = ["Apply", "DualAveraging", "Metric", "Term", "found_inf"]
 
 #: How a penalty acts on a step; each word is explained by :class:`~lightning_reg.callbacks.PenaltyCallback`.
 Apply: TypeAlias = Literal["gradient", "loss", "decoupled", "proximal"]
 Metric: TypeAlias = Literal["optimizer", "euclidean"]
+#: True for dual averaging as usual (k = 4), False for the plain proximal step, or k itself, from 1 on.
+DualAveraging: TypeAlias = bool | float
 
 
 class Term:
@@ -40,6 +42,9 @@ class Term:
     Raises:
         ValueError: the selection matches nothing, or a weight that the penalty is not for.
     """
+
+    #: Of a proximal step: what :mod:`lightning_reg.apply.dual_averaging` is told.
+    dual_averaging: DualAveraging = True
 
     def __init__(
         self,

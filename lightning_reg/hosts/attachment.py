@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_reg.apply import Apply, Metric, Term, add_gradient_, default_apply
+from lightning_reg.apply import Apply, DualAveraging, Metric, Term, add_gradient_, default_apply
 from lightning_reg.apply.backward import GradientInBackward
 from lightning_reg.hosts.engine import Engine, Host
 from lightning_reg.hosts.step_hooks import StepHooks
@@ -27,6 +27,7 @@ def attach(
     total_steps: int | None = None,
     *,
     metric: Metric = "optimizer",
+    dual_averaging: DualAveraging = True,
 ) -> Attachment:
     """Apply ``penalty`` to ``model`` at every ``optimizer.step()``, until ``.remove()``.
 
@@ -38,6 +39,9 @@ def attach(
             nothing to attach: write ``loss + penalty(model)``. A constraint projects after the step.
         total_steps: length of the run in optimizer steps, for a schedule in fractions of it.
         metric: of ``"proximal"``, the optimizer's own or ``"euclidean"``.
+        dual_averaging: of ``"proximal"``, True for zeros that the noise of mini-batches does not undo, at
+            the price of one state tensor a penalised weight; False for the plain proximal step. A number k
+            averages over about the last t/k of t steps; True is 4.
 
     Returns:
         A handle with ``remove()``, ``add_gradient()``, ``value()``, ``state_dict()`` and
@@ -104,6 +108,7 @@ def attach(
         model,
         loop,
         total_steps=total_steps,
+        dual_averaging=dual_averaging,
         label=f"{before} {getattr(penalty, 'log_name', '')}",
     )
     _check_held(engine.term, bare)

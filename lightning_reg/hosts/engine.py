@@ -11,10 +11,12 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply import (
     Apply,
+    DualAveraging,
     Metric,
     Term,
     add_gradient_,
     check_apply,
+    check_dual_averaging,
     check_optimizer,
     decay_,
     project_,
@@ -71,6 +73,7 @@ class Engine:
         metric: of ``"proximal"``.
         module: whose parameters are selected.
         host: its clock and its optimizers.
+        dual_averaging: of ``"proximal"``.
         total_steps: length of the run in optimizer steps, where the strength needs it.
         label: a name that no other one at work on the module has.
 
@@ -88,15 +91,18 @@ class Engine:
         host: Host,
         *,
         total_steps: int | None = None,
+        dual_averaging: DualAveraging = True,
         label: str | None = None,
     ) -> None:
         check_apply(penalty, apply, metric)
+        check_dual_averaging(dual_averaging, apply)
         check_schedule(penalty.strength, total_steps)
         self.penalty = penalty
         self.apply: Apply = apply
         self.metric: Metric = metric
         self.host = host
         self.term = Term(penalty, module, total_steps, label)
+        self.term.dual_averaging = dual_averaging
         self.added = False  # the gradient of the coming step
         self.steps_seen = 0
         self._checked = False

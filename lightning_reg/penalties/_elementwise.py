@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.prox.dual_averaging import hold_zeros_
 from lightning_reg.tensors import fused
 from lightning_reg.tensors.chunks import pieces
 from lightning_reg.tensors.precision import wide
@@ -32,6 +33,30 @@ class ElementwisePenalty(Penalty):
         for target, weight in zip(targets, weights, strict=True):
             for target_piece, weight_piece in pieces(target, weight):
                 target_piece.add_(self.gradient(weight_piece, strength), alpha=alpha)
+
+    def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:
+        r"""Return τ: the proximal operator is zero where :math:`|w| \le \tau`, and nowhere else."""
+        raise NotImplementedError(f"{type(self).__name__} makes no zeros")
+
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether :meth:`threshold` is known."""
+        return type(self).threshold is not ElementwisePenalty.threshold
+
+    @torch.no_grad()
+    def hold_zeros_(
+        self,
+        weights: Sequence[Tensor],
+        averages: Sequence[Tensor],
+        strength: float,
+        steps: Sequence[StepSize],
+        shares: Sequence[float],
+    ) -> None:
+        """Set to zero what the averages keep there, a piece at a time."""
+        for weight, average, step, share in zip(weights, averages, steps, shares, strict=True):
+            for piece, kept, *moments in pieces(weight, average, *step.tensors):
+                eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
+                hold_zeros_(piece, kept, self.threshold(strength, eta), share)
 
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:

@@ -17,6 +17,7 @@ from lightning_reg.groups.partition import choose, partition, selection
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
+from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors.precision import real_dtype
@@ -63,6 +64,10 @@ class GroupedPenalty(Penalty):
         steps: Sequence[StepSize],
     ) -> None:
         """Replace the tensors by their prox."""
+
+    @abstractmethod
+    def norm_prox_(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+        """Replace views of the tensors by their prox with λ and a step of 1."""
 
     # --- the same for one bare tensor ------------------------------------------------------------------
 
@@ -166,6 +171,34 @@ class _BoundGroups(Bound):
             if gathered:
                 for i, tensor in zip(block, tensors, strict=True):
                     local(weights[i]).copy_(part(tensor, weights[i]))
+
+    @property
+    def holds_zeros(self) -> bool:
+        """Every group penalty makes zeros."""
+        return True
+
+    @torch.no_grad()
+    def hold_zeros_(
+        self,
+        weights: Sequence[Tensor],
+        averages: Sequence[Tensor],
+        strength: float,
+        steps: Sequence[StepSize],
+        shares: Sequence[float],
+    ) -> None:
+        """Set to zero what the averages keep there, a block at a time."""
+        for block, members in self._blocks(weights):
+            tensors, layouts, gathered = self._open([weights[i] for i in block], members)
+            kept, _, _ = self._open([averages[i] for i in block], members)
+            sizes = [steps[i].whole() if gathered else steps[i].local() for i in block]
+            some = [shares[i] for i in block]
+            weighted = isinstance(group_weights(layouts, tensors[0]), Tensor)
+            prox = self.penalty.norm_prox_
+            hold_groups_(tensors, layouts, kept, sizes, some, strength, prox, together=weighted)
+            if gathered:
+                for i, tensor, average in zip(block, tensors, kept, strict=True):
+                    local(weights[i]).copy_(part(tensor, weights[i]))
+                    local(averages[i]).copy_(part(average, averages[i]))
 
     @torch.no_grad()
     def sizes(self, weights: Sequence[Tensor]) -> Tensor:

@@ -48,6 +48,30 @@ class Bound(ABC):
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, with a step for each tensor, or for each weight."""
 
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether the prox makes zeros, and :meth:`hold_zeros_` keeps them from the noise of batches."""
+        return False
+
+    def hold_zeros_(
+        self,
+        weights: Sequence[Tensor],
+        averages: Sequence[Tensor],
+        strength: float,
+        steps: Sequence[StepSize],
+        shares: Sequence[float],
+    ) -> None:
+        """Before :meth:`prox_`, set to zero what an average keeps there.
+
+        Args:
+            weights: changed in place, after the optimizer's step.
+            averages: of each weight's subgradient in units of λ, in float32 or wider, changed in place.
+            strength: λ, not 0.
+            steps: a step for each tensor, or for each weight; none is 0.
+            shares: of this step in each tensor's averages, in (0, 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no zeros to hold")
+
     def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
         """Return what acts on each of ``others`` as this does on the one of ``weights`` in its place."""
         return self

@@ -69,6 +69,15 @@ class ElasticNet(ElementwisePenalty):
         thresholded = prox.soft_threshold(weight, step * (strength * self.l1_ratio))
         return prox.shrink(thresholded, step * (strength * (1.0 - self.l1_ratio)))
 
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether there is an L1 part."""
+        return self.l1_ratio > 0.0
+
+    def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:
+        r"""Return :math:`\eta\lambda\rho`."""
+        return step * (strength * self.l1_ratio)
+
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
     ) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_reg.groups.forms import Groups
 from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties._grouped import GroupedPenalty
-from lightning_reg.prox.group import group_norms, group_weights, shrink_groups_in_metric_
+from lightning_reg.prox.group import group_norms, group_weights, shrink_groups_in_metric_, shrink_views_
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.steps import StepSize
@@ -76,6 +76,10 @@ class GroupLasso(GroupedPenalty):
         factor = group_weights(layouts, norms, self.size_weighted) * strength / norms
         factor = torch.where(norms > 0, factor, 0.0)
         return scaled_groups(weights, layouts, factor)
+
+    def norm_prox_(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+        """Replace views of the tensors by their prox with λ and a step of 1."""
+        shrink_views_(views, layouts, group_weights(layouts, views[0], self.size_weighted))
 
     def joint_prox_(
         self,

@@ -71,3 +71,7 @@ class L0(ElementwisePenalty):
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         r"""Return the weight where :math:`|w| > \sqrt{2\eta\lambda}`, and 0 elsewhere."""
         return prox_nonconvex.hard_threshold(weight, (2.0 * step * strength) ** 0.5)
+
+    def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:
+        r"""Return :math:`\sqrt{2\eta\lambda}`."""
+        return (2.0 * step * strength) ** 0.5

@@ -63,6 +63,10 @@ class L1(ElementwisePenalty):
         """Return the weight soft-thresholded at step times strength."""
         return prox.soft_threshold(weight, step * strength)
 
+    def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:
+        r"""Return :math:`\eta\lambda`."""
+        return step * strength
+
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
     ) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from lightning_reg.groups.layout import Slices
 from lightning_reg.groups.spanning import local_layout
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.prox.group import shrink_groups_in_metric_
+from lightning_reg.prox.dual_averaging import hold_groups_
+from lightning_reg.prox.group import shrink_groups_in_metric_, shrink_views_
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.precision import norm, real_dtype
@@ -68,6 +69,34 @@ class L2Norm(Penalty):
         result = weight.detach().clone()
         self.prox_([result], strength, [StepSize.of(step)])
         return result
+
+    @property
+    def holds_zeros(self) -> bool:
+        """A tensor as a whole."""
+        return True
+
+    @torch.no_grad()
+    def hold_zeros_(
+        self,
+        weights: Sequence[Tensor],
+        averages: Sequence[Tensor],
+        strength: float,
+        steps: Sequence[StepSize],
+        shares: Sequence[float],
+    ) -> None:
+        """Set tensors to zero that the averages keep there."""
+        for weight, average, step, share in zip(weights, averages, steps, shares, strict=True):
+            layout = local_layout(weight, Slices(tuple(weight.shape), ()))
+            hold_groups_(
+                [local(weight)],
+                [layout],
+                [local(average)],
+                [step.local()],
+                [share],
+                strength,
+                lambda views, layouts: shrink_views_(views, layouts, 1.0),
+                together=True,
+            )
 
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:

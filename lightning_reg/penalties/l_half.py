@@ -68,3 +68,7 @@ class LHalf(ElementwisePenalty):
 
     def _loop(self, strength: float) -> tuple[str, float, float]:
         return "half_threshold", strength, 0.0
+
+    def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:
+        r"""Return :math:`\tfrac32(\eta\lambda)^{2/3}`."""
+        return 1.5 * (step * strength) ** (2.0 / 3.0)

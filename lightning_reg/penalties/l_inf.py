@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_reg.groups.forms import Groups
 from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties._grouped import GroupedPenalty
-from lightning_reg.prox.group import group_maxima, group_weights, lower_maxima_
+from lightning_reg.prox.group import group_maxima, group_weights, lower_maxima_, lower_views_
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.steps import StepSize
@@ -81,6 +81,10 @@ class LInf(GroupedPenalty):
             share = layout.spread((factor / counts.clamp(min=1.0)).to(view), view)
             results.append((torch.sgn(view) * top * share).view(weight.shape))
         return results
+
+    def norm_prox_(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+        """Replace views of the tensors by their prox with λ and a step of 1."""
+        lower_views_(views, None, layouts, group_weights(layouts, views[0], size_weighted=False))
 
     def joint_prox_(
         self,

@@ -70,3 +70,7 @@ class MCP(ElementwisePenalty):
 
     def _loop(self, strength: float) -> tuple[str, float, float]:
         return "firm_threshold", strength, self.gamma
+
+    def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:
+        r"""Return :math:`\min(\eta, \gamma)\lambda`."""
+        return strength * (step.clamp(max=self.gamma) if isinstance(step, Tensor) else min(step, self.gamma))

@@ -71,3 +71,8 @@ class SCAD(ElementwisePenalty):
 
     def _loop(self, strength: float) -> tuple[str, float, float]:
         return "scad_threshold", strength, self.a
+
+    def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:
+        r"""Return :math:`\min(\eta, a - 1)\lambda`."""
+        most = self.a - 1.0
+        return strength * (step.clamp(max=most) if isinstance(step, Tensor) else min(step, most))

@@ -13,7 +13,8 @@ from lightning_reg.groups.forms import Groups
 from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties._grouped import GroupedPenalty
 from lightning_reg.penalties.group_lasso import scaled_groups
-from lightning_reg.prox.group import group_norms, group_weights, shrink_groups_in_metric_
+from lightning_reg.prox.elementwise import soft_threshold
+from lightning_reg.prox.group import group_norms, group_weights, shrink_groups_in_metric_, shrink_views_
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.precision import wide
@@ -85,6 +86,13 @@ class SparseGroupLasso(GroupedPenalty):
         for gradient, weight in zip(gradients, weights, strict=True):
             gradient.add_(torch.sgn(weight), alpha=strength * self.l1_ratio)
         return gradients
+
+    def norm_prox_(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+        """Replace views of the tensors by their prox with λ and a step of 1."""
+        for view in views:
+            view.copy_(soft_threshold(view, self.l1_ratio))
+        factor = group_weights(layouts, views[0], self.size_weighted)
+        shrink_views_(views, layouts, factor * (1.0 - self.l1_ratio))
 
     def joint_prox_(
         self,

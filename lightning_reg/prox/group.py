@@ -26,12 +26,15 @@ from lightning_reg.tensors.precision import accumulator, real_dtype, wide
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = [
+    "etas_of",
     "group_maxima",
     "group_norms",
     "group_weights",
     "lower_maxima_",
+    "lower_views_",
     "shrink_groups_",
     "shrink_groups_in_metric_",
+    "shrink_views_",
 ]
 
 #: Newton steps at most: from the better of two lower bounds, over 20 decades of steps, 7 reached rounding.
@@ -88,13 +91,14 @@ def shrink_groups_(tensors: Sequence[Tensor], layouts: Sequence[Layout], thresho
     """
     views = [layout.view(tensor) for layout, tensor in zip(layouts, tensors, strict=True)]
     if len(views) > 1 or isinstance(threshold, Tensor) or not views[0].is_cpu:
-        _shrink_(views, layouts, threshold)
+        shrink_views_(views, layouts, threshold)
         return
     for piece in layouts[0].pieces(views[0], size=NORM_PIECE):  # its second pass finds them in a cache
-        _shrink_(piece, layouts, threshold)
+        shrink_views_(piece, layouts, threshold)
 
 
-def _shrink_(views: Sequence[Tensor], layouts: Sequence[Layout], threshold: float | Tensor) -> None:
+def shrink_views_(views: Sequence[Tensor], layouts: Sequence[Layout], threshold: float | Tensor) -> None:
+    """As :func:`shrink_groups_`, of views of the tensors or of pieces of them."""
     norms = _norms(views, layouts)
     # no group's norm divides by zero, and one of size 0, whose threshold is 0, stays as it is
     factor = 1.0 - threshold / norms.clamp_(min=torch.finfo(norms.dtype).tiny)
@@ -130,7 +134,7 @@ def shrink_groups_in_metric_(
         shrink_groups_(tensors, layouts, threshold * eta)
         return
     for views, moments in _pieces(tensors, layouts, steps, threshold):
-        _newton_(views, _etas(steps, moments, views), layouts, threshold, soft)
+        _newton_(views, etas_of(steps, moments, views), layouts, threshold, soft)
 
 
 def _pieces(
@@ -149,7 +153,7 @@ def _pieces(
         yield [view], [some]
 
 
-def _etas(
+def etas_of(
     steps: Sequence[StepSize], moments: Sequence[Sequence[Tensor]], views: Sequence[Tensor]
 ) -> list[Tensor]:
     """The step of every weight, in float32 or wider."""
@@ -256,10 +260,10 @@ def lower_maxima_(
     if plain:
         threshold = threshold * steps[0].numerator
     for views, moments in _pieces(tensors, layouts, steps, threshold):
-        _lower_(views, None if plain else _etas(steps, moments, views), layouts, threshold)
+        lower_views_(views, None if plain else etas_of(steps, moments, views), layouts, threshold)
 
 
-def _lower_(
+def lower_views_(
     views: Sequence[Tensor],
     etas: Sequence[Tensor] | None,
     layouts: Sequence[Layout],

@@ -1,0 +1,157 @@
+r"""The memory of ``apply="proximal"``: an average for each weight, kept in the optimizer's own state.
+
+:mod:`lightning_reg.prox.dual_averaging` has the formula. Of the t-th step that acts on a tensor, the average
+takes the share :math:`a_t = \min(1, k/(t + k - 1))`, so that it forgets what is older than about t/k steps.
+With k = 4, what the first three quarters of a run have left in it is a twentieth.
+
+The state lies in ``optimizer.state[parameter]`` under a key of each term, beside what the optimizer keeps
+there, so it is saved, restored and sharded with that: the average, in units of λ, and the number of steps. A
+16-bit weight has a second tensor of its dtype for the bits that the first cannot hold. What is in units of λ
+needs no change where λ changes. Another k acts from the next step on. A tensor without an average of its
+shape begins anew, with a plain proximal step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_reg.apply.term import DualAveraging, Term
+from lightning_reg.penalties.bound import Bound
+from lightning_reg.tensors.chunks import pieces
+from lightning_reg.tensors.precision import accumulator, wide
+from lightning_reg.tensors.shards import is_sharded, local
+from lightning_reg.tensors.steps import StepSize
+
+__all__ = ["check_dual_averaging", "forget_averages", "forgetting", "hold_zeros_"]
+
+#: k where nothing else is asked for.
+USUAL = 4.0
+
+
+def check_dual_averaging(value: object, apply: str) -> None:
+    """Refuse what is neither a switch nor a k.
+
+    Raises:
+        ValueError: a number below 1, or anything but True without ``apply="proximal"``.
+    """
+    if not isinstance(value, (bool, int, float)) or not (isinstance(value, bool) or value >= 1.0):
+        raise ValueError(
+            f"dual_averaging={value!r} is neither True nor False nor a number from 1 on; 4 averages over the "
+            "last quarter of the steps, 8 over the last eighth"
+        )
+    if value is not True and apply != "proximal":
+        raise ValueError(
+            f"dual_averaging={value!r} is for apply='proximal', not for apply={apply!r}; leave it out"
+        )
+
+
+def forgetting(value: DualAveraging) -> float | None:
+    """Return k, or None for the plain proximal step."""
+    if isinstance(value, bool):
+        return USUAL if value else None
+    return float(value)
+
+
+def hold_zeros_(
+    term: Term,
+    optimizer: Optimizer,
+    weights: Sequence[Tensor],
+    steps: Sequence[StepSize],
+    strength: float,
+    k: float,
+) -> None:
+    """Set to zero what the averages keep there, and move the averages on; before the proximal step.
+
+    Args:
+        term: the penalty at work.
+        optimizer: holds the averages, after its step.
+        weights: what it has stepped of the term's selection.
+        steps: a step size for each; where it is 0, weight and average stay as they are.
+        strength: λ, not 0.
+        k: see above.
+    """
+    key = _key(term)
+    held, sizes, averages, shares = [], [], [], []
+    for weight, step in zip(weights, steps, strict=True):
+        if step.numerator == 0.0:
+            continue
+        state = optimizer.state[weight]
+        average = _average_of(state, key, weight)
+        count = state[f"{key}/step"] = state.get(f"{key}/step", 0) + 1
+        held.append(weight)
+        sizes.append(step)
+        averages.append(average)
+        shares.append(min(1.0, k / (count + k - 1.0)))
+    if not held:
+        return
+    narrow = any(len(average) == 2 for average in averages)
+    if term.bound.elementwise:
+        for i, weight in enumerate(held):
+            if len(averages[i]) == 2:
+                _hold_narrow_(term.bound, weight, averages[i], strength, sizes[i], shares[i])
+        if narrow:
+            rest = [i for i, average in enumerate(averages) if len(average) == 1]
+            held, sizes = [held[i] for i in rest], [sizes[i] for i in rest]
+            averages, shares = [averages[i] for i in rest], [shares[i] for i in rest]
+        kept = [average[0] for average in averages]
+        if any(map(is_sharded, held)):
+            held, sizes, kept = list(map(local, held)), [s.local() for s in sizes], list(map(local, kept))
+        term.bound.hold_zeros_(held, kept, strength, sizes, shares)
+        return
+    kept = [_opened(average) for average in averages]
+    term.bound.hold_zeros_(held, kept, strength, sizes, shares)
+    if narrow:
+        for average, result in zip(averages, kept, strict=True):
+            _close_(average, result)
+
+
+def forget_averages(term: Term, optimizer: Optimizer) -> None:
+    """Take the term's averages out of the optimizer's state."""
+    key = _key(term)
+    for state in optimizer.state.values():
+        for name in (key, f"{key}/low", f"{key}/step"):
+            state.pop(name, None)
+
+
+def _key(term: Term) -> str:
+    return f"lightning_reg/{term.label}"
+
+
+def _average_of(state: dict[str, Any], key: str, weight: Tensor) -> tuple[Tensor, ...]:
+    """The average of one weight, as tensors of the weight's dtype that add up to it."""
+    names = [key] if accumulator(weight.dtype) is None else [key, f"{key}/low"]
+    for name in names:
+        found = state.get(name)
+        if not isinstance(found, Tensor) or found.shape != weight.shape:
+            state[name] = torch.zeros_like(weight)
+            state.pop(f"{key}/step", None)
+        elif found.dtype != weight.dtype or found.device != weight.device:
+            state[name] = found.to(weight)
+    return tuple(state[name] for name in names)
+
+
+def _opened(average: tuple[Tensor, ...]) -> Tensor:
+    """One tensor in float32 or wider."""
+    return average[0] if len(average) == 1 else wide(average[0]) + wide(average[1])
+
+
+def _close_(average: tuple[Tensor, ...], value: Tensor) -> None:
+    if len(average) == 2:
+        average[0].copy_(value)
+        average[1].copy_(value - wide(average[0]))
+
+
+def _hold_narrow_(
+    bound: Bound, weight: Tensor, average: tuple[Tensor, ...], strength: float, step: StepSize, share: float
+) -> None:
+    """One 16-bit weight, a piece at a time."""
+    size = step.local()
+    for piece, high, low, *moments in pieces(local(weight), *map(local, average), *size.tensors):
+        kept = _opened((high, low))
+        bound.hold_zeros_([piece], [kept], strength, [size.taking(moments)], [share])
+        _close_((high, low), kept)

@@ -1,0 +1,132 @@
+r"""Dual averaging with forgetting: zeros that the noise of mini-batches does not undo.
+
+A proximal step sets a weight to zero where :math:`|w| \le \tau`, with :math:`\tau = \eta\lambda` for the
+lasso. From zero, the optimizer's step takes the weight to :math:`w = -\eta g`, so that the question is
+whether :math:`|g| \le \lambda`, asked of the gradient of one mini-batch. Noise answers it wrongly again and
+again, however short the step. So the answer is taken from an average: with :math:`x = w/\tau` and a share
+:math:`a_t` that falls with the number of steps,
+
+.. math::
+    s \leftarrow P\bigl((1 - a_t)\,s + a_t\,x\bigr), \qquad
+    w \leftarrow \begin{cases} \operatorname{prox}(w) & \text{where } s \text{ is on the border} \\
+    0 & \text{elsewhere,} \end{cases}
+
+where :math:`P` projects on :math:`[-1, 1]`, or for groups on the unit ball of the dual norm. Of a weight that
+keeps its sign, s stays on the border as long as :math:`|w| > \tau`, and this is the plain proximal step
+itself. A weight at zero has in s an average of its own gradients, in units of λ, and leaves zero only when
+that exceeds 1.
+
+References:
+    Nesterov, *Primal-Dual Subgradient Methods for Convex Problems*, Math. Program. 120, 2009; Xiao, *Dual
+    Averaging Methods for Regularized Stochastic Learning and Online Optimization*, JMLR 11, 2010; Lee and
+    Wright, *Manifold Identification in Dual Averaging for Regularized Stochastic Online Learning*, JMLR 13,
+    2012.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_reg.groups.layout import Layout
+from lightning_reg.prox.group import etas_of
+from lightning_reg.tensors.precision import wide
+from lightning_reg.tensors.steps import StepSize
+
+__all__ = ["hold_groups_", "hold_zeros_"]
+
+#: Weights that are worked on together on the CPU, so that temporaries stay in a core's cache.
+PIECE = 2**15
+#: What a weight divided by its threshold is multiplied with at most: a threshold of 0 gives no NaN.
+MOST = 1e30
+
+
+@torch.no_grad()
+def hold_zeros_(weight: Tensor, average: Tensor, threshold: Tensor | float, share: float) -> None:
+    r"""Set single weights to zero where the average says so; the proximal step comes after.
+
+    Args:
+        weight: changed in place, after the optimizer's step.
+        average: s, shaped as ``weight``, in float32 or wider; changed in place.
+        threshold: :math:`\tau`, up to which the proximal operator makes zeros; one number or a tensor.
+        share: :math:`a_t` in (0, 1].
+
+    >>> weight, average = torch.tensor([0.3, 0.3]), torch.tensor([1.0, 0.0])
+    >>> hold_zeros_(weight, average, threshold=0.1, share=0.25)
+    >>> weight, average
+    (tensor([0.3000, 0.0000]), tensor([1.0000, 0.7500]))
+    """
+    if isinstance(threshold, Tensor):
+        ratio = threshold.reciprocal().clamp_(max=MOST).mul_(wide(weight))
+    else:
+        ratio = wide(weight) * min(1.0 / max(threshold, 1.0 / MOST), MOST)
+    # a lerp from 1 towards more than 1 is never rounded to less: what stays is not cut off
+    average.lerp_(ratio.to(average.dtype), share)
+    if average.is_complex():
+        modulus = average.abs()
+        weight.masked_fill_(modulus < 1.0 - 4 * torch.finfo(modulus.dtype).eps, 0.0)
+        average.div_(modulus.clamp_(min=1.0))
+        return
+    average.clamp_(-1.0, 1.0)
+    weight.masked_fill_(average.abs() < 1.0, 0.0)
+
+
+@torch.no_grad()
+def hold_groups_(
+    tensors: Sequence[Tensor],
+    layouts: Sequence[Layout],
+    averages: Sequence[Tensor],
+    steps: Sequence[StepSize],
+    shares: Sequence[float],
+    strength: float,
+    prox: Callable[[Sequence[Tensor], Sequence[Layout]], None],
+    *,
+    together: bool,
+) -> None:
+    r"""Set groups to zero where the average says so; the proximal step comes after.
+
+    By Moreau's decomposition, the projection on the ball of the dual norm is what the proximal operator takes
+    away, and groups inside the ball are those that it sets to zero.
+
+    Args:
+        tensors: changed in place, after the optimizer's step; they share their groups.
+        layouts: one for each tensor.
+        averages: s for each tensor, changed in place.
+        steps: the step of every weight of each tensor.
+        shares: :math:`a_t` for each tensor.
+        strength: λ.
+        prox: replaces views of tensors by the prox of the norm itself, with λ and the step 1.
+        together: whether ``prox`` needs all groups at once, as where each has a threshold of its own.
+    """
+    for views, kept, moments in _pieces(tensors, layouts, averages, steps, together):
+        if all(layout.is_empty(view) for layout, view in zip(layouts, views, strict=True)):
+            continue
+        etas = etas_of(steps, moments, views)
+        for view, average, eta, share in zip(views, kept, etas, shares, strict=True):
+            ratio = eta.mul_(strength).reciprocal_().clamp_(max=MOST).mul_(wide(view))
+            average.lerp_(ratio.to(average.dtype), share)
+        rests = [average.clone() for average in kept]
+        prox(rests, layouts)
+        for view, average, rest in zip(views, kept, rests, strict=True):
+            average.sub_(rest)
+            view.masked_fill_(rest == 0, 0.0)
+
+
+def _pieces(
+    tensors: Sequence[Tensor],
+    layouts: Sequence[Layout],
+    averages: Sequence[Tensor],
+    steps: Sequence[StepSize],
+    together: bool,
+) -> Iterator[tuple[list[Tensor], list[Tensor], list[Sequence[Tensor]]]]:
+    views = [layout.view(tensor) for layout, tensor in zip(layouts, tensors, strict=True)]
+    kept = [layout.view(average) for layout, average in zip(layouts, averages, strict=True)]
+    moments = [[layout.view(m) for m in step.tensors] for layout, step in zip(layouts, steps, strict=True)]
+    if len(views) > 1 or together:
+        yield views, kept, list(moments)
+        return
+    size = PIECE if views[0].is_cpu else 2**20
+    for view, average, *some in layouts[0].pieces(views[0], kept[0], *moments[0], size=size):
+        yield [view], [average], [some]

@@ -1,0 +1,324 @@
+"""Zeros under mini-batches: those of the problem, as an independent solver on all of the data finds them."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_reg import (
+    L0,
+    L1,
+    MCP,
+    SCAD,
+    ElasticNet,
+    GroupLasso,
+    LHalf,
+    LInf,
+    Penalty,
+    SparseGroupLasso,
+    attach,
+)
+from lightning_reg.prox.dual_averaging import hold_zeros_
+
+STRENGTH = 0.1
+GROUP = 5
+
+
+@dataclass(frozen=True)
+class Data:
+    """Columns of unit variance, each correlated with the one before it, and a sparse truth."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(
+        cls, seed: int, count: int = 800, features: int = 60, correlation: float = 0.0, noise: float = 1.0
+    ) -> Data:
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.randn(count, features, generator=generator, dtype=torch.float64)
+        for j in range(1, features):
+            inputs[:, j] = correlation * inputs[:, j - 1] + math.sqrt(1 - correlation**2) * inputs[:, j]
+        truth = torch.zeros(features, dtype=torch.float64)
+        truth[: 2 * GROUP] = torch.linspace(0.4, 1.2, 2 * GROUP, dtype=torch.float64)
+        error = torch.randn(count, generator=generator, dtype=torch.float64)
+        return cls(inputs, inputs @ truth + error)
+
+
+def prox(kind: str, weight: Tensor, step: float) -> Tensor:
+    """Of each reference's penalty, written out once more."""
+    if kind == "group":
+        rows = weight.view(-1, GROUP)
+        norms = rows.norm(dim=1, keepdim=True)
+        return (rows * (1 - step * STRENGTH * math.sqrt(GROUP) / norms.clamp(min=1e-300)).clamp(min=0)).view(
+            -1
+        )
+    ratio = 0.5 if kind == "net" else 1.0
+    soft = weight.sign() * (weight.abs() - step * STRENGTH * ratio).clamp(min=0)
+    return soft / (1 + step * STRENGTH * (1 - ratio))
+
+
+def gradient(kind: str, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    if kind == "logistic":
+        return x.T @ (torch.sigmoid(x @ weight) - (y > 0).to(y)) / len(y)
+    return x.T @ (x @ weight - y) / len(y)
+
+
+def solution(kind: str, data: Data) -> Tensor:
+    """Accelerated proximal gradient on all of the data."""
+    x, y = data.inputs, data.targets
+    longest = 1.0 / float(torch.linalg.eigvalsh(x.T @ x / len(y))[-1])
+    weight = ahead = torch.zeros(x.shape[1], dtype=x.dtype)
+    t = 1.0
+    for _ in range(3000):
+        new = prox(kind, ahead - longest * gradient(kind, x, y, ahead), longest)
+        t, old = (1 + math.sqrt(1 + 4 * t * t)) / 2, t
+        weight, ahead = new, new + (old - 1) / t * (new - weight)
+    return weight
+
+
+PENALTIES: dict[str, Penalty] = {
+    "lasso": L1(STRENGTH),
+    "net": ElasticNet(STRENGTH, l1_ratio=0.5),
+    "logistic": L1(STRENGTH),
+    "group": GroupLasso(STRENGTH, groups="rows"),
+}
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.02),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.002, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.004),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.004, weight_decay=0.0),
+}
+
+
+def train(
+    kind: str,
+    data: Data,
+    optimizer: str,
+    *,
+    batch: int = 16,
+    steps: int = 5000,
+    constant: bool = False,
+    **how: Any,
+) -> tuple[Tensor, list[int]]:
+    """Train in batches; return the weight, and the number of its zeros over the last three epochs."""
+    x, y = data.inputs, data.targets
+    shape = (-1, GROUP) if kind == "group" else (1, -1)
+    model = nn.ParameterList([nn.Parameter(torch.zeros(x.shape[1], dtype=x.dtype).view(shape))])
+    weight = model[0]
+    steps_by = OPTIMIZERS[optimizer](model.parameters())
+    attach(model, steps_by, PENALTIES[kind], apply="proximal", **how)
+    rate, generator, zeros = steps_by.param_groups[0]["lr"], torch.Generator().manual_seed(1), []
+    epoch = len(y) // batch
+    order = torch.empty(0)
+    for step in range(steps):
+        if step % epoch == 0:
+            order = torch.randperm(len(y), generator=generator)
+        some = order[step % epoch * batch : (step % epoch + 1) * batch]
+        if not constant:
+            steps_by.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        weight.grad = gradient(kind, x[some], y[some], weight.detach().view(-1)).view(weight.shape)
+        steps_by.step()
+        if step >= steps - 3 * epoch:
+            zeros.append(int((weight == 0).sum()))
+    return weight.detach().view(-1), zeros
+
+
+def f1(found: Tensor, wanted: Tensor) -> float:
+    return float(2 * (found & wanted).sum() / (found.sum() + wanted.sum()))
+
+
+def check(kind: str, seed: int, optimizer: str, **how: Any) -> float:
+    correlation = how.pop("correlation", 0.0)
+    data = Data.of(seed, correlation=correlation)
+    reference = solution(kind, data)
+    weight, zeros = train(kind, data, optimizer, **how)
+    score = f1(weight != 0, reference != 0)
+    assert score >= (0.85 if how.get("constant") else 0.9)
+    assert max(zeros) - min(zeros) <= 0.02 * len(weight) * (GROUP if kind == "group" else 1)
+    return score
+
+
+@pytest.mark.parametrize("kind", ["lasso", "group"])
+def test_the_zeros_of_the_problem_in_batches(kind: str) -> None:
+    check(kind, seed=11, optimizer="sgd", steps=1200)
+
+
+def test_a_plain_proximal_step_does_not_find_them() -> None:
+    data = Data.of(11)
+    weight, _ = train("lasso", data, "sgd", steps=1000, dual_averaging=False)
+    assert f1(weight != 0, solution("lasso", data) != 0) < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_the_grid(kind: str, optimizer: str) -> None:
+    scores = []
+    for batch in (16, 64):
+        for constant in (False, True):
+            for seed, correlation in ((21, 0.0), (22, 0.5)):
+                how = {"batch": batch, "constant": constant, "correlation": correlation}
+                scores.append(check(kind, seed, optimizer, **how))
+    assert sum(scores) / len(scores) >= 0.98, scores
+
+
+@pytest.mark.parametrize("steps_taken", [1, 100, 10**7])
+def test_a_weight_that_keeps_its_sign_takes_the_plain_step(steps_taken: int) -> None:
+    ends = []
+    for how in (True, False):
+        torch.manual_seed(1)
+        weight = nn.Parameter(torch.randn(1000))
+        model = nn.ParameterList([weight])
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        handle = attach(model, optimizer, L1(0.1, select="all"), apply="proximal", dual_averaging=how)
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        if how:
+            key = next(k for k in optimizer.state[weight] if k.endswith("/step"))
+            optimizer.state[weight][key] = steps_taken
+        alive = weight != 0
+        weight.grad = 0.02 * torch.randn_like(weight)
+        optimizer.step()
+        ends.append(weight.detach().clone())
+        handle.remove()
+    assert bool(alive.any()) and torch.equal(ends[0][alive], ends[1][alive])
+
+
+def test_a_weight_returns_only_by_its_average() -> None:
+    weight, average = torch.tensor([0.0]), torch.tensor([0.0])
+    for _ in range(10):  # noise of twice the threshold, of mean 0
+        for gradient_of_batch in (2.0, -2.0):
+            weight.fill_(-gradient_of_batch)
+            hold_zeros_(weight, average, 1.0, share=0.1)
+            assert float(weight) == 0.0 and abs(float(average)) < 1.0
+    for _ in range(6):
+        weight.fill_(2.0)
+        hold_zeros_(weight, average, 1.0, share=0.1)
+    assert float(weight) == 0.0
+    weight.fill_(2.0)
+    hold_zeros_(weight, average, 1.0, share=0.1)
+    assert float(weight) == 2.0 and float(average) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("penalty", "tau"),
+    [
+        (L1(0.1), 0.05),
+        (ElasticNet(0.1, l1_ratio=0.5), 0.025),
+        (MCP(0.1), 0.05),
+        (SCAD(0.1), 0.05),
+        (L0(0.1), math.sqrt(0.1)),
+        (LHalf(0.1), 1.5 * 0.05 ** (2 / 3)),
+    ],
+    ids=str,
+)
+def test_thresholds(penalty: Any, tau: float) -> None:
+    assert float(penalty.threshold(0.1, 0.5)) == pytest.approx(tau)
+    ends = penalty.prox(torch.tensor([tau * 0.999, tau * 1.001], dtype=torch.float64), 0.1, 0.5)
+    assert float(ends[0]) == 0.0 and float(ends[1]) > 0.0
+
+
+@pytest.mark.parametrize("metric", ["one step", "a step for each weight"])
+@pytest.mark.parametrize(
+    "penalty",
+    [GroupLasso(0.1), SparseGroupLasso(0.1, l1_ratio=0.3), LInf(0.1, groups="rows")],
+    ids=lambda penalty: type(penalty).__name__,
+)
+def test_a_first_step_is_the_plain_one(penalty: Penalty, metric: str) -> None:
+    ends = []
+    for how in (True, False):
+        torch.manual_seed(3)
+        weight = nn.Parameter(
+            torch.randn(20, 6, dtype=torch.float64) * torch.logspace(-3, 0, 20, dtype=torch.float64)[:, None]
+        )
+        options = {"lr": 0.1}
+        optimizer = (
+            torch.optim.SGD([weight], **options)
+            if metric == "one step"
+            else torch.optim.Adam([weight], **options)
+        )
+        attach(nn.ParameterList([weight]), optimizer, penalty, apply="proximal", dual_averaging=how)
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        ends.append(weight.detach().clone())
+    assert bool((ends[0] == 0).any()) and bool((ends[0] != 0).any())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_restored_optimizer_goes_on_bit_for_bit(dtype: torch.dtype) -> None:
+    def begin() -> tuple[nn.ParameterList, Any]:
+        model = nn.ParameterList([nn.Parameter(torch.zeros(1, 50, dtype=dtype))])
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        handle = attach(model, optimizer, L1(0.3), apply="proximal")
+        return model, (optimizer, handle)
+
+    def go(model: nn.ParameterList, optimizer: Any, steps: range) -> None:
+        for step in steps:
+            model[0].grad = torch.randn(1, 50, generator=torch.Generator().manual_seed(step)).to(dtype) + 0.2
+            optimizer.step()
+
+    model, (optimizer, handle) = begin()
+    go(model, optimizer, range(30))
+    whole = model[0].detach().clone()
+    model, (optimizer, handle) = begin()
+    go(model, optimizer, range(20))
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "handle": handle.state_dict()}
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    model, (optimizer, handle) = begin()
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    handle.load_state_dict(saved["handle"])
+    go(model, optimizer, range(20, 30))
+    assert bool((whole == 0).any()) and bool((whole != 0).any())
+    assert torch.equal(model[0], whole)
+
+
+def test_the_average_leaves_with_the_handle_and_plain_optimizers_pass_it_by() -> None:
+    weight = nn.Parameter(torch.randn(2, 3))
+    optimizer = torch.optim.Adam([weight])
+    handle = attach(nn.ParameterList([weight]), optimizer, L1(0.1), apply="proximal")
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    state = optimizer.state_dict()
+    assert len(state["state"][0]) == 5
+    plain = torch.optim.Adam([weight])
+    plain.load_state_dict(state)
+    plain.step()
+    handle.remove()
+    assert len(optimizer.state[weight]) == 3
+
+
+def test_a_learning_rate_of_zero_leaves_weight_and_average() -> None:
+    weight = nn.Parameter(torch.tensor([[0.5, -0.01]]))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    attach(nn.ParameterList([weight]), optimizer, L1(0.3), apply="proximal")
+    weight.grad = torch.full_like(weight, 0.1)
+    optimizer.step()
+    before = [
+        weight.detach().clone(),
+        *(v if isinstance(v, int) else v.clone() for v in optimizer.state[weight].values()),
+    ]
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()
+    for old, new in zip(before, [weight.detach(), *optimizer.state[weight].values()], strict=True):
+        assert torch.equal(torch.as_tensor(old), torch.as_tensor(new))
+
+
+@pytest.mark.parametrize("wrong", [0.5, "dual", -1])
+def test_what_is_no_window_is_refused(wrong: Any) -> None:
+    model = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="dual_averaging="):
+        attach(
+            model, torch.optim.SGD(model.parameters(), 0.1), L1(0.1), apply="proximal", dual_averaging=wrong
+        )
