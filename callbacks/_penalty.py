@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.apply import Apply, Metric, Term, check_apply
+from lightning_reg.apply import Apply, DualAveraging, Metric, Term, check_apply, check_dual_averaging
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.hosts.lightning_host import length_for
 from lightning_reg.hosts.log_names import numbered
@@ -27,7 +27,7 @@ _STATE_KEY = "lightning_reg"
 
 
 #: What must not change while the callback is at work.
-_FIXED = frozenset({"penalty", "apply", "metric", "logs", "total_steps"})
+_FIXED = frozenset({"penalty", "apply", "metric", "dual_averaging", "logs", "total_steps"})
 
 
 class RegularizerCallback(BothCallback):
@@ -36,6 +36,7 @@ class RegularizerCallback(BothCallback):
     apply: Apply = "proximal"
     logs = False  # Lightning sets `log` on every callback: the method
     metric: Metric = "optimizer"
+    dual_averaging: DualAveraging = True
     total_steps: int | None = None
     _work: PenaltyWork | None = None
     _restored: Mapping[str, Tensor] = MappingProxyType({})
@@ -75,6 +76,7 @@ class RegularizerCallback(BothCallback):
             trainer,
             pl_module,
             total_steps=self.total_steps,
+            dual_averaging=self.dual_averaging,
             label=_state_name(self, trainer),
             log_name=log_name_of(self, trainer, pl_module) if self.logs else None,
         )
@@ -141,16 +143,24 @@ class _PenaltyCallback(RegularizerCallback):
     penalty: Regularizer
 
     def __init__(
-        self, penalty: Regularizer, apply: Apply, log: bool, metric: Metric, total_steps: int | None
+        self,
+        penalty: Regularizer,
+        apply: Apply,
+        log: bool,
+        metric: Metric,
+        total_steps: int | None,
+        dual_averaging: DualAveraging = True,
     ) -> None:
         super().__init__()
         check_apply(penalty, apply, metric)
+        check_dual_averaging(dual_averaging, apply)
         if callable(penalty.strength) and total_steps is not None:
             check_schedule(penalty.strength, total_steps)
         self.penalty = penalty
         self.apply = apply
         self.logs = log and not penalty.is_constraint
         self.metric = metric
+        self.dual_averaging = dual_averaging
         self.total_steps = total_steps
 
     def __repr__(self) -> str:

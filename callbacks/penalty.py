@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from lightning_reg.apply import Apply, Metric, default_apply
+from lightning_reg.apply import Apply, DualAveraging, Metric, default_apply
 from lightning_reg.callbacks._penalty import _PenaltyCallback
 from lightning_reg.penalties import L1, L2, ElasticNet
 from lightning_reg.penalties.regularizer import Regularizer
@@ -38,6 +38,9 @@ class PenaltyCallback(_PenaltyCallback):
         log: log ``penalty/<name>``, the term's value, and ``penalty/<name>/strength`` where it is scheduled,
             on the steps that the Trainer logs.
         metric: of ``"proximal"``: the optimizer's own, or ``"euclidean"``, the learning rate alone.
+        dual_averaging: of ``"proximal"``: True for zeros that the noise of mini-batches does not undo, at
+            the price of one state tensor a penalised weight; False for the plain proximal step. A number k
+            averages over about the last t/k of t steps; True is 4.
         total_steps: length of the run for schedules in fractions of it; the Trainer's own estimate where
             None.
 
@@ -59,9 +62,10 @@ class PenaltyCallback(_PenaltyCallback):
         log: bool = True,
         *,
         metric: Metric = "optimizer",
+        dual_averaging: DualAveraging = True,
         total_steps: int | None = None,
     ) -> None:
-        super().__init__(penalty, default_apply(penalty, apply), log, metric, total_steps)
+        super().__init__(penalty, default_apply(penalty, apply), log, metric, total_steps, dual_averaging)
 
 
 @final
@@ -75,6 +79,7 @@ class L1PenaltyCallback(_PenaltyCallback):
         log: log its value, as in :class:`PenaltyCallback`.
         name: its name in logs.
         metric: of ``"proximal"``, as in :class:`PenaltyCallback`.
+        dual_averaging: of ``"proximal"``, as in :class:`PenaltyCallback`.
         total_steps: length of the run, as in :class:`PenaltyCallback`.
 
     >>> L1PenaltyCallback(1e-4)
@@ -90,9 +95,10 @@ class L1PenaltyCallback(_PenaltyCallback):
         *,
         name: str | None = None,
         metric: Metric = "optimizer",
+        dual_averaging: DualAveraging = True,
         total_steps: int | None = None,
     ) -> None:
-        super().__init__(L1(strength, select, name=name), apply, log, metric, total_steps)
+        super().__init__(L1(strength, select, name=name), apply, log, metric, total_steps, dual_averaging)
 
 
 @final
@@ -106,6 +112,7 @@ class L2PenaltyCallback(_PenaltyCallback):
         log: log its value, as in :class:`PenaltyCallback`.
         name: its name in logs.
         metric: of ``"proximal"``, as in :class:`PenaltyCallback`.
+        dual_averaging: of ``"proximal"``, as in :class:`PenaltyCallback`.
         total_steps: length of the run, as in :class:`PenaltyCallback`.
 
     >>> L2PenaltyCallback(1e-2, apply="decoupled")
@@ -121,9 +128,10 @@ class L2PenaltyCallback(_PenaltyCallback):
         *,
         name: str | None = None,
         metric: Metric = "optimizer",
+        dual_averaging: DualAveraging = True,
         total_steps: int | None = None,
     ) -> None:
-        super().__init__(L2(strength, select, name=name), apply, log, metric, total_steps)
+        super().__init__(L2(strength, select, name=name), apply, log, metric, total_steps, dual_averaging)
 
 
 @final
@@ -138,6 +146,7 @@ class ElasticNetPenaltyCallback(_PenaltyCallback):
         l1_ratio: ρ in [0, 1]: 1 is L1, 0 is L2.
         name: its name in logs.
         metric: of ``"proximal"``, as in :class:`PenaltyCallback`.
+        dual_averaging: of ``"proximal"``, as in :class:`PenaltyCallback`.
         total_steps: length of the run, as in :class:`PenaltyCallback`.
 
     >>> ElasticNetPenaltyCallback(1e-3, l1_ratio=0.9).penalty.l1_ratio
@@ -156,8 +165,14 @@ class ElasticNetPenaltyCallback(_PenaltyCallback):
         l1_ratio: float = 0.5,
         name: str | None = None,
         metric: Metric = "optimizer",
+        dual_averaging: DualAveraging = True,
         total_steps: int | None = None,
     ) -> None:
         super().__init__(
-            ElasticNet(strength, select, l1_ratio=l1_ratio, name=name), apply, log, metric, total_steps
+            ElasticNet(strength, select, l1_ratio=l1_ratio, name=name),
+            apply,
+            log,
+            metric,
+            total_steps,
+            dual_averaging,
         )

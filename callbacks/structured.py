@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from lightning_reg.apply import Apply, Metric
+from lightning_reg.apply import Apply, DualAveraging, Metric
 from lightning_reg.callbacks._penalty import _PenaltyCallback
 from lightning_reg.groups.forms import Groups
 from lightning_reg.penalties import GroupLasso, SparseGroupLasso
@@ -28,6 +28,7 @@ class GroupLassoPenaltyCallback(_PenaltyCallback):
         size_weighted: weigh a group by the root of its size.
         name: its name in logs.
         metric: of ``"proximal"``, as in :class:`PenaltyCallback`.
+        dual_averaging: of ``"proximal"``, as in :class:`PenaltyCallback`.
         total_steps: length of the run, as in :class:`PenaltyCallback`.
 
     >>> GroupLassoPenaltyCallback(1e-3, groups="filters", select="features.*", apply="proximal")
@@ -46,10 +47,11 @@ class GroupLassoPenaltyCallback(_PenaltyCallback):
         size_weighted: bool = True,
         name: str | None = None,
         metric: Metric = "optimizer",
+        dual_averaging: DualAveraging = True,
         total_steps: int | None = None,
     ) -> None:
         penalty = GroupLasso(strength, select, groups=groups, size_weighted=size_weighted, name=name)
-        super().__init__(penalty, apply, log, metric, total_steps)
+        super().__init__(penalty, apply, log, metric, total_steps, dual_averaging)
 
 
 @final
@@ -66,6 +68,7 @@ class SparseGroupLassoPenaltyCallback(_PenaltyCallback):
         size_weighted: weigh a group by the root of its size.
         name: its name in logs.
         metric: of ``"proximal"``, as in :class:`PenaltyCallback`.
+        dual_averaging: of ``"proximal"``, as in :class:`PenaltyCallback`.
         total_steps: length of the run, as in :class:`PenaltyCallback`.
 
     >>> SparseGroupLassoPenaltyCallback(1e-3, l1_ratio=0.2).penalty.l1_ratio
@@ -86,9 +89,10 @@ class SparseGroupLassoPenaltyCallback(_PenaltyCallback):
         size_weighted: bool = True,
         name: str | None = None,
         metric: Metric = "optimizer",
+        dual_averaging: DualAveraging = True,
         total_steps: int | None = None,
     ) -> None:
         penalty = SparseGroupLasso(
             strength, select, groups=groups, l1_ratio=l1_ratio, size_weighted=size_weighted, name=name
         )
-        super().__init__(penalty, apply, log, metric, total_steps)
+        super().__init__(penalty, apply, log, metric, total_steps, dual_averaging)

@@ -113,9 +113,10 @@ def hold_zeros_(
 def forget_averages(term: Term, optimizer: Optimizer) -> None:
     """Take the term's averages out of the optimizer's state."""
     key = _key(term)
-    for state in optimizer.state.values():
-        for name in (key, f"{key}/low", f"{key}/step"):
-            state.pop(name, None)
+    for parameter, state in list(optimizer.state.items()):
+        found = [state.pop(name, None) for name in (key, f"{key}/low", f"{key}/step")]
+        if not state and any(value is not None for value in found):
+            del optimizer.state[parameter]  # an optimizer without a state of its own
 
 
 def _key(term: Term) -> str:

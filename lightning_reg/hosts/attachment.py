@@ -8,7 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_reg.apply import Apply, DualAveraging, Metric, Term, add_gradient_, default_apply
+from lightning_reg.apply import (
+    Apply,
+    DualAveraging,
+    Metric,
+    Term,
+    add_gradient_,
+    default_apply,
+    forget_averages,
+)
 from lightning_reg.apply.backward import GradientInBackward
 from lightning_reg.hosts.engine import Engine, Host
 from lightning_reg.hosts.step_hooks import StepHooks
@@ -240,6 +248,7 @@ class Attachment:
     def remove(self) -> None:
         """Detach from optimizer and model, and leave no trace in them."""
         self._engine.detach()
+        forget_averages(self._engine.term, self._loop.optimizer)
         if self._in_backward is not None:
             self._in_backward.remove()
             self._in_backward = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from lightning_reg.apply import Apply, Metric, check_apply
+from lightning_reg.apply import Apply, DualAveraging, Metric, check_apply, check_dual_averaging
 from lightning_reg.hosts.attachment import Attachment, attach
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.penalties.base import Penalty
@@ -51,6 +51,9 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
             :class:`~lightning_reg.callbacks.PenaltyCallback`.
         log: log the term's value.
         metric: of ``"proximal"``: the optimizer's own, or ``"euclidean"``, the learning rate alone.
+        dual_averaging: of ``"proximal"``: True for zeros that the noise of mini-batches does not undo, at
+            the price of one state tensor a penalised weight; False for the plain proximal step. A number k
+            averages over about the last t/k of t steps; True is 4.
 
     Raises:
         TypeError: ``penalty`` is not a penalty.
@@ -72,8 +75,10 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
         log: bool = True,
         *,
         metric: Metric = "optimizer",
+        dual_averaging: DualAveraging = True,
     ) -> None:
         check_apply(penalty, apply, metric)
+        check_dual_averaging(dual_averaging, apply)
         if apply == "loss":
             raise ValueError(
                 "apply='loss' has nothing to add to, since the Hugging Face Trainer shows its callbacks no "
@@ -83,6 +88,7 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
         self.apply: Apply = apply
         self.log = log
         self.metric: Metric = metric
+        self.dual_averaging: DualAveraging = dual_averaging
         self._handle: Attachment | None = None
         self._name = penalty.log_name
         self._began = -1  # the last step that began
@@ -97,7 +103,13 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
         self.remove()
         self._name, self._began = _name_in_run(self.penalty, state), -1
         handle = attach(
-            model, optimizer, self.penalty, self.apply, total_steps=state.max_steps, metric=self.metric
+            model,
+            optimizer,
+            self.penalty,
+            self.apply,
+            total_steps=state.max_steps,
+            metric=self.metric,
+            dual_averaging=self.dual_averaging,
         )
         _restore(handle, self._name, state)
         self._handle = handle

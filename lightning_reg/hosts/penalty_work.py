@@ -10,7 +10,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.apply import Apply, Metric, Term, add_to_training_step, remove_from_training_step
+from lightning_reg.apply import (
+    Apply,
+    DualAveraging,
+    Metric,
+    Term,
+    add_to_training_step,
+    remove_from_training_step,
+)
 from lightning_reg.hosts.engine import Engine
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
 from lightning_reg.hosts.trainer import values_this_step
@@ -29,6 +36,7 @@ class PenaltyWork:
         trainer: at the start of its fit.
         module: what it fits.
         total_steps: length of the run, the Trainer's own estimate where None.
+        dual_averaging: of ``"proximal"``.
         label: tells penalties of one run apart.
         log_name: what the value is logged under, after ``penalty/``; None logs nothing.
 
@@ -45,6 +53,7 @@ class PenaltyWork:
         module: LightningModule,
         *,
         total_steps: int | None,
+        dual_averaging: DualAveraging,
         label: str,
         log_name: str | None,
     ) -> None:
@@ -56,7 +65,16 @@ class PenaltyWork:
         self.host = LightningHost(trainer, module)
         self.host.check_host(penalty, apply, logs=log_name is not None)
         total_steps = length_for(penalty, trainer, total_steps)
-        engine = Engine(penalty, apply, metric, module, self.host, total_steps=total_steps, label=label)
+        engine = Engine(
+            penalty,
+            apply,
+            metric,
+            module,
+            self.host,
+            total_steps=total_steps,
+            dual_averaging=dual_averaging,
+            label=label,
+        )
         self.engine = started(engine, trainer)
         if apply == "loss":
             add_to_training_step(module, self._loss_term)

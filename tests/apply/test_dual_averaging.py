@@ -235,17 +235,11 @@ def test_a_first_step_is_the_plain_one(penalty: Penalty, metric: str) -> None:
     ends = []
     for how in (True, False):
         torch.manual_seed(3)
-        weight = nn.Parameter(
-            torch.randn(20, 6, dtype=torch.float64) * torch.logspace(-3, 0, 20, dtype=torch.float64)[:, None]
-        )
-        options = {"lr": 0.1}
-        optimizer = (
-            torch.optim.SGD([weight], **options)
-            if metric == "one step"
-            else torch.optim.Adam([weight], **options)
-        )
+        scale = torch.logspace(-3, 0, 20, dtype=torch.float64)[:, None]
+        weight = nn.Parameter(torch.randn(20, 6, dtype=torch.float64) * scale)
+        optimizer = (torch.optim.SGD if metric == "one step" else torch.optim.Adam)([weight], lr=0.1)
         attach(nn.ParameterList([weight]), optimizer, penalty, apply="proximal", dual_averaging=how)
-        weight.grad = torch.randn_like(weight)
+        weight.grad = scale * torch.randn_like(weight)
         optimizer.step()
         ends.append(weight.detach().clone())
     assert bool((ends[0] == 0).any()) and bool((ends[0] != 0).any())
