@@ -125,8 +125,10 @@ class RegularizationMonitor(BothCallback):
         """The penalties of the module and of callbacks, and which the gradients hold at this hook."""
         found: list[tuple[Term, str, bool]] = []
         if isinstance(module, RegularizedModule):
-            way = str(getattr(module, "apply_penalties", "loss"))
-            found += [(term, way, way == "loss") for term in module._terms()]
+            for engine in module._engines():
+                if not engine.penalty.is_constraint:
+                    # callbacks are called before the module, whose gradients come later
+                    found.append((engine.term, engine.apply, engine.apply == "loss"))
         before_me = True
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             before_me = before_me and callback is not self

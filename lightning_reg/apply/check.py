@@ -16,7 +16,7 @@ from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.tensors.shards import check_whole
 
-__all__ = ["check_apply", "check_optimizer", "default_apply"]
+__all__ = ["check_apply", "check_optimizer", "check_word", "default_apply"]
 
 
 def default_apply(penalty: Regularizer, apply: Apply | None, default: Apply = "gradient") -> Apply:
@@ -24,6 +24,12 @@ def default_apply(penalty: Regularizer, apply: Apply | None, default: Apply = "g
     if apply is not None:
         return apply
     return "proximal" if getattr(penalty, "is_constraint", False) else default
+
+
+def check_word(apply: Apply) -> None:
+    """Refuse a word that is none of the four ways."""
+    if apply not in get_args(Apply):
+        raise ValueError(f"apply={apply!r} is unknown; it is one of {', '.join(map(repr, get_args(Apply)))}")
 
 
 def check_apply(penalty: Regularizer, apply: Apply, metric: Metric = "optimizer") -> None:
@@ -35,8 +41,7 @@ def check_apply(penalty: Regularizer, apply: Apply, metric: Metric = "optimizer"
     """
     if not isinstance(penalty, Regularizer):
         raise TypeError(f"{penalty!r} is not a penalty; give one such as L1(1e-4)")
-    if apply not in get_args(Apply):
-        raise ValueError(f"apply={apply!r} is unknown; it is one of {', '.join(map(repr, get_args(Apply)))}")
+    check_word(apply)
     if metric not in get_args(Metric):
         raise ValueError(
             f"metric={metric!r} is unknown; it is one of {', '.join(map(repr, get_args(Metric)))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection, R2Score
 
-from lightning_reg.apply import check_apply, check_optimizer, decay_, prox_
-from lightning_reg.hosts.trainer import run_length, scaler_of, values_this_step
+from lightning_reg.apply import Apply
+from lightning_reg.hosts.trainer import run_length
 from lightning_reg.modules._batch import check_finite, check_weights, split_batch
 from lightning_reg.modules.regularized_module import RegularizedModule
-from lightning_reg.penalties import Penalty
+from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import Schedule
 
 __all__ = ["LearningRateSchedule", "MakeOptimizer", "ModuleApply", "SupervisedModule", "adam"]
@@ -29,7 +29,8 @@ MakeOptimizer: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 #: A factor of the learning rate over the run, or a scheduler's class, or a callable that makes one.
 LearningRateSchedule: TypeAlias = "Schedule | Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None"
 
-ModuleApply: TypeAlias = Literal["loss", "decoupled", "proximal"]
+#: How the penalties of a ready module act: in every one of the four ways.
+ModuleApply: TypeAlias = Apply
 
 
 def adam(learning_rate: float) -> MakeOptimizer:
@@ -47,30 +48,19 @@ class SupervisedModule(RegularizedModule):
 
     def __init__(
         self,
-        penalties: Penalty | Sequence[Penalty],
+        penalties: Regularizer | Sequence[Regularizer],
         apply: ModuleApply,
         optimizer: MakeOptimizer,
         lr_schedule: LearningRateSchedule,
         metrics: Mapping[str, Metric],
     ) -> None:
-        super().__init__(penalties)
-        if apply not in get_args(ModuleApply):
-            raise ValueError(
-                f"apply={apply!r} is unknown; it is one of {', '.join(map(repr, get_args(ModuleApply)))}"
-            )
-        for penalty in self.penalties:  # those on the forward pass have one way to act
-            check_apply(penalty, apply)
-        self.apply_penalties: ModuleApply = apply  # `apply` is a method of every nn.Module
+        super().__init__(penalties, apply)
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.stage_metrics = nn.ModuleDict(
             # nn.ModuleDict has a method `train`
             {f"{stage}_": MetricCollection(dict(metrics)).clone() for stage in ("train", "val", "test")}
         )
-        self._hooks: list[Any] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_hooks": []}
 
     # --- what a module of this family gives ----------------------------------------------------------
 
@@ -183,54 +173,3 @@ class SupervisedModule(RegularizedModule):
                 "the training data set is empty: there is no batch to fit; look at its source, and at "
                 "batch_size with drop_last=True"
             )
-        self._unhook()
-        if self.apply_penalties == "loss":
-            return
-        for term in self._terms():
-            for optimizer in trainer.optimizers:
-                check_optimizer(term, self.apply_penalties, optimizer)
-        for optimizer in trainer.optimizers:
-            if self.apply_penalties == "proximal":
-                self._hooks.append(optimizer.register_step_post_hook(self._prox))
-            elif scaler_of(trainer) is not None:  # only in the step is it known that it is not skipped
-                self._hooks.append(optimizer.register_step_pre_hook(self._decay))
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Decay, where penalties are decoupled."""
-        if self.apply_penalties == "decoupled" and not self._hooks:
-            self._decay(optimizer)
-
-    def on_fit_end(self) -> None:
-        """Leave no hook on optimizers and modules."""
-        super().on_fit_end()
-        self._unhook()
-
-    def regularize(self, loss: Tensor) -> Tensor:
-        """Return ``loss`` with the terms added where ``apply="loss"``; log them apart in any case."""
-        if self.apply_penalties == "loss":
-            return super().regularize(loss)
-        trainer = self._trainer
-        if trainer is not None and not trainer.training:
-            return loss
-        task, values = loss.detach(), self._forward_values()
-        for _, _, value in values:
-            loss = loss + value
-        if trainer is not None and values_this_step(trainer):
-            with torch.no_grad():
-                values = self._values() + values
-            self.log("loss/task", task)
-            self._log_terms(values)
-        return loss
-
-    def _prox(self, optimizer: Optimizer, *_: object) -> None:
-        for term in self._terms():
-            prox_(term, optimizer, term.strength(self.global_step), self.global_step)
-
-    def _decay(self, optimizer: Optimizer, *_: object) -> None:
-        for term in self._terms():
-            decay_(term, optimizer, term.strength(self.global_step), self.global_step)
-
-    def _unhook(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []

@@ -8,19 +8,23 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.optim import Optimizer
 
-from lightning_reg.apply import Term, check_apply
+from lightning_reg.apply import Apply, check_apply, check_word
+from lightning_reg.hosts.engine import Engine, Host
+from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.hosts.trainer import run_length, values_this_step
-from lightning_reg.penalties import ForwardPenalty, Penalty
+from lightning_reg.penalties import ForwardPenalty
 from lightning_reg.penalties.forward import Recorder
+from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
 
 __all__ = ["RegularizedModule"]
 
 
 class RegularizedModule(LightningModule):
-    """A LightningModule whose training loss carries penalty terms.
+    """A LightningModule that carries penalties and constraints.
 
     Write :meth:`task_loss`, and the inherited :meth:`training_step` adds the terms; or write your own
     ``training_step`` that ends in ``return self.regularize(loss)``. Under manual optimization, call
@@ -31,10 +35,14 @@ class RegularizedModule(LightningModule):
 
     Args:
         penalties: one penalty, or several, on weights or on the forward pass; their terms add up. Those on
-            the forward pass act while a Trainer fits.
+            the forward pass act while a Trainer fits. Constraints may be among them.
+        apply: how penalties of weights act, as in :class:`~lightning_reg.callbacks.PenaltyCallback`.
+            ``"loss"`` adds their terms to the loss; for the others a module that overrides
+            ``on_fit_start``, ``on_before_optimizer_step`` or ``on_fit_end`` calls ``super()`` there.
 
     Raises:
-        TypeError: one of ``penalties`` is not a penalty.
+        TypeError: one of ``penalties`` is neither a penalty nor a constraint.
+        ValueError: a penalty that cannot act so.
 
     >>> import torch
     >>> from lightning_reg import L1, L2, RegularizedModule
@@ -51,20 +59,26 @@ class RegularizedModule(LightningModule):
     torch.Size([])
     """
 
-    penalties: tuple[Penalty, ...]
+    penalties: tuple[Regularizer, ...]
 
-    def __init__(self, penalties: Penalty | ForwardPenalty | Sequence[Penalty | ForwardPenalty] = ()) -> None:
+    def __init__(
+        self,
+        penalties: Regularizer | ForwardPenalty | Sequence[Regularizer | ForwardPenalty] = (),
+        apply: Apply = "loss",
+    ) -> None:
         super().__init__()
-        given = (penalties,) if isinstance(penalties, (Penalty, ForwardPenalty)) else tuple(penalties)
+        given = (penalties,) if isinstance(penalties, (Regularizer, ForwardPenalty)) else tuple(penalties)
         for penalty in given:
-            if not isinstance(penalty, (Penalty, ForwardPenalty)):
+            if not isinstance(penalty, (Regularizer, ForwardPenalty)):
                 raise TypeError(f"penalties={penalty!r} is not a penalty; give some such as [L1(1e-4)]")
-            if isinstance(penalty, Penalty):
-                check_apply(penalty, "loss")
-        self.penalties = tuple(penalty for penalty in given if isinstance(penalty, Penalty))
+        self.penalties = tuple(penalty for penalty in given if isinstance(penalty, Regularizer))
         self.forward_penalties = tuple(penalty for penalty in given if isinstance(penalty, ForwardPenalty))
+        self.apply_penalties: Apply = apply  # `apply` is a method of every nn.Module
+        check_word(apply)
+        for penalty in self.penalties:  # those on the forward pass have one way to act
+            check_apply(penalty, self._way(penalty))
         self._recorders: list[Recorder] = []
-        self._bound: tuple[Any, list[Term]] | None = None
+        self._bound: tuple[Any, list[Engine]] | None = None
         self._restored: list[dict[str, Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,25 +88,38 @@ class RegularizedModule(LightningModule):
             "_recorders": [],
         }  # a copy has parameters of its own
 
+    # --- hooks ---------------------------------------------------------------------------------------
+
     def on_fit_start(self) -> None:
-        """Say before training starts what is wrong with a selection or a schedule."""
-        self._bound = None
+        """Say before training starts what is wrong with a selection, a schedule or an optimizer."""
+        self._release()
         if self.trainer.ckpt_path is None:  # a checkpoint that was loaded for another purpose
             self._restored = None
-        self._terms()
-        self._unwatch()
+        self._engines()
         for penalty in self.forward_penalties:
             check_schedule(penalty.schedule, self._run_length(penalty))
             self._recorders.append(Recorder(penalty, self, self._is_fitting))
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Act on the gradients or the weights, where penalties do not act through the loss."""
+        if self._is_fitting():
+            for engine in self._engines():
+                engine.announce(optimizer)
+
     def on_fit_end(self) -> None:
-        """Stop watching the forward pass."""
-        self._unwatch()
+        """Leave no hook on the forward pass and the optimizers."""
+        for recorder in self._recorders:
+            recorder.remove()
+        self._recorders = []
+        for engine in self._bound[1] if self._bound is not None else ():
+            engine.detach()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Forget calls made outside a training step."""
         for recorder in self._recorders:
             recorder.clear()
+
+    # --- the loss ------------------------------------------------------------------------------------
 
     def task_loss(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch without any penalty; write this, or your own ``training_step``."""
@@ -107,8 +134,9 @@ class RegularizedModule(LightningModule):
     def penalty(self) -> Tensor:
         """Return the sum of all terms at this moment of the run, a differentiable scalar."""
         total = torch.zeros((), device=self.device)
-        for _, _, value in self._values():
-            total = total + value
+        for engine in self._engines():
+            if not engine.penalty.is_constraint:
+                total = total + engine.loss_term()
         return total
 
     def regularize(self, loss: Tensor) -> Tensor:
@@ -125,13 +153,23 @@ class RegularizedModule(LightningModule):
         trainer = self._trainer
         if trainer is not None and not trainer.training:
             return loss
-        values = self._values() + self._forward_values()
         total = loss
-        for _, _, value in values:
-            total = total + value
-        if trainer is not None and values_this_step(trainer):
-            self.log("loss/task", loss.detach())
-            self.log("loss/regularized", total.detach())
+        task, values, logs = loss.detach(), [], trainer is not None and values_this_step(trainer)
+        for engine in self._engines():
+            penalty = engine.penalty
+            if penalty.is_constraint or (engine.apply != "loss" and not logs):
+                continue
+            value = engine.loss_term() if engine.apply == "loss" else engine.value()
+            total = total + value if engine.apply == "loss" else total
+            strength = engine.strength() if callable(penalty.strength) else None
+            values.append((penalty.log_name, strength, value))
+        for term in self._forward_values():
+            total = total + term[2]
+            values.append(term)
+        if logs:
+            self.log("loss/task", task)
+            if self.apply_penalties == "loss":
+                self.log("loss/regularized", total.detach())
             self._log_terms(values)
         return total
 
@@ -155,24 +193,14 @@ class RegularizedModule(LightningModule):
     def _penalty_states(self) -> list[dict[str, Tensor]]:
         if self._restored is not None:
             return self._restored
-        return [term.state_dict() for term in self._bound[1]] if self._bound is not None else []
+        return [engine.state_dict() for engine in self._bound[1]] if self._bound is not None else []
 
     def _load_penalty_states(self, states: list[dict[str, Tensor]]) -> None:
         assert self._bound is not None
-        for term, state in zip(self._bound[1], states, strict=False):
+        for engine, state in zip(self._bound[1], states, strict=False):
             if state:
-                term.load_state_dict(state)
+                engine.load_state_dict(state)
         self._restored = None
-
-    def _values(self) -> list[tuple[str, float | None, Tensor]]:
-        """Name, strength where it is scheduled, and value of each term."""
-        step = self.global_step if self._trainer is not None else 0
-        values: list[tuple[str, float | None, Tensor]] = []
-        for term in self._terms():
-            strength = term.strength(step)
-            scheduled = strength if callable(term.penalty.strength) else None
-            values.append((term.penalty.log_name, scheduled, term.value(strength)))
-        return values
 
     def _forward_values(self) -> list[tuple[str, float | None, Tensor]]:
         values: list[tuple[str, float | None, Tensor]] = []
@@ -190,32 +218,58 @@ class RegularizedModule(LightningModule):
         # false after an exception, when no hook of ours is called any more
         return self._trainer is not None and self._trainer.training
 
-    def _unwatch(self) -> None:
-        for recorder in self._recorders:
-            recorder.remove()
-        self._recorders = []
+    def _release(self) -> None:
+        """Leave no trace of an earlier fit."""
+        RegularizedModule.on_fit_end(self)
+        self._bound = None
 
-    def _terms(self) -> list[Term]:
-        """The penalties bound to this module; bound anew where its parameters or its Trainer changed."""
+    def _way(self, penalty: Regularizer) -> Apply:
+        return "proximal" if penalty.is_constraint else self.apply_penalties
+
+    def _engines(self) -> list[Engine]:
+        """What is at work on this module; bound anew where its parameters or its Trainer changed."""
         trainer = self._trainer
-        key = (trainer, self.penalties)
+        key = (trainer, self.penalties, self.apply_penalties)
         restored = self._restored is not None  # by strategies that shard, after the fit's start
         if (
             self._bound is None
             or self._bound[0] != key
             or restored
-            or any(t.is_stale() for t in self._bound[1])
+            or any(engine.term.is_stale() for engine in self._bound[1])
         ):
-            scheduled = [penalty.strength for penalty in self.penalties if callable(penalty.strength)]
-            total_steps = run_length(trainer) if trainer is not None and scheduled else None
-            if self._bound is None:
-                for strength in scheduled:
-                    check_schedule(strength, total_steps)
             states = self._penalty_states()
-            terms = [
-                Term(penalty, self, total_steps, label=f"{i} {penalty.log_name}")
-                for i, penalty in enumerate(self.penalties)
-            ]
-            self._bound = (key, terms)
+            for engine in self._bound[1] if self._bound is not None else ():
+                engine.detach()
+            host = _NoRun() if trainer is None else _OwnHost(trainer, self)
+            self._bound = key, [self._engine(i, p, host) for i, p in enumerate(self.penalties)]
             self._load_penalty_states(states)
         return self._bound[1]
+
+    def _engine(self, place: int, penalty: Regularizer, host: Host) -> Engine:
+        trainer, apply = self._trainer, self._way(penalty)
+        total_steps = length_for(penalty, trainer) if trainer is not None else None
+        label = f"{place} {penalty.log_name}"
+        engine = Engine(penalty, apply, "optimizer", self, host, total_steps=total_steps, label=label)
+        running = trainer is not None and (trainer.state.fn, trainer.state.status) == ("fit", "running")
+        if isinstance(host, LightningHost) and running and apply != "loss":
+            host.check_host(penalty, apply, logs=False)
+            started(engine, host.trainer)
+        return engine
+
+
+class _NoRun(Host):
+    """No Trainer yet."""
+
+    def step(self) -> int:
+        return 0
+
+    def optimizers(self) -> None:
+        return None
+
+
+class _OwnHost(LightningHost):
+    """The run that fits the module, which may also step optimizers that Lightning does not see."""
+
+    def optimizers(self) -> list[Optimizer] | None:
+        found = [o for o in super().optimizers() or [] if type(o).__name__ != "_MockOptimizer"]
+        return found or None

@@ -87,6 +87,7 @@ class SparseMLP(SupervisedModule):
                 else {"r2": R2Score(), "mae": MeanAbsoluteError()}
             )
         super().__init__((), "proximal", optimizer, lr_schedule, metrics)
+        self._hooks: list[Any] = []
         self.in_features, self.outputs, self.task = in_features, outputs, task
         self.strength, self.hierarchy = strength, hierarchy
         self.skip = nn.Linear(in_features, outputs)
@@ -118,12 +119,27 @@ class SparseMLP(SupervisedModule):
         super().on_fit_start()
         self._total_steps = run_length(self.trainer) if callable(self.strength) else None
         check_schedule(self.strength, self._total_steps)
+        self._unhook()
         for optimizer in self.trainer.optimizers:
             if not has_one_step(optimizer):
                 raise ValueError(
                     f"SparseMLP's proximal operator is known for one step, and {type(optimizer).__name__} "
                     "takes a step of its own for each weight; use SGD"
                 )
+            self._hooks.append(optimizer.register_step_post_hook(self._prox))
+
+    def on_fit_end(self) -> None:
+        """Leave no hook on the optimizer."""
+        super().on_fit_end()
+        self._unhook()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_hooks": []}
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     @torch.no_grad()
     def _prox(self, optimizer: Optimizer, *_: object) -> None:
