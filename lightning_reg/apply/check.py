@@ -14,6 +14,7 @@ from lightning_reg.apply.term import Apply, Metric, Term
 from lightning_reg.penalties.l2 import L2
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.target_sparsity import TargetSparsity
+from lightning_reg.select.parameters import named_parameters
 from lightning_reg.tensors.shards import check_whole
 
 __all__ = ["check_apply", "check_optimizer", "check_word", "default_apply"]
@@ -69,6 +70,24 @@ def check_apply(penalty: Regularizer, apply: Apply, metric: Metric = "optimizer"
         )
 
 
+def _check_stored(term: Term) -> None:
+    """Refuse to act in place on what a layer computes anew from other parameters."""
+    for s in term.selected:
+        if s.derived is None or s.derived.masked:
+            continue
+        if term.penalty.is_constraint:
+            what, use = type(term.penalty).__name__, "leave it out with select="
+        else:
+            what, use = "apply='proximal'", "use apply='gradient'"
+        if s.derived.scale is not None:
+            scale = next(o.name for o in named_parameters(term.module) if o.parameter is s.derived.scale)
+            use += f", or select its scale, {scale!r}, in which each weight is a whole slice's norm"
+        raise ValueError(
+            f"{s.name} is computed from other parameters by {s.derived.by}, so that {what} cannot act on it "
+            f"in place; {use}"
+        )
+
+
 def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metric = "optimizer") -> None:
     """Refuse what ``apply`` would do wrong under this optimizer.
 
@@ -77,6 +96,8 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     """
     name = type(optimizer).__name__
     penalty = type(term.penalty).__name__
+    if apply == "proximal":
+        _check_stored(term)
     if term.penalty.is_constraint:
         if not term.bound.elementwise:
             check_whole((s.parameter for s in term.selected), penalty)

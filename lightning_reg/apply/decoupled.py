@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_reg.apply.gradient import add_to_
 from lightning_reg.apply.optimizers import decay_rates
 from lightning_reg.apply.stochastic_rounding import act_rounded_
 from lightning_reg.apply.term import Term, found_inf
@@ -39,6 +40,11 @@ def decay_(term: Term, optimizer: Optimizer, strength: float, step: int) -> None
             f"optimizer's groups have {sorted(by_rate)}; use apply='gradient' or apply='proximal'"
         )
     for rate, parameters in by_rate.items():
+        term.mask_(parameters)
+        if any(term.in_use.through_map(p) for p in parameters):
+            through = [p for p in parameters if term.bound.couples or term.in_use.through_map(p)]
+            add_to_(term, through, lambda p: p, strength, -rate)
+            parameters = [p for p in parameters if all(p is not done for done in through)]
         sizes = [StepSize(rate)] * len(parameters)
         act_rounded_(partial(_decay_, strength), term.bound, parameters, sizes, step, term.place)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
+from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors.precision import without_grad
 from lightning_reg.tensors.shards import is_sharded, local_parts, placed_as
 
-__all__ = ["add_gradient_"]
+__all__ = ["add_gradient_", "add_to_"]
 
 
 @without_grad
@@ -24,24 +27,64 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: floa
         return
     told = getattr(optimizer, "grad_scale", None)
     alpha = float(told) if isinstance(told, torch.Tensor) else scale
+    parameters = [p for _, stepped in term.stepped(optimizer) for p in stepped]
+    for parameter in parameters:
+        gradient = parameter.grad
+        assert gradient is not None
+        if is_sharded(gradient):
+            # it may hold partial sums, to which a part of the penalty's would be added more than once
+            parameter.grad = placed_as(gradient, parameter)
+        elif gradient.is_sparse:  # the sum is dense, as autograd's would be
+            parameter.grad = gradient.to_dense()
+    add_to_(term, parameters, lambda parameter: parameter.grad, strength, alpha)
+
+
+@without_grad
+def add_to_(
+    term: Term,
+    parameters: Sequence[nn.Parameter],
+    target: Callable[[nn.Parameter], Tensor | None],
+    strength: float,
+    alpha: float = 1.0,
+    at_rest: bool = False,
+) -> None:
+    """``target(p) += alpha · ∂Ω/∂p``, through the map where a layer computes its weight from parameters.
+
+    Args:
+        term: the penalty.
+        parameters: those of its selection to act on.
+        target: where the gradient of a parameter goes; None drops that of one behind a computed weight.
+        strength: λ.
+        alpha: a factor.
+        at_rest: do not move on what the penalty learns by its gradients.
+    """
     weights: list[Tensor] = []
     gradients: list[Tensor] = []
-    sharded = False
-    for _, parameters in term.stepped(optimizer):
-        for parameter in parameters:
-            gradient = parameter.grad
-            assert gradient is not None
-            if is_sharded(gradient):
-                sharded = True
-                # it may hold partial sums, to which a part of the penalty's would be added more than once
-                gradient = placed_as(gradient, parameter)
-                parameter.grad = gradient
-            if gradient.is_sparse:  # the sum is dense, as autograd's would be
-                parameter.grad = alpha * term.bound.gradient(parameter, strength) + gradient
-            else:
-                weights.append(parameter)
-                gradients.append(gradient)
-    if sharded and term.bound.elementwise:
+    maps: list[tuple[Selected, Tensor, Tensor]] = []
+    for parameter in parameters:
+        computed = term.in_use.of(parameter)
+        if computed is None:
+            into = target(parameter)
+            assert into is not None
+            weights.append(parameter)
+            gradients.append(into)
+            continue
+        with torch.enable_grad():
+            used = computed.used()
+        weights.append(used.detach())
+        gradients.append(torch.zeros_like(used))
+        maps.append((computed, used, gradients[-1]))
+    bound = term.in_use.standing_in(parameters, weights) if maps else term.bound
+    if at_rest:
+        bound = bound.at_rest()
+    if bound.elementwise and any(map(is_sharded, weights)):
         weights, gradients = local_parts(weights), local_parts(gradients)
     if weights:
-        term.bound.add_gradient_(gradients, weights, strength, alpha)
+        bound.add_gradient_(gradients, weights, strength, alpha)
+    for computed, used, gradient in maps:
+        sources = [p for p in computed.sources if p.requires_grad]
+        found = torch.autograd.grad(used, sources, gradient, allow_unused=True)
+        for source, part in zip(sources, found, strict=True):
+            whole = target(source)
+            if whole is not None and part is not None:
+                whole.add_(part)

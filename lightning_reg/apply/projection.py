@@ -20,4 +20,5 @@ def project_(term: Term, optimizer: Optimizer) -> None:
         return
     weights = [p for _, parameters in term.stepped(optimizer) for p in parameters]
     if weights:
+        term.mask_(weights)
         term.bound.prox_(weights, 1.0, ())

@@ -34,6 +34,7 @@ def prox_(term: Term, optimizer: Optimizer, strength: float, step: int, metric: 
         weights += parameters
         steps += sizes(optimizer, group, parameters)
     if weights:
+        term.mask_(weights)
         k = forgetting(term.dual_averaging)
         if k is not None and term.bound.holds_zeros:
             hold_zeros_(term, optimizer, weights, steps, strength, k)

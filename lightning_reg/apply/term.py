@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.in_use import InUse
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import Controller, TargetSparsity
@@ -58,7 +59,7 @@ class Term:
         self.module = module
         self.total_steps = total_steps
         self.selected: list[Selected] = []
-        self.bound: Bound
+        self.in_use: InUse
         # by identity; the values keep the tensors alive, so an id is never used again
         self._known: dict[int, nn.Parameter] = {}
         self._chosen: dict[int, Selected] = {}
@@ -69,6 +70,11 @@ class Term:
         self._resolve()
         target = penalty.strength
         self._controller = Controller(target, self._sizes) if isinstance(target, TargetSparsity) else None
+
+    @property
+    def bound(self) -> Bound:
+        """What acts on the tensors that are in use as they are stored."""
+        return self.in_use.bound
 
     def strength(self, step: int) -> float:
         """Return λ at ``step``, checked."""
@@ -110,7 +116,8 @@ class Term:
         told = toggled or {}
         trainable = [tensor for tensor in tensors if told.get(tensor, tensor.requires_grad)]
         check_whole(trainable, "a term of the loss")
-        return self.bound.total(trainable, strength, like=next(self.module.parameters()))
+        used, bound = self.in_use.tensors(trainable)
+        return bound.total(used, strength, like=next(self.module.parameters()))
 
     def is_stale(self) -> bool:
         """Whether the module has gained, lost or exchanged parameters since it was looked at."""
@@ -148,6 +155,13 @@ class Term:
         """Return the name of a tensor of the selection."""
         return self._chosen[id(parameter)].name
 
+    def mask_(self, parameters: Iterable[Tensor]) -> None:
+        """Set to zero what a pruning mask takes out, which would count in the norm of a group."""
+        for parameter in parameters if self.in_use else ():
+            computed = self.in_use.of(parameter)
+            if computed is not None and not self.in_use.through_map(parameter):
+                parameter.copy_(computed.used())
+
     def trainable(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """Return the trainable tensors of the selection that ``optimizer`` holds."""
         members = (p for group in optimizer.param_groups for p in self._members(group))
@@ -169,11 +183,12 @@ class Term:
 
     def _sizes(self) -> Tensor:
         """The sizes that the penalty's controller steers by."""
-        weights = [s.parameter for s in self.selected if s.parameter.requires_grad]
+        trainable = [s.parameter for s in self.selected if s.parameter.requires_grad]
+        used, bound = self.in_use.tensors(trainable)
         target = self.penalty.strength
         if isinstance(target, TargetSparsity) and target.of == "weights":
-            return Bound.sizes(self.bound, weights)
-        return self.bound.sizes(weights)
+            return Bound.sizes(bound, used)
+        return bound.sizes(used)
 
     def _resolve(self) -> None:
         self._groups.clear()
@@ -189,7 +204,7 @@ class Term:
         self._chosen.update((id(s.parameter), s) for s in self.selected if not is_lazy(s.parameter))
         state = {} if first else self.bound.state_dict()
         # tensors that have left the module and stay in an optimizer are bound as well
-        self.bound = self.penalty.bind(list(self._chosen.values()))
+        self.in_use = InUse(self.penalty, list(self._chosen.values()))
         if state:
             self.bound.load_state_dict(state)
 

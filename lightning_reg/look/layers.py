@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
+from lightning_reg.apply.gradient import add_to_
 from lightning_reg.dropout import find_sites
 from lightning_reg.metrics.functional import named_tensors
 from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.precision import norm
-from lightning_reg.tensors.shards import local_parts, whole
+from lightning_reg.tensors.shards import whole
 
 __all__ = ["Acting", "LayerState", "dropout_rates", "gradient_ratios", "layer_states"]
 
@@ -116,11 +117,14 @@ def gradient_ratios(optimizer: Optimizer, acting: Sequence[Acting], step: int) -
 
 def _gradients(term: Term, optimizer: Optimizer, strength: float) -> dict[int, Tensor]:
     """The penalty's gradient of each tensor about to be stepped, by the tensor's identity."""
-    weights: list[Tensor] = [p for _, parameters in term.stepped(optimizer) for p in parameters]
-    gradients = [torch.zeros_like(weight) for weight in weights]
-    found = {id(weight): gradient for weight, gradient in zip(weights, gradients, strict=True)}
-    if weights and strength != 0.0:
-        if term.bound.elementwise:
-            weights, gradients = local_parts(weights), local_parts(gradients)
-        term.bound.at_rest().add_gradient_(gradients, weights, strength)
+    found: dict[int, Tensor] = {}
+
+    def target(parameter: nn.Parameter) -> Tensor:
+        return found.setdefault(id(parameter), torch.zeros_like(parameter))
+
+    parameters = [p for _, stepped in term.stepped(optimizer) for p in stepped]
+    for parameter in parameters:
+        target(parameter)
+    if strength != 0.0:
+        add_to_(term, parameters, target, strength, at_rest=True)
     return found

@@ -150,7 +150,7 @@ def named_tensors(target: Target, select: Select = "weights") -> Iterator[tuple[
         ValueError: the selection matches nothing.
     """
     if isinstance(target, nn.Module):
-        yield from ((s.name, whole(s.parameter.detach())) for s in select_parameters(target, select))
+        yield from ((s.name, whole(s.used().detach())) for s in select_parameters(target, select))
         return
     tensors = [target] if isinstance(target, Tensor) else list(target)
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -201,7 +201,7 @@ def _group_maxima(target: Target, groups: Groups, select: Select) -> Iterator[Te
     """The largest modulus of each group, a vector for each set of tensors that share their groups."""
     check_groups(groups)
     if isinstance(target, nn.Module):
-        chosen = choose(named_parameters(target), select, groups)
+        chosen = [s.as_used() for s in choose(named_parameters(target), select, groups)]
         if not chosen:
             select_parameters(target, select)  # raises, as nothing matches
         for members in partition(chosen, groups):

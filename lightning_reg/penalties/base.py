@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.in_use import InUse
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import TargetSparsity
@@ -137,7 +138,8 @@ class Penalty(Regularizer, Bound):
         self.check_weights(selected)
         check_whole((s.parameter for s in selected), "a term of the loss")
         weights = [s.parameter for s in selected if s.parameter.requires_grad]
-        return self.bind(selected).total(weights, strength, like=next(module.parameters()))
+        used, bound = InUse(self, selected).tensors(weights)
+        return bound.total(used, strength, like=next(module.parameters()))
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Return the sum of :meth:`value` over ``weights``, outside autocast; 0 on ``like``'s device if none.

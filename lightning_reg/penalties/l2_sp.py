@@ -114,10 +114,10 @@ class _Distances(Bound):
             if penalty.new is not None and matches(s, penalty.new):
                 pass
             elif reference is None:
-                start = local(s.parameter.detach()).clone()
+                start = local(s.used().detach()).clone()
                 self._taken.append(s)
             else:
-                found = next((reference[n] for n in s.aliases if n in reference), None)
+                found = next((reference[n] for n in s.names if n in reference), None)
                 if found is not None and found.shape == s.parameter.shape:
                     start = _start(found, s.parameter)
             self._references[id(s.parameter)] = start

@@ -27,7 +27,7 @@ class Derived:
         by: what computes it, for messages: ``"weight_norm"``.
         sources: the parameters that it is computed from; the first has the direction, or is masked.
         scale: of these, the one that holds the norms of the slices under ``weight_norm``; else None.
-        mask: what a pruned tensor is multiplied by; None where the map is another.
+        masked: whether it is the first source times a pruning mask, so that what is not 0 is stored as it is.
         compute: returns the tensor, differentiable, and changes nothing.
     """
 
@@ -35,7 +35,7 @@ class Derived:
     by: str
     sources: tuple[nn.Parameter, ...]
     scale: nn.Parameter | None
-    mask: Tensor | None
+    masked: bool
     compute: Callable[[], Tensor]
 
 
@@ -57,7 +57,7 @@ def derived_tensors(module: nn.Module) -> list[Derived]:
             sources = tuple(dict.fromkeys((*order, *one.parameters())))
             if sources:
                 by = "weight_norm" if normed else type(one[-1]).__name__.lstrip("_")
-                found.append(Derived(attribute, by, sources, scale, None, partial(_parametrized, one)))
+                found.append(Derived(attribute, by, sources, scale, False, partial(_parametrized, one)))
     for hook in module._forward_pre_hooks.values():
         derived = _by_hook(module, hook)
         if derived is not None:
@@ -71,17 +71,22 @@ def _by_hook(module: nn.Module, hook: Any) -> Derived | None:
     if "WeightNorm" in kinds:
         scale, direction = getattr(module, f"{hook.name}_g"), getattr(module, f"{hook.name}_v")
         compute = partial(hook.compute_weight, module)
-        return Derived(hook.name, "weight_norm", (direction, scale), scale, None, compute)
+        return Derived(hook.name, "weight_norm", (direction, scale), scale, False, compute)
     if "SpectralNorm" in kinds:
         original = getattr(module, f"{hook.name}_orig")
         compute = partial(hook.compute_weight, module, do_power_iteration=False)
-        return Derived(hook.name, "spectral_norm", (original,), None, None, compute)
+        return Derived(hook.name, "spectral_norm", (original,), None, False, compute)
     if "BasePruningMethod" in kinds:
         name = hook._tensor_name
-        original, mask = getattr(module, f"{name}_orig"), getattr(module, f"{name}_mask")
+        original = getattr(module, f"{name}_orig")
         if isinstance(original, nn.Parameter):
-            return Derived(name, "prune", (original,), None, mask, partial(hook.apply_mask, module))
+            return Derived(name, "prune", (original,), None, True, partial(_masked, module, name, original))
     return None
+
+
+def _masked(module: nn.Module, name: str, original: Tensor) -> Tensor:
+    mask = getattr(module, f"{name}_mask", None)  # a new one each time that more is pruned
+    return original if mask is None else original * mask
 
 
 def _parametrized(one: Any) -> Tensor:

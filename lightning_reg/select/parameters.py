@@ -20,9 +20,9 @@ any parametrization) is one thing with the layer's name for it, ``"0.weight"``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
@@ -57,7 +57,7 @@ class Selected:
         aliases: every name of a tied tensor, ``name`` included.
         containers: the modules around the parameter, from the root to ``module``, for every alias.
         derived: how the layer computes what it uses from the parameter, where it does; ``parameter`` is then
-            the first of the parameters behind it.
+            the first one behind it that is trained.
         scale_of: of the norms that ``weight_norm`` keeps, the name of the weight that they scale; else empty.
         kept: whether the model itself says that the parameter is not decayed.
     """
@@ -74,6 +74,16 @@ class Selected:
     def used(self) -> Tensor:
         """Return the tensor that the layer uses: the parameter, or what is computed of it, with its graph."""
         return self.parameter if self.derived is None else self.derived.compute()
+
+    def as_used(self) -> Selected:
+        """Return this with the tensor in use, without graph, in place of the parameter."""
+        used: Any = self.used().detach()
+        return self if self.derived is None else replace(self, parameter=used)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what the layer uses: all aliases, but not those of the parameters behind it."""
+        return self.aliases if self.derived is None else (self.name,)
 
     @property
     def sources(self) -> tuple[nn.Parameter, ...]:
@@ -98,7 +108,8 @@ def named_parameters(module: nn.Module) -> list[Selected]:
         kept.update(kept_from_decay(place))
         prefix = f"{place.name}." if place.name else ""
         for derived in derived_tensors(place.module):
-            entry = _Found(derived.sources[0], place.module, derived)
+            first = next((p for p in derived.sources if p.requires_grad), derived.sources[0])
+            entry = _Found(first, place.module, derived)
             for source in derived.sources:
                 if source is not derived.scale:
                     entry = found.setdefault(id(source), entry)
