@@ -62,7 +62,7 @@ class ElementwisePenalty(Penalty):
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, in a fused loop, or a piece at a time, in float32 or wider."""
         rows, loop = list(zip(weights, steps, strict=True)), self._loop(strength)
-        for weight, step in rows if loop is None else fused.act_in_metric_("prox", rows, *loop):
+        for weight, step in rows if loop is None else fused.act_in_metric_("prox._loops", rows, *loop):
             for piece, *moments in pieces(weight, *step.tensors):
                 eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
                 piece.copy_(self.prox(wide(piece), strength, eta))

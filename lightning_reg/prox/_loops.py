@@ -10,7 +10,7 @@ from typing import Any
 
 from numba.extending import register_jitable
 
-from lightning_reg.prox.nonconvex import HALF_MOST, HALF_START, HALF_STEPS
+from lightning_reg.prox.nonconvex import HALF_MOST, HALF_START
 from lightning_reg.tensors._loops import clamp, proximal
 
 __all__ = ["firm_threshold", "half_threshold", "scad_threshold"]
@@ -48,21 +48,22 @@ def _scad_up_to(step: Any, strength: Any, a: Any) -> Any:
 
 
 @register_jitable
+def _climbed(z: Any, rho: Any) -> Any:
+    kind = type(z)
+    square = z * z
+    return (kind(2) * square * z - rho) / (kind(3) * square - kind(1))
+
+
+@register_jitable
 def _half(weight: Any, step: Any, strength: Any, _: Any) -> Any:
     kind = type(weight)
     modulus = abs(weight)
     rho = kind(0.5) * (step * strength) / modulus / math.sqrt(modulus)
-    if modulus == 0 or rho >= kind(HALF_MOST):
-        return kind(0)
-    z = kind(HALF_START[4])
-    z = kind(HALF_START[3]) + rho * z
-    z = kind(HALF_START[2]) + rho * z
-    z = kind(HALF_START[1]) + rho * z
-    z = kind(HALF_START[0]) + rho * z
-    for _i in range(HALF_STEPS):
-        square = z * z
-        z = (kind(2) * square * z - rho) / (kind(3) * square - kind(1))
-    return weight * (z * z)
+    z = rho * (kind(HALF_START[3]) + rho * kind(HALF_START[4]))
+    z = kind(HALF_START[0]) + rho * (kind(HALF_START[1]) + rho * (kind(HALF_START[2]) + z))
+    z = _climbed(_climbed(_climbed(z, rho), rho), rho)
+    # no branch, which would keep the loop from being vectorised
+    return kind(0) if (modulus == 0) | (rho >= kind(HALF_MOST)) else weight * (z * z)
 
 
 @register_jitable

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.groups.layout import Labels, Layout, Slices
+from lightning_reg.prox._fused_groups import act_on_groups_
 from lightning_reg.prox.elementwise import soft_threshold
 from lightning_reg.tensors.precision import accumulator, real_dtype, wide
 from lightning_reg.tensors.steps import StepSize
@@ -126,6 +127,8 @@ def shrink_groups_in_metric_(
         threshold: :math:`\mu`, one number or ``(groups,)``.
         soft: :math:`\sigma`.
     """
+    if act_on_groups_("shrink_groups", tensors, layouts, steps, threshold, soft):
+        return
     if all(step.second_moment is None and step.numerator == steps[0].numerator for step in steps):
         eta = steps[0].numerator
         if soft:

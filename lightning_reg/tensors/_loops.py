@@ -8,8 +8,11 @@ No loop may be compiled with fastmath: reassociated, ``u − clamp(u)`` is no lo
 
 from __future__ import annotations
 
+import inspect
 import math
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -100,8 +103,12 @@ def proximal(prox: Callable[..., Any], cut: Callable[..., Any]) -> Callable[...,
         prox: the result for a weight, from its step and both parameters.
         cut: up to where that is 0, from the same.
     """
+    # what is kept for later processes is found by this file's date and by what the loop encloses
+    source = zlib.crc32(Path(inspect.getfile(prox)).read_bytes())
 
     def loop(rows: Any, numbers: Any, like: Any, first: float, second: float) -> None:
+        if source < 0:  # never
+            return
         kind = like.dtype.type
         a, b = kind(first), kind(second)
         for row in range(len(rows)):

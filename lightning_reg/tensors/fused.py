@@ -10,7 +10,7 @@ The first use imports numba and compiles for some seconds; later processes load 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
@@ -22,7 +22,15 @@ from torch.autograd.graph import increment_version
 
 from lightning_reg.tensors.steps import StepSize
 
-__all__ = ["act_", "act_in_metric_", "add_sign_", "fuse_kernels", "soft_threshold_in_metric_"]
+__all__ = [
+    "Compiled",
+    "act_",
+    "act_in_metric_",
+    "add_sign_",
+    "fuse_kernels",
+    "loop_for",
+    "soft_threshold_in_metric_",
+]
 
 #: Weights in all from which a call is worth the import of numba and some microseconds of its own.
 LARGE = 2**14
@@ -35,6 +43,7 @@ _enabled = True
 
 _Row = TypeVar("_Row", bound=tuple[Any, ...])
 _Tensors = tuple[Tensor | None, ...]
+_Part = tuple[list[list[int]], list[tuple[float, ...]]]
 
 
 def fuse_kernels(enabled: bool = True) -> None:
@@ -54,7 +63,7 @@ def fuse_kernels(enabled: bool = True) -> None:
 
 def add_sign_(rows: list[tuple[Tensor, Tensor]], alpha: float, scaled: float) -> list[tuple[Tensor, Tensor]]:
     """``target += alpha · sign(weight) + scaled · weight`` for each row; return the rows left to do."""
-    return act_("tensors", "add_sign", rows, lambda row: row, lambda row: (), alpha, scaled)
+    return act_("tensors._loops", "add_sign", rows, lambda row: row, lambda row: (), alpha, scaled)
 
 
 def soft_threshold_in_metric_(
@@ -62,14 +71,14 @@ def soft_threshold_in_metric_(
 ) -> list[tuple[Tensor, StepSize]]:
     """``w ← S(w, η·threshold) / (1 + η·shrink)`` for each row; return the rows left to do."""
     loop = "elastic_net" if shrink else "soft_threshold"
-    return act_in_metric_("tensors", rows, loop, threshold, shrink)
+    return act_in_metric_("tensors._loops", rows, loop, threshold, shrink)
 
 
 def act_in_metric_(
-    room: str, rows: list[tuple[Tensor, StepSize]], loop: str, *numbers: float
+    module: str, rows: list[tuple[Tensor, StepSize]], loop: str, *numbers: float
 ) -> list[tuple[Tensor, StepSize]]:
     """Let a loop change each weight by its own step ``n/(√v + ε)``; return the rows left to do."""
-    return act_(room, loop, rows, _tensors, _numbers, *numbers)
+    return act_(module, loop, rows, _tensors, _numbers, *numbers)
 
 
 def _tensors(row: tuple[Tensor, StepSize]) -> _Tensors:
@@ -82,7 +91,7 @@ def _numbers(row: tuple[Tensor, StepSize]) -> tuple[float, ...]:
 
 
 def act_(
-    room: str,
+    module: str,
     loop: str,
     rows: list[_Row],
     tensors: Callable[[_Row], _Tensors],
@@ -92,14 +101,14 @@ def act_(
     """Run a loop on the rows that it can take, and return the others.
 
     Args:
-        room: where the loop is: in its module ``_loops``.
+        module: where the loop is.
         loop: its name.
         rows: what to act on; the first entry of each is a tensor that changes.
         tensors: gives the tensors of a row, None for one that is not there, () for a row that it can't take.
         described: gives the numbers of a row.
         numbers: those for all rows.
     """
-    if not _enabled or sum(row[0].numel() for row in rows) < LARGE:
+    if not _enabled or not _is_large([row[0] for row in rows]):
         return rows
     left: list[_Row] = []
     alike: dict[torch.dtype, list[tuple[_Row, _Tensors]]] = {}
@@ -110,7 +119,7 @@ def act_(
         else:
             left.append(row)
     for dtype, taken in alike.items():
-        run = _compiled(room, loop, _DTYPES[dtype])
+        run = _compiled(module, loop, _DTYPES[dtype])
         if run is None:
             left += [row for row, _ in taken]
             continue
@@ -118,6 +127,18 @@ def act_(
         run(table, [described(row) for row, _ in taken], numbers)
         increment_version([row[0] for row, _ in taken])
     return left
+
+
+def loop_for(module: str, loop: str, weights: Sequence[Tensor], tensors: _Tensors) -> Compiled | None:
+    """A loop that takes these tensors together, where it is worth a call for these weights; else None."""
+    if not _enabled or not _is_large(weights) or not _fits(tensors):
+        return None
+    return _compiled(module, loop, _DTYPES[weights[0].dtype])
+
+
+def _is_large(weights: Sequence[Tensor]) -> bool:
+    total: int = sum(weight.numel() for weight in weights)
+    return total >= LARGE
 
 
 def _fits(tensors: _Tensors) -> bool:
@@ -140,7 +161,7 @@ def _fits(tensors: _Tensors) -> bool:
     return True
 
 
-class _Compiled:
+class Compiled:
     """A loop for one dtype."""
 
     def __init__(self, function: Callable[..., None], dtype: str) -> None:
@@ -156,35 +177,39 @@ class _Compiled:
         """Act on the rows of a table, on as many threads as torch uses."""
         threads, total = torch.get_num_threads(), sum(row[-1] for row in table)
         if threads == 1 or total < 2 * SHARE:
-            self._run(table, described, numbers)
-            return
-        parts = _parts(table, described, self._like.itemsize, -(-total // threads))
-        others = [_pool(threads).submit(self._run, *part, numbers) for part in parts[1:]]
-        self._run(*parts[0], numbers)
+            self.run(table, described, numbers)
+        else:
+            self.share_out(_parts(table, described, self._like.itemsize, -(-total // threads)), numbers)
+
+    def share_out(self, parts: list[_Part], numbers: tuple[float, ...]) -> None:
+        """Act on each part in a thread of its own."""
+        others = [_pool(len(parts)).submit(self.run, *part, numbers) for part in parts[1:]]
+        self.run(*parts[0], numbers)
         for other in others:
             other.result()
 
-    def _run(
+    def run(
         self, table: list[list[int]], described: list[tuple[float, ...]], numbers: tuple[float, ...]
     ) -> None:
+        """Act on the rows in this thread."""
         self._function(self._array(table), self._array(described), self._like, *numbers)
 
 
 @cache
-def _compiled(room: str, loop: str, dtype: str) -> _Compiled | None:
+def _compiled(module: str, loop: str, dtype: str) -> Compiled | None:
     """The loop, or None where there is none."""
     try:
-        module = import_module(f"lightning_reg.{room}._loops")
+        found = getattr(import_module(f"lightning_reg.{module}"), loop)
     except ImportError:
         return None
-    return _Compiled(getattr(module, loop), dtype)
+    return Compiled(found, dtype)
 
 
 def _parts(
     table: list[list[int]], described: list[tuple[float, ...]], itemsize: int, share: int
-) -> list[tuple[list[list[int]], list[tuple[float, ...]]]]:
+) -> list[_Part]:
     """Cut a table into parts of about ``share`` weights each."""
-    parts: list[tuple[list[list[int]], list[tuple[float, ...]]]] = [([], [])]
+    parts: list[_Part] = [([], [])]
     free = share
     for (*addresses, size), numbers in zip(table, described, strict=True):
         start = 0
