@@ -7,6 +7,7 @@ from typing import final
 from lightning_reg.apply import Apply, DualAveraging, Metric, default_apply
 from lightning_reg.callbacks._penalty import _PenaltyCallback
 from lightning_reg.penalties import L1, L2, ElasticNet
+from lightning_reg.penalties.l2 import Decay
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -114,6 +115,9 @@ class L2PenaltyCallback(_PenaltyCallback):
         metric: of ``"proximal"``, as in :class:`PenaltyCallback`.
         dual_averaging: of ``"proximal"``, as in :class:`PenaltyCallback`.
         total_steps: length of the run, as in :class:`PenaltyCallback`.
+        decay: of ``"decoupled"``: ``"lr"``, ``"independent"`` or ``"corrected"``, as in
+            :class:`~lightning_reg.L2`.
+        cautious: of ``"decoupled"``: only where the update agrees, as in :class:`~lightning_reg.L2`.
 
     >>> L2PenaltyCallback(1e-2, apply="decoupled")
     L2PenaltyCallback(L2(strength=0.01, select='weights', name=None), apply='decoupled')
@@ -130,8 +134,11 @@ class L2PenaltyCallback(_PenaltyCallback):
         metric: Metric = "optimizer",
         dual_averaging: DualAveraging = True,
         total_steps: int | None = None,
+        decay: Decay = "lr",
+        cautious: bool = False,
     ) -> None:
-        super().__init__(L2(strength, select, name=name), apply, log, metric, total_steps, dual_averaging)
+        penalty = L2(strength, select, name=name, decay=decay, cautious=cautious)
+        super().__init__(penalty, apply, log, metric, total_steps, dual_averaging)
 
 
 @final

@@ -1,7 +1,7 @@
 """How a penalty or a constraint acts on a training step, and no Lightning in sight."""
 
 from lightning_reg.apply.check import check_apply, check_optimizer, check_word, default_apply
-from lightning_reg.apply.decoupled import decay_
+from lightning_reg.apply.decoupled import decay_, decay_where_agreed_
 from lightning_reg.apply.dual_averaging import check_dual_averaging, forget_averages
 from lightning_reg.apply.gradient import add_gradient_
 from lightning_reg.apply.loss import add_to_training_step, remove_from_training_step
@@ -21,6 +21,7 @@ __all__ = [
     "check_optimizer",
     "check_word",
     "decay_",
+    "decay_where_agreed_",
     "default_apply",
     "forget_averages",
     "project_",

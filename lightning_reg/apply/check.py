@@ -52,6 +52,11 @@ def check_apply(penalty: Regularizer, apply: Apply, metric: Metric = "optimizer"
             f"{type(penalty).__name__} is a constraint, which acts as a projection after the step, and not "
             f"as apply={apply!r}; leave apply= out"
         )
+    if isinstance(penalty, L2) and not penalty.is_plain and apply != "decoupled":
+        raise ValueError(
+            f"L2(decay={penalty.decay!r}, cautious={penalty.cautious}) says how apply='decoupled' decays, "
+            f"and this is apply={apply!r}; give apply='decoupled', or leave them out"
+        )
     if metric != "optimizer" and apply != "proximal":
         raise ValueError(f"metric={metric!r} is for apply='proximal', not for apply={apply!r}; leave it out")
     if apply == "proximal" and not penalty.has_prox:
@@ -154,8 +159,8 @@ def _warn_of_own_decay(term: Term, optimizer: Optimizer) -> None:
         if both and group.get("weight_decay") == given.default:
             warnings.warn(
                 f"{term.penalty!r} with apply='decoupled' and {type(optimizer).__name__}(weight_decay="
-                f"{given.default}), its default, both decay {both[0]}; give weight_decay=0.0 to the optimizer "
-                "or leave the penalty out",
+                f"{given.default}), its default, both decay {both[0]}; give weight_decay=0.0 to the "
+                "optimizer, or leave the penalty out",
                 stacklevel=2,
             )
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from lightning_reg.apply import (
     check_dual_averaging,
     check_optimizer,
     decay_,
+    decay_where_agreed_,
     project_,
     prox_,
 )
+from lightning_reg.apply.decoupled import Awaited
 from lightning_reg.apply.term import found_inf
 from lightning_reg.hosts.step_hooks import StepHooks
 from lightning_reg.penalties.regularizer import Regularizer
@@ -108,6 +110,7 @@ class Engine:
         self._checked = False
         self._hooked: dict[int, tuple[Optimizer, StepHooks | None]] = {}
         self._announced: set[int] = set()
+        self._awaited: dict[int, Sequence[Awaited]] = {}  # decays that wait for the update
         self._now: tuple[int, float] | None = None  # the step last asked for, and its strength
 
     def __repr__(self) -> str:
@@ -157,7 +160,8 @@ class Engine:
         if self.apply == "proximal":
             self.term.note(optimizer)
         elif self.apply == "decoupled":
-            decay_(self.term, optimizer, self.strength(), self.host.step())
+            awaited = decay_(self.term, optimizer, self.strength(), self.host.step())
+            self._awaited[id(optimizer)] = awaited
         elif self.apply == "gradient" and not self.added:
             add_gradient_(self.term, optimizer, self.strength())
 
@@ -171,6 +175,8 @@ class Engine:
             project_(self.term, optimizer)
         elif self.apply == "proximal":
             prox_(self.term, optimizer, self.strength(), self.host.step(), self.metric)
+        elif self.apply == "decoupled":
+            decay_where_agreed_(self._awaited.pop(id(optimizer), ()), self.host.step())
         self.term.forget(optimizer)
         self.added = False
         if not found_inf(optimizer):  # a fused optimizer comes here even when its scaler skips the step

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -16,7 +16,10 @@ from lightning_reg.tensors import kernels
 from lightning_reg.tensors.precision import sum_of_squares
 from lightning_reg.tensors.steps import StepSize
 
-__all__ = ["L2"]
+__all__ = ["L2", "Decay"]
+
+#: What a decoupled decay multiplies λ by: the learning rate, nothing, or lr²/lr_max.
+Decay: TypeAlias = Literal["lr", "independent", "corrected"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,16 @@ class L2(ElementwisePenalty):
         strength: λ ≥ 0, in units of loss per squared unit of weight.
         select: what it applies to.
         name: its name in logs.
+        decay: of ``apply="decoupled"``, the factor of λ in :math:`w \leftarrow w - \rho\lambda w`: ``"lr"``
+            is the learning rate, as in AdamW; ``"independent"`` is 1, so that a schedule of the rate leaves
+            the decay alone; ``"corrected"`` is :math:`lr^2/lr_{max}`, as in AdamC, where :math:`lr_{max}` is
+            the group's ``"max_lr"``, which ``OneCycleLR`` or you set, or its ``"initial_lr"``, which every
+            scheduler sets; without either it is the rate of the step.
+        cautious: of ``apply="decoupled"``, decay only where the update does not move the weight away from
+            zero. It keeps a copy of the weights during the step.
 
     Raises:
-        ValueError: a negative, NaN or infinite strength.
+        ValueError: a negative, NaN or infinite strength, or an unknown ``decay``.
 
     >>> import torch
     >>> L2(0.1).value(torch.tensor([3.0, 4.0]), strength=0.1)
@@ -41,7 +51,8 @@ class L2(ElementwisePenalty):
 
     References:
         Hoerl and Kennard, *Ridge Regression*, Technometrics 12(1), 1970; Loshchilov and Hutter, *Decoupled
-        Weight Decay Regularization*, ICLR 2019.
+        Weight Decay Regularization*, ICLR 2019; Defazio, *Why Gradients Rapidly Increase Near the End of
+        Training*, 2025, for the correction; Chen et al., *Cautious Weight Decay*, 2025.
     """
 
     turn: ClassVar[int] = 40
@@ -50,6 +61,20 @@ class L2(ElementwisePenalty):
     select: Select = "weights"
     _: KW_ONLY
     name: str | None = None
+    decay: Decay = field(default="lr", repr=False)
+    cautious: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if self.decay not in get_args(Decay):
+            names = ", ".join(map(repr, get_args(Decay)))
+            raise ValueError(f"L2(decay={self.decay!r}) is unknown; it is one of {names}")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a decoupled decay of it is AdamW's."""
+        return self.decay == "lr" and not self.cautious
 
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\tfrac{\lambda}{2}\sum_i|w_i|^2`."""
