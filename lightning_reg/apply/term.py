@@ -69,7 +69,9 @@ class Term:
         self._noted: dict[int, list[tuple[dict[str, Any], list[nn.Parameter]]]] = {}
         self._resolve()
         target = penalty.strength
-        self._controller = Controller(target, self._sizes) if isinstance(target, TargetSparsity) else None
+        self._controller: Controller | None = None
+        if isinstance(target, TargetSparsity):
+            self._controller = Controller(target, self._sizes, self.sizes_by_layer)
 
     @property
     def bound(self) -> Bound:
@@ -181,6 +183,16 @@ class Term:
         self._groups[id(group)] = (list(parameters), members)
         return members
 
+    def sizes_by_layer(self) -> list[tuple[str, Tensor]]:
+        """Return what a controller steers by, for each layer: norms of groups, or moduli of weights."""
+        trainable = [s for s in self.selected if s.parameter.requires_grad]
+        used, bound = self.in_use.tensors([s.parameter for s in trainable])
+        target = self.penalty.strength
+        grouped = getattr(bound, "sizes_by_layer", None)
+        if grouped is None or (isinstance(target, TargetSparsity) and target.of == "weights"):
+            return [(s.name, Bound.sizes(bound, [w])) for s, w in zip(trainable, used, strict=True)]
+        return list(grouped(used))
+
     def _sizes(self) -> Tensor:
         """The sizes that the penalty's controller steers by."""
         trainable = [s.parameter for s in self.selected if s.parameter.requires_grad]
@@ -188,7 +200,7 @@ class Term:
         target = self.penalty.strength
         if isinstance(target, TargetSparsity) and target.of == "weights":
             return Bound.sizes(bound, used)
-        return bound.sizes(used)
+        return bound.pressed_sizes(used)
 
     def _resolve(self) -> None:
         self._groups.clear()

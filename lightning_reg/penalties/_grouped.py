@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,10 +15,12 @@ from lightning_reg.groups.forms import Groups, check_groups, default_layout
 from lightning_reg.groups.layout import Layout
 from lightning_reg.groups.partition import choose, partition, selection
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
+from lightning_reg.penalties._guards import Share, check_steered
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import group_norms, group_weights
+from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors.precision import real_dtype
 from lightning_reg.tensors.shards import local, part, split_dims, sum_over_shards, whole
@@ -109,6 +111,12 @@ class _BoundGroups(Bound):
         # by identity; Selected keeps the tensors alive, so that an id is never used again
         self._selected = list(selected)
         sets = partition(self._selected, penalty.groups)
+        target = penalty.strength
+        self._share: Share | None = None
+        if isinstance(target, TargetSparsity) and target.of != "weights":
+            check_steered(type(penalty).__name__, target, sets)
+            self._share = Share(target, [members[0][1].count for members in sets])
+        self._names = {i: members[0][0].name for i, members in enumerate(sets)}
         self._members = {
             id(s.parameter): _Member.of(s.parameter, layout, len(members) > 1)
             for members in sets
@@ -167,7 +175,12 @@ class _BoundGroups(Bound):
         for block, members in self._blocks(weights):
             tensors, layouts, gathered = self._open([weights[i] for i in block], members)
             sizes = [steps[i].whole() if gathered else steps[i].local() for i in block]
+            index = self._set_of[id(weights[block[0]])]
+            if self._share is not None:
+                self._share.note(index, tensors)
             self.penalty.joint_prox_(tensors, layouts, strength, sizes)
+            if self._share is not None:
+                self._share.keep_(index, tensors, layouts)
             if gathered:
                 for i, tensor in zip(block, tensors, strict=True):
                     local(weights[i]).copy_(part(tensor, weights[i]))
@@ -192,6 +205,8 @@ class _BoundGroups(Bound):
             kept, _, _ = self._open([averages[i] for i in block], members)
             sizes = [steps[i].whole() if gathered else steps[i].local() for i in block]
             some = [shares[i] for i in block]
+            if self._share is not None:
+                self._share.note(self._set_of[id(weights[block[0]])], tensors)
             weighted = isinstance(group_weights(layouts, tensors[0]), Tensor)
             prox = self.penalty.norm_prox_
             hold_groups_(tensors, layouts, kept, sizes, some, strength, prox, together=weighted)
@@ -203,13 +218,35 @@ class _BoundGroups(Bound):
     @torch.no_grad()
     def sizes(self, weights: Sequence[Tensor]) -> Tensor:
         """Return the norm of every group, by the root of its size; weights in no group do not count."""
-        found = []
+        return _joined(sizes for _, sizes in self.sizes_by_layer(weights))
+
+    def pressed_sizes(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the same, and 0 for groups that live only because the wanted share is reached."""
+        return _joined(sizes for _, sizes in self._sizes(weights, pressed=True))
+
+    def sizes_by_layer(self, weights: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield them for each set of tensors that share their groups, named after its first tensor."""
+        return self._sizes(weights)
+
+    @torch.no_grad()
+    def _sizes(self, weights: Sequence[Tensor], pressed: bool = False) -> Iterator[tuple[str, Tensor]]:
         for block, members in self._blocks(weights):
             layouts = [member.spanning for member in members]
             norms = group_norms([local(weights[i]) for i in block], layouts)
             roots = torch.as_tensor(group_weights(layouts, norms)).to(norms).expand_as(norms)
-            found.append((norms[roots > 0] / roots[roots > 0]).cpu())
-        return torch.cat(found) if found else torch.zeros(0)
+            index = self._set_of[id(weights[block[0]])]
+            if pressed and self._share is not None and not any(member.apart for member in members):
+                norms = self._share.pressed(index, norms)
+            yield self._names[index], (norms[roots > 0] / roots[roots > 0]).cpu()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return how many groups are dead, which a step that comes after the optimizer's cannot see."""
+        return {} if self._share is None else {"dead groups": torch.tensor(self._share.dead)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take it up."""
+        if self._share is not None and len(state.get("dead groups", ())) == len(self._share.dead):
+            self._share.dead = state["dead groups"].tolist()
 
     def _blocks(self, weights: Sequence[Tensor]) -> Iterator[tuple[list[int], list[_Member]]]:
         """Positions in ``weights`` of tensors that share their groups, with their layouts."""
@@ -227,6 +264,11 @@ class _BoundGroups(Bound):
         if self.penalty.gathers and any(isinstance(member.here, Spanning) for member in members):
             return [whole(weight) for weight in weights], [member.all for member in members], True
         return [local(weight) for weight in weights], [member.here for member in members], False
+
+
+def _joined(sizes: Iterable[Tensor]) -> Tensor:
+    found = list(sizes)
+    return torch.cat(found) if found else torch.zeros(0)
 
 
 @dataclass(frozen=True)

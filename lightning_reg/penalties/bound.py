@@ -98,6 +98,10 @@ class Bound(ABC):
             found.append(flat.abs().float().cpu())
         return torch.cat(found) if found else torch.zeros(0)
 
+    def pressed_sizes(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the same, and 0 for what only a guard has kept from zero: what a strength is steered by."""
+        return self.sizes(weights)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what must survive a checkpoint, tensors by parameter name; mostly nothing."""
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +23,8 @@ class TargetSparsity(Schedule):
 
     Nothing is penalised before ``begin``. From there to ``until`` the strength is steered so that the weight
     (or group) that is to be the last one cut shrinks on a straight line to zero; after ``until`` the share is
-    held. It works with ``apply="proximal"``, which makes zeros; what it has found is kept in checkpoints.
+    held. Shortly after ``until`` a warning says, layer by layer, where it was missed by more than 2 points.
+    It works with ``apply="proximal"``, which makes zeros; what it has found is kept in checkpoints.
 
     Args:
         share: s in (0, 1), the share of zeros wanted.
@@ -32,6 +34,8 @@ class TargetSparsity(Schedule):
         of: count ``"weights"`` or ``"groups"``; groups where None and the penalty has some.
         every: optimizer steps from one look at the weights to the next.
         gain: how far :math:`\log\lambda` may move between ``begin`` and ``until``.
+        floor: of groups, how many of each layer always stay, a number or a share of them. At 0 a whole layer
+            may die, which only a network with a way around it survives.
 
     Raises:
         ValueError: one of these out of its range.
@@ -48,6 +52,7 @@ class TargetSparsity(Schedule):
     of: Literal["weights", "groups"] | None = None
     every: int = 5
     gain: float = 30.0
+    floor: int | float = 1
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share < 1.0:
@@ -56,6 +61,11 @@ class TargetSparsity(Schedule):
             raise ValueError(
                 f"TargetSparsity(initial={self.initial}, gain={self.gain}, every={self.every}) is out of "
                 "range; give numbers above 0"
+            )
+        if self.floor < 0 or (isinstance(self.floor, float) and not self.floor < 1.0):
+            raise ValueError(
+                f"TargetSparsity(floor={self.floor!r}) is out of range; give a number of groups, 0 or more, "
+                "or a share below 1.0"
             )
         if self.of not in (None, "weights", "groups"):
             raise ValueError(f"TargetSparsity(of={self.of!r}) is unknown; it is 'weights' or 'groups'")
@@ -83,11 +93,19 @@ class Controller:
     Args:
         target: what is wanted.
         measure: returns the sizes at this moment of all weights, or groups, or of a sample.
+        layers: returns the same for each layer, with its name; for the warning.
     """
 
-    def __init__(self, target: TargetSparsity, measure: Callable[[], Tensor]) -> None:
+    def __init__(
+        self,
+        target: TargetSparsity,
+        measure: Callable[[], Tensor],
+        layers: Callable[[], Sequence[tuple[str, Tensor]]] = tuple,
+    ) -> None:
         self.target = target
         self.measure = measure
+        self.layers = layers
+        self._warned = False
         self._log = math.log(target.initial)
         self._first = 0.0
         self._last = 0.0
@@ -118,7 +136,8 @@ class Controller:
         rank = min(sizes.numel(), math.ceil(self.target.share * sizes.numel()))
         edge = float(sizes.kthvalue(rank).values)
         if self._counted_at < 0:
-            self._first = self._last = edge
+            # where the first step has cut it already, the largest says in what units sizes are
+            self._first, self._last = edge or float(sizes.max()), edge
             return
         scale = self._first or 1.0
         wanted = max(1.0 - progress, 0.0)
@@ -127,9 +146,26 @@ class Controller:
         else:
             speed = (edge - self._last) / scale / passed
             error = 8.0 * (edge / scale - wanted) + (speed + (progress < 1.0))
+        if progress >= 1.1:  # the share arrives shortly after the last weight's size
+            self._warn_once()
         self._log += self.target.gain * passed * max(-1.0, min(1.0, error))
         self._log = max(-80.0, min(80.0, self._log))
         self._last = edge
+
+    def _warn_once(self) -> None:
+        """Say once that the share was missed, by more than 2 points and than one weight or group."""
+        layers = [] if self._warned else self.layers()
+        if layers:  # and not groups that a guard has kept
+            zeros = torch.cat([sizes for _, sizes in layers]) == 0
+            share = float(zeros.double().mean())
+            if abs(share - self.target.share) > max(0.02, 1.0 / zeros.numel()) + 1e-9:
+                shares = [f"{name} {float((sizes == 0).double().mean()):.2f}" for name, sizes in layers[:12]]
+                warnings.warn(
+                    f"{self.target!r} is at a share of {share:.3f} after until={self.target.until} (of each "
+                    f"layer: {', '.join(shares)}); give it more steps, or another gain={self.target.gain}",
+                    stacklevel=2,
+                )
+        self._warned = True
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the next measurement goes on from."""

@@ -5,16 +5,13 @@ import torch
 from torch import nn
 
 from lightning_reg import (
-    L1,
     Coupled,
     GroupLasso,
     LInf,
-    RegularizedModule,
     SparseGroupLasso,
-    TargetSparsity,
     attach,
 )
-from lightning_reg.apply import Term, check_apply
+from lightning_reg.apply import Term
 from lightning_reg.tensors.steps import StepSize
 
 UNIT = Coupled([{"0.weight": "rows", "0.bias": "rows", "2.weight": "columns"}])
@@ -118,84 +115,3 @@ def test_bad_sets_are_refused():
         Coupled([{"a": "rows"}, {"a": "rows"}])
     with pytest.raises(ValueError, match="is in no set"):
         GroupLasso(1.0, select="all", groups=UNIT)(net())
-
-
-def digits():
-    datasets = pytest.importorskip("sklearn.datasets")
-    x, y = datasets.load_digits(return_X_y=True)
-    return torch.tensor(x / 16).float(), torch.tensor(y)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("initial", [1e-6, 1e-2])
-@pytest.mark.parametrize(("kind", "share"), [(L1, 0.9), (GroupLasso, 0.5)])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_wanted_share_is_reached_and_held(kind, share, optimizer, initial):
-    x, y = digits()
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
-    made = (
-        torch.optim.Adam(model.parameters(), lr=2e-3)
-        if optimizer == "adam"
-        else torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    )
-    strength = TargetSparsity(share, initial=initial)
-    handle = attach(model, made, kind(strength, "0.weight"), apply="proximal", total_steps=800)
-    shares = []
-    for _ in range(800):
-        batch = torch.randint(0, len(x), (64,))
-        made.zero_grad()
-        nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
-        made.step()
-        weight = model[0].weight.detach()
-        zeros = weight == 0 if kind is L1 else (weight == 0).all(1)
-        shares.append(zeros.float().mean().item())
-    assert abs(sum(shares[-100:]) / 100 - share) <= 0.06
-    state = handle.state_dict()
-    assert state["penalty"]["target_sparsity"].numel() == 4
-
-
-def test_a_controller_goes_on_from_its_state():
-    def train(steps, model, optimizer, handle, seed):
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            x = torch.randn(8, 3, dtype=torch.float64, generator=generator)
-            nn.functional.mse_loss(model(x), x[:, :2]).backward()
-            optimizer.step()
-
-    def make():
-        model = net()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        penalty = L1(TargetSparsity(0.5, every=3, until=60))
-        return model, optimizer, attach(model, optimizer, penalty, apply="proximal")
-
-    whole = make()
-    train(40, *whole, 1)
-    half = make()
-    train(40, *half, 1)
-    other = make()
-    other[0].load_state_dict(half[0].state_dict())
-    other[1].load_state_dict(half[1].state_dict())
-    other[2].load_state_dict(half[2].state_dict())
-    train(40, *whole, 2)
-    train(40, *other, 2)
-    for a, b in zip(whole[0].parameters(), other[0].parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_target_needs_zeros_and_a_run():
-    penalty = L1(TargetSparsity(0.5))
-    for apply in ("gradient", "loss", "decoupled"):
-        with pytest.raises(ValueError, match="steers by exact zeros"):
-            check_apply(penalty, apply)
-    with pytest.raises(ValueError, match="found in training"):
-        penalty(net())
-    with pytest.raises(ValueError, match="steers by exact zeros"):
-        RegularizedModule([penalty])
-    model = net()
-    with pytest.raises(ValueError, match="total_steps"):
-        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), penalty, apply="proximal")
-    for bad in ({"share": 1.0}, {"share": 0.5, "initial": 0.0}, {"share": 0.5, "begin": 0.8, "until": 0.5}):
-        with pytest.raises(ValueError, match="TargetSparsity"):
-            TargetSparsity(**bad)

@@ -1,0 +1,120 @@
+"""What keeps a steered share of groups from ruining a network: floors, and groups that are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.groups.forms import layout_of
+from lightning_reg.groups.layout import Layout
+from lightning_reg.prox.group import group_norms, group_weights
+from lightning_reg.schedules.target_sparsity import TargetSparsity
+from lightning_reg.select.parameters import Selected, is_norm
+
+__all__ = ["Share", "check_steered"]
+
+_NORM = nn.modules.batchnorm._NormBase
+_BEFORE_NORM = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def floor_of(target: TargetSparsity, count: int) -> int:
+    """Return how many of a layer's groups always stay; none of one that is a group itself."""
+    floor = math.ceil(target.floor * count) if isinstance(target.floor, float) else target.floor
+    return min(floor, count - 1)
+
+
+def check_steered(
+    who: str, target: TargetSparsity, sets: Sequence[Sequence[tuple[Selected, Layout]]]
+) -> None:
+    """Refuse a share of groups that the floors forbid, or groups that a share must not count.
+
+    Raises:
+        ValueError: the sentence says which, and what to use instead.
+    """
+    for members in sets:
+        for s, layout in members:
+            if len(members) == 1 and s.parameter.dim() < 2 and layout.count > 1 and not is_norm(s.module):
+                raise ValueError(
+                    f"{who}({target!r}) would count each weight of {s.name} as a group of its own; use "
+                    f"groups='units', or leave it out with select=['weights', '!{s.name}']"
+                )
+            _check_not_rescaled(who, s, layout, members)
+    counts = [members[0][1].count for members in sets]
+    most = sum(count - floor_of(target, count) for count in counts)
+    if most < math.floor(target.share * sum(counts)):
+        raise ValueError(
+            f"{who}({target!r}) cannot be met: with floor={target.floor} at most {most} of {sum(counts)} "
+            "groups may be zero; ask for a smaller share or floor"
+        )
+
+
+def _check_not_rescaled(
+    who: str, s: Selected, layout: Layout, members: Sequence[tuple[Selected, Layout]]
+) -> None:
+    """Refuse filters whose batch normalization is not in their group: shrinking them costs nothing."""
+    if not isinstance(s.module, _BEFORE_NORM) or s.parameter.dim() < 2:
+        return
+    leaves = [m for m in s.containers[0].modules() if not any(True for _ in m.children())]
+    after = leaves[leaves.index(s.module) + 1 :][:1] if s.module in leaves else []
+    if not after or not isinstance(after[0], _NORM) or after[0].num_features != layout.count:
+        return
+    inside = {id(other.module) for other, _ in members}
+    if after[0].affine and id(after[0]) not in inside and layout == layout_of(s, "rows"):
+        raise ValueError(
+            f"{who}(TargetSparsity(...)) on the filters of {s.name} alone: the {type(after[0]).__name__} "
+            "behind undoes their shrinking, so that no strength has a hold on them; use groups='units', or "
+            "couple its weight and bias with them by Coupled"
+        )
+
+
+class Share:
+    """No more groups die than a share asks for, nor more of a layer than its floor leaves.
+
+    A dead unit has no gradient, so that one too many would never come back. Where a proximal step would take
+    more, the strongest of them are put back to what they were before it.
+
+    Args:
+        target: the share and the floor.
+        counts: the number of groups in each set.
+    """
+
+    def __init__(self, target: TargetSparsity, counts: Sequence[int]) -> None:
+        self._most = math.ceil(target.share * sum(counts) - 1e-9)
+        self._floors = [floor_of(target, count) for count in counts]
+        #: Dead groups of each set after its last step.
+        self.dead = [0] * len(counts)
+        self._spared: dict[int, Tensor] = {}
+        self._before: dict[int, list[Tensor]] = {}
+
+    def note(self, index: int, tensors: Sequence[Tensor]) -> None:
+        """Take a copy of what a set is before it is acted on in this step."""
+        if index not in self._before:
+            self._before[index] = [tensor.detach().clone() for tensor in tensors]
+
+    @torch.no_grad()
+    def keep_(self, index: int, tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+        """Look at what a step has made of one set, and put back what it must not take."""
+        before = self._before.pop(index)
+        norms = group_norms(before, layouts)
+        weights = torch.as_tensor(group_weights(layouts, norms, size_weighted=False)).to(norms)
+        real = weights.expand_as(norms) > 0
+        dead = (group_norms(tensors, layouts) == 0) & real
+        count, groups = int(dead.sum()), int(real.sum())
+        allowed = self._most - sum(self.dead) + self.dead[index]
+        excess = count - max(min(allowed, groups - self._floors[index]), 0)
+        spared = torch.zeros_like(dead)
+        if excess > 0:
+            spared[torch.where(dead, norms, -1.0).topk(excess).indices] = True
+            for tensor, old, layout in zip(tensors, before, layouts, strict=True):
+                view = layout.view(tensor)
+                view.copy_(torch.where(layout.spread(spared.to(view.device), view), layout.view(old), view))
+        self.dead[index] = count - max(excess, 0)
+        self._spared[index] = spared
+
+    def pressed(self, index: int, norms: Tensor) -> Tensor:
+        """Return the norms of a set, and 0 for groups that were put back: a lower strength would do."""
+        spared = self._spared.get(index)
+        return norms if spared is None else torch.where(spared.to(norms.device), 0.0, norms)

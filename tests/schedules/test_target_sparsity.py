@@ -1,0 +1,309 @@
+"""A strength that finds itself, against a simulated network: sizes that answer a strength as weights do."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_reg import L1, Coupled, GroupLasso, RegularizedModule, TargetSparsity, attach
+from lightning_reg.apply.check import check_apply
+from lightning_reg.penalties.bound import SAMPLE, Bound
+from lightning_reg.schedules.target_sparsity import Controller
+from lightning_reg.select.parameters import select_parameters
+from lightning_reg.tensors.steps import StepSize
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).double()
+
+
+class Weights:
+    """Weights of a loss ``½ Σ c (w − w*)²``, of which a proximal step of η cuts λ: half gone at some λ."""
+
+    def __init__(self, count: int = 400, rate: float = 0.05, scale: float = 1.0) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.goal = scale * torch.rand(count, generator=generator, dtype=torch.float64) + 0.01 * scale
+        self.now = self.goal.clone()
+        self.rate = rate
+
+    def step(self, strength: float) -> None:
+        self.now = self.now - self.rate * (self.now - self.goal) - self.rate * strength
+        self.now = self.now.clamp(min=0.0)
+
+    @property
+    def share(self) -> float:
+        return float((self.now == 0).double().mean())
+
+
+def run(
+    target: TargetSparsity, weights: Weights, steps: int, watch: Callable[[int, float], None] | None = None
+):
+    control = Controller(target, lambda: weights.now)
+    shares = []
+    for step in range(steps):
+        strength = control.strength(step, steps)
+        weights.step(strength)
+        control.observe()
+        shares.append(weights.share)
+        if watch is not None:
+            watch(step, strength)
+    return shares
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("initial", [1e-7, 1e-4, 1e-2])
+@pytest.mark.parametrize("scale", [1e-2, 1.0])
+def test_the_wanted_share_is_reached_at_until_and_held(share: float, initial: float, scale: float) -> None:
+    shares = run(TargetSparsity(share, initial=initial), Weights(scale=scale), 1000)
+    assert all(abs(one - share) <= 0.02 for one in shares[760:])
+    assert shares[300] < share  # and not long before
+
+
+def test_half_way_the_last_one_to_be_cut_has_half_its_size() -> None:
+    weights, edges = Weights(), []
+    rank = 200
+    first = float(weights.now.kthvalue(rank).values)
+    run(TargetSparsity(0.5), weights, 1000, lambda *_: edges.append(float(weights.now.kthvalue(rank).values)))
+    for progress in (0.5, 0.7, 0.9):
+        assert edges[int(700 * progress)] / first == pytest.approx(1.0 - progress, abs=0.25)
+
+
+def looks(target: TargetSparsity, sizes: list[Tensor], steps: list[int], total: int) -> list[float]:
+    """log λ after each look, at given steps, at given sizes."""
+    shown = iter(sizes)
+    control = Controller(target, lambda: next(shown))
+    found = []
+    for step in steps:
+        control.strength(step, total)
+        control.observe()
+        found.append(float(control.state_dict()["target_sparsity"][0]))
+    return found
+
+
+def test_a_look_moves_the_strength_by_its_formula() -> None:
+    """Each gain by a look that tells it from any other: where the share is exceeded, and before ``until``."""
+    start = math.log(1e-4)
+    target = TargetSparsity(0.5, until=1.0, gain=10.0, every=1)
+    sizes = torch.arange(1.0, 101.0)
+    slower = sizes - 0.9  # the 50th is at 49.1 of 50, and was to be at 0.99 · 50
+    found = looks(target, [sizes, slower], [0, 1], 100)
+    assert found[0] == pytest.approx(start)
+    speed = (49.1 - 50.0) / 50.0 / 0.01
+    error = 8.0 * (49.1 / 50.0 - 0.99) + (speed + 1.0)
+    assert -1.0 < error < 1.0
+    assert found[1] - start == pytest.approx(10.0 * 0.01 * error, rel=1e-4)
+    exceeded = torch.cat([torch.zeros(52), torch.arange(1.0, 49.0)])
+    found = looks(target, [sizes, exceeded], [0, 1], 100)
+    assert found[1] - start == pytest.approx(10.0 * 0.01 * 20.0 * (0.5 - 0.52))
+    gone = torch.zeros(100)
+    assert looks(target, [sizes, gone], [0, 1], 100)[1] - start == pytest.approx(-10.0 * 0.01)
+
+
+def test_after_until_the_share_itself_is_steered() -> None:
+    target = TargetSparsity(0.5, until=10, gain=10.0, every=1)
+    sizes = torch.arange(1.0, 101.0)
+    missed = torch.cat([torch.zeros(49), torch.arange(1.0, 52.0)])
+    found = looks(target, [sizes, missed], [0, 10], 100)
+    assert found[1] - found[0] == pytest.approx(10.0 * 1.0 * 20.0 * 0.01)
+
+
+def test_it_looks_every_few_steps() -> None:
+    looked: list[int] = []
+    for every, expected in ((5, [0, 5, 10, 15]), (1, list(range(20))), (7, [0, 7, 14])):
+        looked.clear()
+        now = 0
+
+        def measure() -> Tensor:
+            looked.append(now)  # noqa: B023 - called in this turn of the loop
+            return torch.ones(10)
+
+        control = Controller(TargetSparsity(0.5, every=every), measure)
+        for now in range(20):
+            control.strength(now, 100)
+            control.observe()
+        assert looked == expected
+
+
+def test_it_begins_at_begin() -> None:
+    control = Controller(TargetSparsity(0.5, begin=10, until=50), lambda: torch.ones(10))
+    assert control.strength(9, 100) == 0.0
+    assert control.strength(10, 100) == pytest.approx(1e-4)
+    control = Controller(TargetSparsity(0.5, begin=0.25, until=0.5), lambda: torch.ones(10))
+    assert control.strength(24, 100) == 0.0
+    assert control.strength(25, 100) == pytest.approx(1e-4)
+
+
+def test_the_sizes_of_groups_are_by_the_root_of_how_many_weights_they_have() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+    penalty = GroupLasso(1.0, groups="rows")
+    chosen = select_parameters(model, "weights")
+    with torch.no_grad():
+        for s in chosen:
+            s.parameter.fill_(2.0)
+    sizes = penalty.bind(chosen).sizes([s.parameter for s in chosen])
+    torch.testing.assert_close(sizes, torch.full((4,), 2.0))
+
+
+@pytest.mark.parametrize("extra", [1, SAMPLE - 1])
+def test_many_weights_are_sampled_each_tensor_by_its_part(extra: int) -> None:
+    small, large = torch.ones(3), torch.full((SAMPLE + extra - 3,), 2.0)
+    sizes = Bound.sizes(L1(1.0), [small, large])
+    assert (sizes == 1.0).sum() == math.ceil(3 * SAMPLE / (SAMPLE + extra))
+    assert (sizes == 2.0).sum() == math.ceil(large.numel() * SAMPLE / (SAMPLE + extra))
+
+
+def test_a_share_that_is_missed_at_until_is_said_once_with_its_layers() -> None:
+    sizes = torch.cat([torch.zeros(30), torch.ones(70)])
+    control = Controller(
+        TargetSparsity(0.5, until=10, every=1),
+        lambda: sizes,
+        lambda: [("0.weight", sizes[:60]), ("2.weight", sizes[60:])],
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for step in range(20):
+            control.strength(step, 20)
+            control.observe()
+    assert len(said) == 1
+    assert "at a share of 0.300 after until=10 (of each layer: 0.weight 0.50, 2.weight 0.00)" in str(
+        said[0].message
+    )
+
+
+@pytest.mark.parametrize("zeros", [48, 52])
+def test_a_share_within_two_points_is_not_said(zeros: int) -> None:
+    sizes = torch.cat([torch.zeros(zeros), torch.ones(100 - zeros)])
+    control = Controller(TargetSparsity(0.5, until=10, every=1), lambda: sizes, lambda: [("0", sizes)])
+    for step in range(12):
+        control.strength(step, 20)
+        control.observe()
+
+
+# --- floors, and what is no group --------------------------------------------------------------------
+
+
+def _step(model: nn.Module, penalty: GroupLasso) -> None:
+    """One proximal step that would take everything."""
+    bound = penalty.bind(penalty.choose(select_parameters(model, "all")))
+    weights = list(model.parameters())
+    bound.prox_(weights, 1e6, [StepSize.of(1.0)] * len(weights))
+
+
+@pytest.mark.parametrize(
+    ("share", "floor", "left"),
+    [(0.8, 1, [1, 1]), (0.6, 2, [2, 2]), (0.5, 0.5, [3, 2]), (0.9, 0, [0, 1]), (0.3, 1, [3, 4])],
+)
+def test_the_strongest_units_of_a_layer_stay(share: float, floor: float, left: list[int]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 4, bias=False))
+    before = [layer.weight.detach().clone() for layer in (model[0], model[2])]
+    _step(model, GroupLasso(TargetSparsity(share, floor=floor), groups="rows"))
+    for layer, was, count in zip((model[0], model[2]), before, left, strict=True):
+        alive = layer.weight.any(1).nonzero().flatten().tolist()
+        assert sorted(alive) == sorted(was.norm(dim=1).topk(count).indices.tolist())
+        assert torch.equal(layer.weight[alive], was[alive])  # as they were, not shrunk
+
+
+def test_coupled_units_stay_whole() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+    groups = Coupled([{"0.weight": "rows", "0.bias": "rows", "2.weight": "columns"}])
+    _step(model, GroupLasso(TargetSparsity(0.8), groups=groups))
+    alive = model[0].weight.any(1)
+    assert alive.sum() == 1
+    assert torch.equal(alive, model[0].bias != 0) and torch.equal(alive, model[2].weight.any(0))
+
+
+def _conv_net() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 2))
+
+
+@pytest.mark.parametrize(
+    ("strength", "options", "says"),
+    [
+        (TargetSparsity(0.5), {"select": "0.weight"}, "the BatchNorm2d behind undoes their shrinking"),
+        (
+            TargetSparsity(0.5),
+            {"select": ["4.weight", "0.bias"]},
+            r"each weight of 0\.bias as a group of its own",
+        ),
+        (TargetSparsity(0.9, floor=100), {"select": "4.weight", "groups": "columns"}, "at most 188 of 288"),
+        (TargetSparsity(0.9, floor=0.5), {"select": "4.weight", "groups": "columns"}, "at most 144 of 288"),
+    ],
+)
+def test_what_a_share_cannot_be_is_refused_before_training(strength: Any, options: Any, says: str) -> None:
+    model = _conv_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=says):
+        attach(model, optimizer, GroupLasso(strength, **options), apply="proximal", total_steps=10)
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        GroupLasso(0.1, "0.weight"),  # a strength that is given is held by nothing
+        GroupLasso(TargetSparsity(0.5), "0.weight", groups="tensor"),
+        GroupLasso(TargetSparsity(0.5), "1.weight"),  # network slimming
+        GroupLasso(TargetSparsity(0.5), "4.weight", groups="columns"),
+        GroupLasso(
+            TargetSparsity(0.5),
+            groups=Coupled([{"0.weight": "rows", "1.weight": "rows", "1.bias": "rows"}]),
+        ),
+    ],
+)
+def test_what_is_right_is_not_refused(penalty: GroupLasso) -> None:
+    model = _conv_net()
+    penalty.bind(select_parameters(model, penalty.select))
+
+
+def test_a_controller_goes_on_from_its_state():
+    def train(steps, model, optimizer, handle, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            x = torch.randn(8, 3, dtype=torch.float64, generator=generator)
+            nn.functional.mse_loss(model(x), x[:, :2]).backward()
+            optimizer.step()
+
+    def make():
+        model = net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        penalty = L1(TargetSparsity(0.5, every=3, until=200))
+        return model, optimizer, attach(model, optimizer, penalty, apply="proximal")
+
+    whole = make()
+    train(40, *whole, 1)
+    half = make()
+    train(40, *half, 1)
+    other = make()
+    other[0].load_state_dict(half[0].state_dict())
+    other[1].load_state_dict(half[1].state_dict())
+    other[2].load_state_dict(half[2].state_dict())
+    train(40, *whole, 2)
+    train(40, *other, 2)
+    for a, b in zip(whole[0].parameters(), other[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_target_needs_zeros_and_a_run():
+    penalty = L1(TargetSparsity(0.5))
+    for apply in ("gradient", "loss", "decoupled"):
+        with pytest.raises(ValueError, match="steers by exact zeros"):
+            check_apply(penalty, apply)
+    with pytest.raises(ValueError, match="found in training"):
+        penalty(net())
+    with pytest.raises(ValueError, match="steers by exact zeros"):
+        RegularizedModule([penalty])
+    model = net()
+    with pytest.raises(ValueError, match="total_steps"):
+        attach(model, torch.optim.SGD(model.parameters(), lr=0.1), penalty, apply="proximal")
+    for bad in ({"share": 1.0}, {"share": 0.5, "initial": 0.0}, {"share": 0.5, "begin": 0.8, "until": 0.5}):
+        with pytest.raises(ValueError, match="TargetSparsity"):
+            TargetSparsity(**bad)
