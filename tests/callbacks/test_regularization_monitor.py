@@ -122,6 +122,7 @@ def test_the_gradient_ratio_of_l2_sp_is_from_the_starting_weights(where: str) ->
     assert ratios[2] == pytest.approx(losses.ratio, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:TargetSparsity")  # too short a run to settle
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_the_strength_of_a_target_sparsity_is_the_one_found(order: str) -> None:
     monitor = RegularizationMonitor(table=False)
