@@ -6,10 +6,10 @@ from typing import Any
 
 from typing_extensions import override
 
-from lightning_reg.callbacks._dropout import Hold
-from lightning_reg.callbacks._dropout_sites import Compiled, SiteCallback
+from lightning_reg.callbacks._dropout_sites import InEval, SiteCallback
 from lightning_reg.dropout.adaptive import GapControl, GapState
-from lightning_reg.dropout.sites import SelectSites
+from lightning_reg.dropout.selection import SelectSites
+from lightning_reg.dropout.settings import Compiled, RateInEval
 
 __all__ = ["AdaptiveDropout"]
 
@@ -34,7 +34,8 @@ class AdaptiveDropout(SiteCallback):
         hysteresis: how far the gap may stray before anything happens.
         select: which sites, as for :class:`DropoutScheduler`.
         name: the group's name in logs; the selection by default.
-        audit: see :class:`DropoutScheduler`.
+        in_eval: see :class:`DropoutScheduler`.
+        rate_in_eval: see :class:`DropoutScheduler`.
         compile_levels: see :class:`DropoutScheduler`.
         compiled: see :class:`DropoutScheduler`.
 
@@ -56,9 +57,10 @@ class AdaptiveDropout(SiteCallback):
         high: float = 0.5,
         step: float = 0.02,
         hysteresis: float = 0.0,
-        select: SelectSites = "*",
+        select: SelectSites = "built",
         name: str | None = None,
-        audit: bool = True,
+        in_eval: InEval = "warn",
+        rate_in_eval: RateInEval = "built",
         compile_levels: int = 4,
         compiled: Compiled = "levels",
     ) -> None:
@@ -70,8 +72,8 @@ class AdaptiveDropout(SiteCallback):
         self.start = float(start)
         self._gap = GapState(self.start)
         self._validated = False
-        self._audits = audit
-        self._set_up(select, False, name, compile_levels, compiled)
+        self._ended: Any = None
+        self._set_up(select, False, name, in_eval, rate_in_eval, compile_levels, compiled)
 
     @property
     def rate(self) -> float:
@@ -85,6 +87,7 @@ class AdaptiveDropout(SiteCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
+        self._look()  # a checkpoint at an epoch's end is written after the module has logged
         return {"rate": self._gap.rate, "moving": self._gap.moving, "validated": self._validated}
 
     @override
@@ -100,12 +103,27 @@ class AdaptiveDropout(SiteCallback):
 
     @override
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.sanity_checking and self._hold is not None:
+        if not trainer.sanity_checking and self._steps is not None:
             self._validated = True
 
     @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if not self._validated:
+        super().on_train_epoch_end(trainer, pl_module)
+        self._ended = trainer if self._validated else None
+
+    @override
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self._look()
+
+    @override
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._look()
+        super().on_train_end(trainer, pl_module)
+
+    def _look(self) -> None:
+        """Look at the gap of the epoch that has ended, once the module has logged at its end."""
+        trainer, self._ended = self._ended, None
+        if trainer is None:
             return
         self._validated = False
         metrics = trainer.callback_metrics
@@ -119,9 +137,17 @@ class AdaptiveDropout(SiteCallback):
         self._gap = self.control.next(self._gap, gap)
 
     @override
-    def _range(self, hold: Hold) -> tuple[float, float]:
+    def _let_go(self) -> None:
+        self._ended = None
+        super()._let_go()
+
+    @override
+    def _range(self, total: int | None) -> tuple[float, float]:
         return self.control.low, self.control.high
 
     @override
-    def _number(self, trainer: Any, hold: Hold) -> float:
+    def _number(self, step: int, total: int | None) -> float:
         return self._gap.rate
+
+    def __repr__(self) -> str:
+        return f"AdaptiveDropout({self.control.target!r}, train={self.train!r}, val={self.val!r})"

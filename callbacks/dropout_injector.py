@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from lightning_reg.callbacks._dropout import DropoutCallback, Hold
-from lightning_reg.dropout.inject import AFTER, InjectKind, check_outputs, modules_after
-from lightning_reg.dropout.isolation import shapeless
-from lightning_reg.dropout.steering import RATE_AFTER, Rates, steer
+from lightning_reg.callbacks._dropout import DropoutCallback
+from lightning_reg.dropout.compiled import compiled_modules
+from lightning_reg.dropout.inject import AFTER, InjectKind, expect, modules_after, shapeless, uncalled
+from lightning_reg.dropout.report import some
+from lightning_reg.dropout.rules import Rates
+from lightning_reg.dropout.steering import RATE_AFTER, release, steer, take_again
 from lightning_reg.hosts.trainer import run_length
 from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
 from lightning_reg.select.modules import ModuleSelect
@@ -19,10 +23,15 @@ __all__ = ["DropoutInjector"]
 
 
 @dataclass(eq=False)
-class _State:
-    rates: Rates
-    chosen: list[tuple[str, Any]]
-    keys: frozenset[tuple[int, str]] = frozenset()
+class _Hold:
+    """What the callback holds for the run."""
+
+    total: int | None
+    rates: Rates | None = None
+    chosen: list[tuple[str, Any]] = field(default_factory=list)
+    applied: float | None = None
+    waits: bool = False
+    reported: bool = False
 
 
 class DropoutInjector(DropoutCallback):
@@ -32,21 +41,18 @@ class DropoutInjector(DropoutCallback):
     :math:`m \sim \text{Bernoulli}(1 - p)` a value (``"element"``) or a channel (``"channel"``, for outputs of
     shape ``(N, C, ...)``); or, for residual blocks of the same input and output shape, stochastic depth
     (``"depth"``), :math:`x + m\,(y - x)/(1 - p)` with one draw a sample. The names in ``state_dict``, the
-    parameters and copies and pickles of the module are unchanged. The first training batch is run once more
-    beforehand, with its effects undone, to see what the modules return.
+    parameters and copies and pickles of the module are unchanged. What a module returns is looked at in its
+    first forward of the run; a module that the first epoch never calls is named after it.
 
     Args:
         rate: a number in [0, 1], or a schedule of one.
         after: a glob over module names, a module class, a predicate ``(name, module) -> bool``, or a list.
         kind: ``"element"``, ``"channel"`` or ``"depth"``.
         name: the name in logs, ``dropout/<name>``.
-        audit: False to take on trust that each module is called and returns one tensor of the right shape.
-            The look moves on a Python iterator that the module holds, which cannot be wound back, and weights
-            that the module itself changes, such as a teacher's moving average, stay changed.
 
     Raises:
-        ValueError: a rate outside [0, 1]; at ``fit`` start, no module matches, or one returns tuples or, for
-            ``"depth"``, changes the shape.
+        ValueError: a rate outside [0, 1]; at ``fit`` start, no module matches; in the first forward, one
+            returns tuples, changes the shape (``"depth"``) or has its features last (``"channel"``).
 
     >>> DropoutInjector(0.1, after="*.fc1")
     DropoutInjector(0.1, after='*.fc1', kind='element')
@@ -62,7 +68,6 @@ class DropoutInjector(DropoutCallback):
         kind: InjectKind = "element",
         *,
         name: str | None = None,
-        audit: bool = True,
     ) -> None:
         if not callable(rate):
             evaluate(rate, 0, name="dropout rate", upper=1.0)
@@ -72,8 +77,7 @@ class DropoutInjector(DropoutCallback):
         self.after = after
         self.kind: InjectKind = kind
         self.name = name if name is not None else "injected"
-        self._audits = audit
-        self._hold = None
+        self._hold: _Hold | None = None
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -81,39 +85,64 @@ class DropoutInjector(DropoutCallback):
         modules_after(pl_module, self.after)
         total = run_length(trainer)
         check_schedule(self.rate, total, name="dropout rate", upper=1.0)
-        self._hold = Hold(total)
+        self._hold = _Hold(total)
 
     @override
-    def _shapeless(self, pl_module: Any) -> list[str]:
-        # with its shape a lazy module gets another class, which would put an end to the dropout after it
-        inside = (
-            f"{name}.{lazy}"
-            for name, module in modules_after(pl_module, self.after)
-            for lazy in shapeless(module)
-        )
-        return super()._shapeless(pl_module) or list(inside)
-
-    @override
-    def _take(self, trainer: Any, pl_module: Any, hold: Hold) -> None:
-        chosen = modules_after(pl_module, self.after)
-        if hold.audit is not None:
-            check_outputs(chosen, self.kind, hold.audit)
-        device = next((p.device for p in pl_module.parameters()), pl_module.device)
-        rates = Rates(device, 1)
-        for _, module in chosen:
-            steer(module, RATE_AFTER, self, after=AFTER[self.kind], rates=rates.rows[0])
-            hold.modules.append((module, RATE_AFTER))
-        hold.state = _State(rates, chosen)
-
-    @override
-    def _apply(self, trainer: Any, pl_module: Any, hold: Hold) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        hold = self._hold
+        if hold is None or (hold.rates is None and self._waits(pl_module, hold)):
+            return
+        if hold.rates is None:
+            hold.chosen = modules_after(pl_module, self.after)
+            hold.rates = Rates(next((p.device for p in pl_module.parameters()), torch.device("cpu")), 1)
+            for _, module in hold.chosen:
+                steer(module, RATE_AFTER, self, after=AFTER[self.kind], rates=hold.rates.rows[0])
+            expect(hold.chosen)
+        take_again()
         rate = evaluate(self.rate, trainer.global_step, hold.total, name="dropout rate", upper=1.0)
         if rate != hold.applied:
-            hold.state.rates.fill([rate])
-            for _, module in hold.state.chosen:
+            hold.rates.fill([rate])
+            for _, module in hold.chosen:
                 module.__dict__[RATE_AFTER] = rate
             hold.applied = rate
         self._log(trainer, rate)
+
+    @override
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        hold = self._hold
+        if hold is None or hold.reported or hold.rates is None or compiled_modules(pl_module):
+            return
+        hold.reported = True
+        if names := uncalled(hold.chosen):
+            rank_zero_warn(
+                f"{some(names)} {'were' if len(names) > 1 else 'was'} not called in the first epoch, so that "
+                "nothing is dropped after it; choose modules that are called, by `after=`"
+            )
+
+    def _waits(self, pl_module: Any, hold: _Hold) -> bool:
+        """Whether a lazy module is still to get its shape, and with it another class."""
+        names = [
+            f"{name}.{lazy}" if name else lazy
+            for name, module in modules_after(pl_module, self.after)
+            for lazy in shapeless(module)
+        ]
+        if names and not hold.waits:
+            rank_zero_warn(
+                f"DropoutInjector: nothing is dropped until a batch has given {some(names, 2)} of "
+                f"{type(pl_module).__name__} a shape; run one through the module before `fit` to have it "
+                "from the first step"
+            )
+        hold.waits = bool(names)
+        return hold.waits
+
+    @override
+    def _let_go(self) -> None:
+        hold, self._hold = self._hold, None
+        for _, module in reversed(hold.chosen if hold is not None else []):
+            release(module, RATE_AFTER, self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_hold"}
 
     def __repr__(self) -> str:
         return f"DropoutInjector({self.rate!r}, after={self.after!r}, kind={self.kind!r})"

@@ -47,12 +47,10 @@ METHODS: dict[str, Method | None] = {
     "plain": None,
     "L1": Method("L1PenaltyCallback(1e-3)", lambda: L1PenaltyCallback(1e-3)),
     "L2": Method("L2PenaltyCallback(1e-2)", lambda: L2PenaltyCallback(1e-2)),
-    "dropout": Method(
-        "DropoutInjector(0.5, after=nn.ReLU)", lambda: DropoutInjector(0.5, after=nn.ReLU, audit=False)
-    ),
+    "dropout": Method("DropoutInjector(0.5, after=nn.ReLU)", lambda: DropoutInjector(0.5, after=nn.ReLU)),
     "early dropout": Method(
         "DropoutInjector(EarlyDropout(0.5, until=0.5), after=nn.ReLU)",
-        lambda: DropoutInjector(EarlyDropout(0.5, until=0.5), after=nn.ReLU, audit=False),
+        lambda: DropoutInjector(EarlyDropout(0.5, until=0.5), after=nn.ReLU),
     ),
     "proximal L1": Method(
         'L1PenaltyCallback(1e-3, apply="proximal")', lambda: L1PenaltyCallback(1e-3, apply="proximal")

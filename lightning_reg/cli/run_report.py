@@ -12,7 +12,8 @@ from torch import nn
 from lightning_reg.callbacks._dropout_sites import SiteCallback
 from lightning_reg.callbacks.dropout_injector import DropoutInjector
 from lightning_reg.dropout.inject import modules_after
-from lightning_reg.dropout.sites import candidates, select_sites
+from lightning_reg.dropout.selection import select_sites
+from lightning_reg.dropout.sites import candidates
 from lightning_reg.look.reach import Acting, Covered, coverage
 from lightning_reg.penalties import Penalty
 

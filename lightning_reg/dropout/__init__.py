@@ -1,7 +1,8 @@
 """Dropout that can be scheduled: where a module drops, and schedules for its rates."""
 
-from lightning_reg.dropout.audit import Audit, audit
-from lightning_reg.dropout.sites import DropoutSite, find_sites, register_site
+from lightning_reg.dropout.known import register_site
+from lightning_reg.dropout.report import DropoutReport
+from lightning_reg.dropout.sites import DropoutSite, find_sites
 from lightning_reg.schedules.dropout import (
     AnnealedDropout,
     ByDepth,
@@ -13,14 +14,13 @@ from lightning_reg.schedules.dropout import (
 
 __all__ = [
     "AnnealedDropout",
-    "Audit",
     "ByDepth",
     "CurriculumDropout",
     "DropHead",
+    "DropoutReport",
     "DropoutSite",
     "EarlyDropout",
     "LateDropout",
-    "audit",
     "find_sites",
     "register_site",
 ]

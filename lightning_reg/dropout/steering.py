@@ -1,34 +1,47 @@
 """Steering by attributes alone, and leaving no trace.
 
-A steered module gets, for the run, a subclass of its class that differs in two ways. A copy or a pickle of
-it is a module of the built class with the built rates. And where it is a dropout called on a tensor, its
-forward under ``torch.compile`` reads the rate from a tensor that is filled once a step, so that one graph
-serves a whole schedule; outside of ``torch.compile`` the native forward runs.
+A steered module gets, for the run, a subclass of its class that differs in three ways. A copy or a pickle of
+it is a module of the built class with the built rates. Where it is a dropout called on a tensor, its forward
+under ``torch.compile`` reads the rate from a tensor that is filled once a step, so that one graph serves a
+whole schedule; outside of ``torch.compile`` the native forward runs. And ``torch.jit.script`` finds the
+module as built: it is let go until :func:`take_again`.
 """
 
 from __future__ import annotations
 
 import copyreg
-import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RATE_AFTER", "Rates", "Rule", "SteeredRate", "built_rate", "release", "rule_for", "steer"]
+from lightning_reg.dropout.rules import Rule, rule_of_class
+
+__all__ = [
+    "RATE_AFTER",
+    "SteeredRate",
+    "built_rate",
+    "observe",
+    "release",
+    "rule_for",
+    "steer",
+    "take_again",
+    "unobserve",
+]
 
 _RECORD = "_lightning_reg_record"
 _RATES = "_lightning_reg_rates"
+_AFTER_RATES = "_lightning_reg_rates_after"
 #: The attribute with the rate of what is injected after a module.
 RATE_AFTER = "_lightning_reg_rate_after"
-_ALPHA = 1.7580993408473766  # −α' of SELU: the value AlphaDropout saturates at, times −1
 
-#: A forward: (module, input, row of rates) -> output.
-Rule: TypeAlias = "Callable[[nn.Module, Tensor, Tensor], Tensor]"
 #: What follows a forward: (module, its arguments, its output, row of rates) -> output.
 After: TypeAlias = "Callable[[nn.Module, tuple[Any, ...], Any, Tensor], Any]"
+#: What goes on around a forward.
+Around: TypeAlias = "Callable[[nn.Module], AbstractContextManager[None]]"
 
 
 class SteeredRate(float):
@@ -43,44 +56,10 @@ class SteeredRate(float):
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (float, (self.built,))
+        return (type(self.built), (self.built,))
 
     def __deepcopy__(self, memo: object) -> float:
         return self.built
-
-
-class Rates:
-    """Rates and their scales in one tensor, filled once a step; every site at one rate reads one row.
-
-    A row holds (p, 1/(1−p), a, α·a, α·a·p) with AlphaDropout's a = ((α²·p + 1)(1 − p))^−½; the last four
-    are 0 at p = 1, where everything is dropped.
-
-    Args:
-        device: where the module is.
-        rows: how many different rates there are.
-    """
-
-    def __init__(self, device: torch.device, rows: int) -> None:
-        # float64 so that a float64 input sees the rate unrounded; MPS has none
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.table = torch.zeros(rows, 5, dtype=dtype, device=device)
-        self.rows = list(self.table.unbind())
-        self._rates: list[float] = []
-
-    def fill(self, rates: list[float]) -> None:
-        """Write the rate of each row and what follows from it."""
-        if rates == self._rates:
-            return
-        self._rates = list(rates)
-        with torch.no_grad():
-            self.table.copy_(torch.tensor([_row(rate) for rate in rates], dtype=self.table.dtype))
-
-
-def _row(rate: float) -> list[float]:
-    if rate == 1.0:
-        return [1.0, 0.0, 0.0, 0.0, 0.0]
-    a = 1.0 / math.sqrt((_ALPHA**2 * rate + 1.0) * (1.0 - rate))
-    return [rate, 1.0 / (1.0 - rate), a, _ALPHA * a, _ALPHA * a * rate]
 
 
 @dataclass(eq=False)
@@ -91,29 +70,30 @@ class _Record:
     built: dict[str, Any] = field(default_factory=dict)
     rule: Rule | None = None
     after: After | None = None
+    around: Around | None = None
     holders: dict[str, object] = field(default_factory=dict)
 
+    @property
+    def steered_class(self) -> type[nn.Module]:
+        return _steered_class(self.built_class, self.rule, self.after, self.around is not None)
 
-def built_rate(owner: object, attribute: str, value: float) -> float:
+
+#: Modules let go for ``torch.jit.script``: the module, its record, and what it had besides.
+_paused: list[tuple[nn.Module, dict[str, Any]]] = []
+
+
+def built_rate(owner: object, attribute: Any, value: Any) -> float:
     """Return the rate as built of an attribute that may be steered at the moment."""
     if isinstance(value, SteeredRate):
-        return value.built
+        return float(value.built)
     record = _record(owner)
     return float(record.built.get(attribute, value) if record is not None else value)
 
 
 def rule_for(module: nn.Module) -> Rule | None:
-    """Return the forward with a tensor for a rate, for a dropout class whose forward is known."""
+    """Return the forward with a tensor for a rate, for a dropout module whose forward is known."""
     record = _record(module)
-    cls = record.built_class if record is not None else type(module)
-    for base, rule in _RULES.items():
-        if issubclass(cls, base) and cls.forward is base.forward:
-            return rule
-    for base in cls.__mro__:
-        named = _RULES_ELSEWHERE.get((base.__module__.partition(".")[0], base.__name__))
-        if named is not None and cls.forward is base.forward:
-            return named
-    return None
+    return rule_of_class(record.built_class if record is not None else type(module))
 
 
 def steer(
@@ -133,15 +113,12 @@ def steer(
         holder: who steers; one attribute has one holder.
         rule: forward with a tensor for a rate, under ``torch.compile``.
         after: what to do to the module's output (:mod:`lightning_reg.dropout.inject`).
-        rates: the row of :class:`Rates` for ``rule`` or ``after``.
+        rates: the row of :class:`~lightning_reg.dropout.rules.Rates` for ``rule`` or ``after``.
 
     Raises:
         ValueError: somebody else steers it.
     """
-    record = _record(module)
-    if record is None:
-        record = _Record(type(module))
-        module.__dict__[_RECORD] = record
+    record = _recorded(module)
     if record.holders.get(attribute, holder) is not holder:
         raise ValueError(
             f"two callbacks steer {type(module).__name__}.{attribute}; give them disjoint selections"
@@ -154,12 +131,13 @@ def steer(
     if after is not None:
         record.after = after
     if rates is not None:
-        module.__dict__[_RATES + ("_after" if after is not None else "")] = rates
-    module.__class__ = _steered_class(record.built_class, record.rule, record.after)
+        module.__dict__[_RATES if after is None else _AFTER_RATES] = rates
+    module.__class__ = record.steered_class
 
 
 def release(module: nn.Module, attribute: str, holder: object) -> None:
     """Put back the attribute as built and, with the last one, the class. A second call does nothing."""
+    take_again(module)
     record = _record(module)
     if record is None or record.holders.get(attribute) is not holder:
         return
@@ -168,15 +146,35 @@ def release(module: nn.Module, attribute: str, holder: object) -> None:
     if value is _ABSENT:
         module.__dict__.pop(attribute, None)
         record.after = None
-        module.__dict__.pop(_RATES + "_after", None)
+        module.__dict__.pop(_AFTER_RATES, None)
     else:
         module.__dict__[attribute] = value
-    if record.holders:
-        module.__class__ = _steered_class(record.built_class, record.rule, record.after)
-        return
-    for name in (_RECORD, _RATES, _RATES + "_after"):
-        module.__dict__.pop(name, None)
-    module.__class__ = record.built_class
+    _settle(module, record)
+
+
+def observe(module: nn.Module, around: Around) -> None:
+    """Run each forward of ``module`` inside ``around(module)``, until :func:`unobserve`."""
+    record = _recorded(module)
+    record.around = around
+    module.__class__ = record.steered_class
+
+
+def unobserve(module: nn.Module) -> None:
+    """Undo :func:`observe`."""
+    take_again(module)
+    record = _record(module)
+    if record is not None:
+        record.around = None
+        _settle(module, record)
+
+
+def take_again(module: nn.Module | None = None) -> None:
+    """Steer again what was let go for ``torch.jit.script``: one module, or all."""
+    for entry in [e for e in _paused if module is None or e[0] is module]:
+        _paused.remove(entry)
+        paused, entries = entry
+        paused.__dict__.update(entries)
+        paused.__class__ = entries[_RECORD].steered_class
 
 
 _ABSENT = object()
@@ -186,12 +184,31 @@ def _record(owner: object) -> _Record | None:
     return owner.__dict__.get(_RECORD) if isinstance(owner, nn.Module) else None
 
 
-_classes: dict[tuple[type[nn.Module], Rule | None, After | None], type[nn.Module]] = {}
+def _recorded(module: nn.Module) -> _Record:
+    record = _record(module)
+    if record is None:
+        record = module.__dict__[_RECORD] = _Record(type(module))
+    return record
 
 
-def _steered_class(built: type[nn.Module], rule: Rule | None, after: After | None) -> type[nn.Module]:
+def _settle(module: nn.Module, record: _Record) -> None:
+    """Give the module the class that is left to it: the built one, if nobody holds it."""
+    if record.holders or record.around is not None:
+        module.__class__ = record.steered_class
+        return
+    for name in (_RECORD, _RATES, _AFTER_RATES):
+        module.__dict__.pop(name, None)
+    module.__class__ = record.built_class
+
+
+_classes: dict[tuple[type[nn.Module], Rule | None, After | None, bool], type[nn.Module]] = {}
+
+
+def _steered_class(
+    built: type[nn.Module], rule: Rule | None, after: After | None, around: bool
+) -> type[nn.Module]:
     """The subclass of ``built`` for the run: one a class, so that compiled graphs see one type."""
-    key = (built, rule, after)
+    key = (built, rule, after, around)
     if key in _classes:
         return _classes[key]
     native = built.forward
@@ -200,16 +217,9 @@ def _steered_class(built: type[nn.Module], rule: Rule | None, after: After | Non
         "__qualname__": built.__qualname__,
         "__doc__": built.__doc__,
         "__reduce_ex__": _reduce_as_built,
+        "__prepare_scriptable__": _as_built_for_scripting,
     }
-    if rule is not None and after is None:
-
-        def forward(self: nn.Module, input: Tensor) -> Tensor:
-            if torch.compiler.is_compiling() and self.training:
-                return rule(self, input, self._lightning_reg_rates)  # type: ignore[arg-type]
-            return native(self, input)  # type: ignore[no-any-return]
-
-        body["forward"] = forward
-    elif after is not None:
+    if after is not None:
 
         def forward_then(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if rule is not None and torch.compiler.is_compiling() and self.training:
@@ -219,9 +229,45 @@ def _steered_class(built: type[nn.Module], rule: Rule | None, after: After | Non
             return after(self, args, output, self._lightning_reg_rates_after) if self.training else output  # type: ignore[arg-type]
 
         body["forward"] = forward_then
+    elif rule is not None:
+
+        def forward(self: nn.Module, input: Tensor) -> Tensor:
+            if torch.compiler.is_compiling() and self.training:
+                return rule(self, input, self._lightning_reg_rates)  # type: ignore[arg-type]
+            return native(self, input)  # type: ignore[no-any-return]
+
+        body["forward"] = forward
+    if around:
+        inner = body.get("forward", native)
+
+        def forward_inside(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            record = _record(self)
+            if torch.compiler.is_compiling() or record is None or record.around is None:
+                return inner(self, *args, **kwargs)
+            with record.around(self):
+                return inner(self, *args, **kwargs)
+
+        body["forward"] = forward_inside
     metaclass: Any = type(built)
     _classes[key] = metaclass(built.__name__, (built,), body)
     return _classes[key]
+
+
+def _as_built_for_scripting(self: nn.Module) -> nn.Module:
+    """Let go of a module for ``torch.jit.script``, which reads its class's source and its attributes."""
+    record: _Record = self.__dict__[_RECORD]
+    entries = {
+        name: self.__dict__.pop(name) for name in (_RECORD, _RATES, _AFTER_RATES) if name in self.__dict__
+    }
+    for attribute, value in record.built.items():
+        if value is _ABSENT:
+            entries[attribute] = self.__dict__.pop(attribute, 0.0)
+        else:
+            entries[attribute] = self.__dict__[attribute]
+            self.__dict__[attribute] = value
+    self.__class__ = record.built_class
+    _paused.append((self, entries))
+    return self
 
 
 def _reduce_as_built(self: nn.Module, protocol: Any) -> Any:
@@ -235,7 +281,7 @@ def _reduce_as_built(self: nn.Module, protocol: Any) -> Any:
         function = object.__new__  # pickle refuses __newobj__ for another class than the object's
     if rest and isinstance(rest[0], dict):
         state = dict(rest[0])
-        for name in (_RECORD, _RATES, _RATES + "_after"):
+        for name in (_RECORD, _RATES, _AFTER_RATES):
             state.pop(name, None)
         for attribute, value in record.built.items():
             if value is _ABSENT:
@@ -244,88 +290,3 @@ def _reduce_as_built(self: nn.Module, protocol: Any) -> Any:
                 state[attribute] = value
         rest[0] = state
     return (function, arguments, *rest)
-
-
-def element(input: Tensor, rates: Tensor) -> Tensor:
-    """Drop single values; the same operations as torch's own decomposition of ``dropout``."""
-    return (torch.rand_like(input) > rates[0]) * input * rates[1]
-
-
-def _noise(input: Tensor, shape: list[int], rates: Tensor) -> Tensor:
-    """1 where kept and 0 where dropped, one draw for each entry of ``shape``."""
-    return torch.rand(shape, device=input.device) >= rates[0]
-
-
-def channel(input: Tensor, rates: Tensor) -> Tensor:
-    """Drop feature maps: ``(N, C, ...)``, one draw for each ``(n, c)``."""
-    shape = [*input.shape[:2], *[1] * (input.dim() - 2)]
-    return _noise(input, shape, rates) * input * rates[1]
-
-
-def row(input: Tensor, rates: Tensor) -> Tensor:
-    """Drop samples: ``(N, ...)``, one draw for each ``n``."""
-    return _noise(input, [input.shape[0], *[1] * (input.dim() - 1)], rates) * input * rates[1]
-
-
-def _finish(module: nn.Module, input: Tensor, output: Tensor) -> Tensor:
-    return input.copy_(output) if getattr(module, "inplace", False) else output
-
-
-def _element_rule(module: nn.Module, input: Tensor, rates: Tensor) -> Tensor:
-    return _finish(module, input, element(input, rates))
-
-
-def _channel_rule(module: nn.Module, input: Tensor, rates: Tensor) -> Tensor:
-    return _finish(module, input, channel(input, rates))
-
-
-def _unbatched_rule(dims: int) -> Rule:
-    def rule(module: nn.Module, input: Tensor, rates: Tensor) -> Tensor:
-        # Dropout1d and Dropout3d take (C, ...) without a batch; Dropout2d reads it as (N, C, L)
-        if input.dim() == dims:
-            return _finish(module, input, channel(input.unsqueeze(0), rates).squeeze(0))
-        return _channel_rule(module, input, rates)
-
-    return rule
-
-
-def _alpha(input: Tensor, kept: Tensor, rates: Tensor) -> Tensor:
-    # a·x·m + α'·a·(m − 1) + α'·a·p with m = 1 where kept, so that dropped values become −α'·a·(1 − p)
-    mask = kept.to(input.dtype)
-    return input * (mask * rates[2]) + ((mask - 1) * rates[3] + rates[4])
-
-
-def _alpha_rule(module: nn.Module, input: Tensor, rates: Tensor) -> Tensor:
-    return _finish(module, input, _alpha(input, torch.rand_like(input) >= rates[0], rates))
-
-
-def _feature_alpha_rule(module: nn.Module, input: Tensor, rates: Tensor) -> Tensor:
-    kept = _noise(input, [*input.shape[:2], *[1] * (input.dim() - 2)], rates)
-    return _finish(module, input, _alpha(input, kept, rates))
-
-
-def _drop_path_rule(module: nn.Module, input: Tensor, rates: Tensor) -> Tensor:
-    if getattr(module, "scale_by_keep", True):
-        return row(input, rates)
-    return _noise(input, [input.shape[0], *[1] * (input.dim() - 1)], rates) * input
-
-
-def _stochastic_depth_rule(module: nn.Module, input: Tensor, rates: Tensor) -> Tensor:
-    if module.mode == "row":
-        return row(input, rates)
-    return _noise(input, [1] * input.dim(), rates) * input * rates[1]
-
-
-_RULES: dict[type[nn.Module], Rule] = {
-    nn.Dropout: _element_rule,
-    nn.Dropout1d: _unbatched_rule(2),
-    nn.Dropout2d: _channel_rule,
-    nn.Dropout3d: _unbatched_rule(4),
-    nn.AlphaDropout: _alpha_rule,
-    nn.FeatureAlphaDropout: _feature_alpha_rule,
-}
-
-_RULES_ELSEWHERE: dict[tuple[str, str], Rule] = {
-    ("timm", "DropPath"): _drop_path_rule,
-    ("torchvision", "StochasticDepth"): _stochastic_depth_rule,
-}

@@ -7,7 +7,6 @@ Each is a small frozen object like those of :mod:`lightning_reg.schedules.base`,
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ __all__ = [
     "DropHead",
     "EarlyDropout",
     "LateDropout",
-    "depth_profile",
+    "schedule_range",
 ]
 
 
@@ -239,9 +238,9 @@ class DropHead(Schedule):
 class ByDepth:
     r"""Deeper sites drop more: :math:`p_\ell = (\ell/L)\,p_L` for the block :math:`\ell` of :math:`L`.
 
-    A profile over the selected sites, in module order; the deepest has the rate given. Sites of one
-    numbered block (``"blocks.3.drop_path1.drop_prob"``, ``"blocks.3.drop_path2.drop_prob"``) are at one
-    depth. In the paper's words, survival is :math:`1 - (\ell/L)(1 - p_L)` with :math:`p_L` the probability
+    A profile over the selected sites, in module order; the deepest has the rate given. Sites of one block
+    are at one depth: an entry of the outermost list of modules, or, in a list of equal stages, of the list
+    inside. In the paper's words, survival is :math:`1 - (\ell/L)(1 - p_L)` with :math:`p_L` the probability
     of surviving; checked against restatements of its equation 4, not against the paper itself.
 
     Args:
@@ -250,9 +249,8 @@ class ByDepth:
     Raises:
         ValueError: the rate is a number outside [0, 1].
 
-    >>> names = ["blocks.0.drop.p", "blocks.1.drop.p"]
-    >>> depth_profile(names)
-    [0.5, 1.0]
+    >>> ByDepth(0.3)
+    ByDepth(rate=0.3)
 
     References:
         Huang et al., *Deep Networks with Stochastic Depth*, ECCV 2016, equation 4.
@@ -265,11 +263,14 @@ class ByDepth:
             evaluate(self.rate, 0, name="dropout rate", upper=1.0)
 
 
-def depth_profile(names: Sequence[str]) -> list[float]:
-    """Return ℓ/L for each site name: equal up to the last number in the path is equal in depth."""
-    blocks = [(m.group() if (m := re.match(r".*\.\d+\.|\d+\.", name)) else name) for name in names]
-    depths = {block: i + 1 for i, block in enumerate(dict.fromkeys(blocks))}
-    return [depths[block] / len(depths) for block in blocks]
+def schedule_range(schedule: ScheduleLike, total_steps: int | None) -> tuple[float, float]:
+    """Return the lowest and the highest rate of a run, of up to a thousand steps of it."""
+    if not callable(schedule):
+        return float(schedule), float(schedule)
+    last = total_steps or 1_000
+    steps = {*range(0, last, max(1, last // 1_000)), max(0, last - 1)}
+    values = [evaluate(schedule, step, total_steps, name="dropout rate") for step in steps]
+    return min(values), max(values)
 
 
 def _steps(schedule: Schedule, position: Position, total_steps: int | None) -> float:

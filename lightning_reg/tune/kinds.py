@@ -186,7 +186,7 @@ def _dropout(module: nn.Module, rate: float) -> list[Any]:
     sites = find_sites(module)
     for site in sites:
         site.set(rate)
-    return [] if sites else [DropoutInjector(rate, after=_activations(module), audit=False)]
+    return [] if sites else [DropoutInjector(rate, after=_activations(module))]
 
 
 def _injected(injector: Any, _: nn.Module, rate: float) -> list[Any]:

@@ -62,19 +62,6 @@ def test_it_looks_only_after_a_validation():
     assert watch.seen == [0.1, 0.1, 0.2, 0.2, 0.3]
 
 
-def test_without_an_audit_it_steers_what_no_forward_uses():
-    net, seen = make(), []
-    net.body.drop_rate = 0.4
-
-    class Look(Callback):
-        def on_train_batch_start(self, trainer, pl_module, *args):
-            seen.append(pl_module.body.drop_rate)
-
-    trainer(AdaptiveDropout(0.0), Look(), max_steps=1).fit(net)
-    trainer(AdaptiveDropout(0.0, audit=False), Look(), max_steps=1).fit(net)
-    assert seen == [0.4, 0.1]
-
-
 def test_resumed_is_bit_identical_to_uninterrupted(tmp_path):
     class Reseed(Callback):
         def on_train_batch_start(self, trainer, *args):

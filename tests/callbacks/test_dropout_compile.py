@@ -103,7 +103,7 @@ def test_names_carry_no_wrapper_prefix():
 
     class Look(Callback):
         def on_train_batch_start(self, trainer, pl_module, *args):
-            seen.extend(one.site.name for one in trainer.callbacks[0]._hold.state.sites)
+            seen.extend(site.name for site in trainer.callbacks[0]._engine.sites)
 
     trainer(DropoutScheduler(0.5, select="body.*"), Look(), max_steps=1).fit(model)
     assert seen == ["body.drop.p", "body.channels.p", "body.alpha.p"]

@@ -151,7 +151,7 @@ def test_the_callback_draws_no_random_number():
     _fit(Net(nn.Linear(4, 1)), State(), max_steps=2)
     _fit(
         Net(nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.0))),
-        DropoutScheduler(Linear(0.0, 0.0)),
+        DropoutScheduler(Linear(0.0, 0.0), select="all"),
         State(),
         max_steps=2,
     )
@@ -216,7 +216,7 @@ def test_checkpoints_mid_run_hold_the_built_rates(tmp_path):
 
     net = Configured(Config(), 0.1, nn.Dropout(0.3))
     trainer(DropoutScheduler(0.5), Save(), max_steps=2).fit(net)
-    assert seen == [(0.5, 0.5, 0.5)] * 2
+    assert seen == [(0.2, 0.1, 0.5), (0.5, 0.5, 0.5)]  # written once they were seen to be rates
     saved = torch.load(tmp_path / "mid.ckpt", weights_only=False)["hyper_parameters"]
     assert (saved["config"].layerdrop, saved["dropout"], saved["backbone"].p) == (0.2, 0.1, 0.3)
     assert type(saved["backbone"]) is nn.Dropout and type(saved["dropout"]) is float
@@ -264,7 +264,7 @@ def test_a_module_copied_or_pickled_mid_run_is_as_built():
         assert (twin.drop.p, twin.attention.dropout, twin.lstm.dropout) == (0.1, 0.2, 0.3)
         assert type(twin.drop) is nn.Dropout and type(twin.lstm) is nn.LSTM
         twin(torch.ones(2, 4))
-    assert twins[3]._hold is None and repr(pickle.loads(pickle.dumps(scheduler))) == repr(scheduler)
+    assert twins[3]._engine is None and repr(pickle.loads(pickle.dumps(scheduler))) == repr(scheduler)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan"), float("inf"), "0.1x"])
@@ -290,12 +290,13 @@ def test_a_module_that_drops_nowhere_is_refused():
         trainer(DropoutScheduler(0.1, select="encoder.*")).fit(Net())
 
 
-def test_rates_that_nothing_reads_are_refused_when_they_are_all_there_is():
+def test_numbers_that_nothing_reads_stay_and_are_told():
     net = Net(nn.Linear(4, 1))
     net.body.drop_rate = 0.5
-    with pytest.raises(ValueError, match="has no place that drops"):
-        trainer(DropoutScheduler(0.1)).fit(net)
-    assert net.body.drop_rate == 0.5
+    scheduler = DropoutScheduler(0.1)
+    with pytest.warns(UserWarning, match=r"after the first epoch\nnot used as rates: body\.drop_rate"):
+        trainer(scheduler).fit(net)
+    assert net.body.drop_rate == 0.5 and scheduler.report.unread == ["body.drop_rate"]
 
 
 def test_logs(tmp_path):
@@ -320,12 +321,12 @@ def test_literal_dropout_is_reported():
             return nn.functional.dropout(self(batch[0]), 0.1).sum()
 
     scheduler = DropoutScheduler(0.2)
-    with pytest.warns(UserWarning, match=r"no rate steers: the root \(Literal\): dropout with a rate of 0.1"):
+    with pytest.warns(UserWarning, match=r"without a rate: the root \(Literal\): dropout with a rate of 0.1"):
         trainer(scheduler, max_steps=1).fit(Literal())
-    assert scheduler.unsteered == ["the root (Literal): dropout with a rate of 0.1 in the code"]
+    assert scheduler.report.randomness == ["the root (Literal): dropout with a rate of 0.1 in the code"]
 
 
-def test_the_audit_leaves_no_trace_in_automatic_and_manual_optimization():
+def test_manual_optimization():
     class Manual(Net):
         def __init__(self):
             super().__init__()
@@ -354,22 +355,6 @@ def test_the_audit_leaves_no_trace_in_automatic_and_manual_optimization():
     assert [seen["drop"] for seen in watch.seen] == pytest.approx([0.6 * 2 * i / 24 for i in range(12)])
 
 
-def test_a_training_step_that_fails_in_the_audit_says_so_and_audit_false_helps():
-    class Once(Net):
-        def training_step(self, batch, batch_idx):
-            if isinstance(self.body.drop.p, float) and type(self.body.drop.p) is not float:
-                raise TypeError("not a plain float")
-            return super().training_step(batch, batch_idx)
-
-    net = Once()
-    with pytest.raises(RuntimeError, match=r"training_step raised TypeError on the first batch.*audit=False"):
-        trainer(DropoutScheduler(0.5)).fit(net)
-    assert rates(net) == BUILT
-    watch = Watch()
-    trainer(DropoutScheduler(0.5, audit=False), watch).fit(net)
-    assert watch.seen[0] == dict.fromkeys(BUILT, 0.5)
-
-
 class Preparing(Validated):
     """Makes, in its own hook, what its training step uses."""
 
@@ -393,13 +378,13 @@ class Preparing(Validated):
         lambda: AdaptiveDropout(0.0, select="*.drop", train="calls", step=1e-9),
     ],
 )
-def test_the_modules_own_hook_comes_first_in_the_audit_and_leaves_no_trace(make):
+def test_the_modules_own_hook_runs_once_a_step(make):
     net, plain = Preparing(), Preparing()
     assert torch.equal(_fit(net, make(), max_epochs=1), _fit(plain, max_epochs=1))
     assert net.calls == plain.calls == 4
 
 
-def test_learning_rates_can_be_read_in_the_audit_of_manual_optimization():
+def test_learning_rates_can_be_read_in_manual_optimization():
     class Manual(Net):
         def __init__(self):
             super().__init__()
@@ -420,7 +405,7 @@ def test_learning_rates_can_be_read_in_the_audit_of_manual_optimization():
     assert torch.equal(_fit(Manual(), DropoutScheduler(Same(), relative=True)), _fit(Manual()))
 
 
-def test_a_module_that_skips_its_first_epoch_is_looked_at_in_the_second():
+def test_a_module_that_skips_its_first_epoch():
     class Skipping(Net):
         def on_train_batch_start(self, batch, batch_idx):
             self.drawn = torch.rand([])
@@ -428,22 +413,7 @@ def test_a_module_that_skips_its_first_epoch_is_looked_at_in_the_second():
 
     watch = Watch()
     trainer(DropoutScheduler(0.5), watch).fit(Skipping())
-    assert [seen["drop"] for seen in watch.seen] == [0.1] + [0.5] * 8
-
-
-def test_a_hook_that_fails_in_the_audit_is_named_with_the_callbacks_that_look():
-    class Failing(Net):
-        def on_train_batch_start(self, batch, batch_idx):
-            raise KeyError("cache")
-
-    callbacks = [
-        DropoutScheduler(0.5, audit=False, select="*.drop"),
-        DropoutInjector(0.1, after="body.last"),
-        AdaptiveDropout(0.0, select="*.lstm"),
-    ]
-    message = r"Failing\.on_train_batch_start raised KeyError .* to DropoutInjector and AdaptiveDropout to"
-    with pytest.raises(RuntimeError, match=message):
-        trainer(*callbacks).fit(Failing())
+    assert [seen["drop"] for seen in watch.seen] == [0.5] * 9
 
 
 class Lazy(Validated):
@@ -456,8 +426,7 @@ class Lazy(Validated):
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-@pytest.mark.parametrize("audit", [True, False])
-def test_lazy_modules_are_looked_at_when_a_batch_has_given_them_shapes(audit):
+def test_what_follows_a_lazy_module_waits_for_its_shape_and_nothing_else_does():
     def run(*callbacks, **kwargs):
         net, seen = Lazy(), []
 
@@ -471,44 +440,17 @@ def test_lazy_modules_are_looked_at_when_a_batch_has_given_them_shapes(audit):
         return seen
 
     def both():
-        return DropoutScheduler(0.5, audit=audit), DropoutInjector(0.2, after="body.0", audit=audit)
+        return DropoutScheduler(0.5), DropoutInjector(0.2, after="body.0")
 
-    message = r"dropout is as built until a batch has given body\.0\.weight and others of Lazy a shape"
+    message = r"nothing is dropped until a batch has given body\.0\.weight, body\.0\.bias of Lazy a shape"
     with pytest.warns(UserWarning, match=message) as record:
         steered = run(*both(), num_sanity_val_steps=0)
-    # what needs no look and has no lazy module to itself need not wait
-    assert steered == [(0.1 if audit else 0.5, None), (0.5, 0.2), (0.5, 0.2)]
-    assert len([w for w in record if "dropout is as built" in str(w.message)]) == (2 if audit else 1)
+    assert steered == [(0.5, None), (0.5, 0.2), (0.5, 0.2)]
+    assert len([w for w in record if "nothing is dropped" in str(w.message)]) == 1
     assert run(*both()) == [(0.5, 0.2)] * 3  # the sanity check has given them shapes
 
 
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-def test_the_wait_for_the_last_lazy_module_is_said_once():
-    class Later(Net):
-        def training_step(self, batch, batch_idx):
-            return self.body[:2](batch[0]).sum() if batch_idx < 2 else self(batch[0]).sum()
-
-    net, seen = Later(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.LazyLinear(1))), []
-
-    class Look(Callback):
-        def on_train_batch_start(self, trainer, pl_module, *args):
-            seen.append(pl_module.body[1].p)
-
-    with pytest.warns(UserWarning, match="DropoutScheduler: dropout is as built") as record:
-        trainer(DropoutScheduler(0.5), Look(), max_epochs=1).fit(net)
-    assert seen == [0.1, 0.1, 0.1, 0.5]
-    assert len([w for w in record if "dropout is as built" in str(w.message)]) == 1
-
-
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-def test_the_wait_for_shapes_is_bit_identical_to_no_callback():
-    settings = dict(max_steps=3, num_sanity_val_steps=0)
-    with pytest.warns(UserWarning, match="dropout is as built"):
-        waited = _fit(Lazy(), DropoutScheduler(Same(), relative=True), **settings)
-    assert torch.equal(waited, _fit(Lazy(), **settings))
-
-
-def test_the_audit_leaves_the_batch_alone():
+def test_the_batch_is_left_alone():
     class Taking(Net):
         def training_step(self, batch, batch_idx):
             x = batch.pop("x")

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lightning_reg.dropout import find_sites, register_site
-from lightning_reg.dropout.sites import candidates, select_sites
+from lightning_reg.dropout.selection import select_sites
+from lightning_reg.dropout.sites import candidates
 from lightning_reg.dropout.steering import SteeredRate
 
 
@@ -48,13 +49,17 @@ def test_a_forward_tells_live_rates_from_dead_ones():
         "attn_drop.p": ("attention", 0.25),
         "lstm.dropout": ("recurrent", 0.15),
     }
-    assert all(site.verified for site in sites)
 
 
-def test_without_a_forward_sites_are_unverified_and_configurations_left_out():
-    names = [site.name for site in find_sites(Layered())]
-    assert names == ["drop_rate", "dead_dropout", "attn_drop.p", "uncalled.p", "lstm.dropout"]
-    assert not any(site.verified for site in find_sites(Layered()))
+def test_without_a_forward_known_classes_are_told_from_names_and_configurations_left_out():
+    known = {site.name: site.known for site in find_sites(Layered())}
+    assert known == {
+        "drop_rate": False,
+        "dead_dropout": False,
+        "attn_drop.p": True,
+        "uncalled.p": True,
+        "lstm.dropout": True,
+    }
 
 
 def test_sites_of_the_transformer_written_down_from_its_source():
@@ -134,6 +139,13 @@ def test_registered_classes_and_their_subclasses_are_known():
     net = More()
     [site] = find_sites(net, lambda: net(torch.ones(2)))
     assert (site.name, site.kind, site.built) == ("amount", "element", 0.3)
+    net.amount = [0.3, 0.4]
+    assert [site.name for site in candidates(net)] == ["amount.0", "amount.1"]
+    net.amount = "0.3"
+    with pytest.raises(
+        TypeError, match=r"register_site\(More, 'amount'\): it holds a str, and a rate that can"
+    ):
+        candidates(net)
     with pytest.raises(TypeError, match="needs a module class"):
         register_site(Noise(), "amount")
     with pytest.raises(TypeError, match="name of the attribute"):
@@ -143,14 +155,16 @@ def test_registered_classes_and_their_subclasses_are_known():
 @pytest.mark.parametrize(
     ("select", "names"),
     [
-        ("*", ["0.drop.p", "0.attn.dropout", "1.p"]),
-        ("0.*", ["0.drop.p", "0.attn.dropout"]),
+        ("*", ["0.drop.p", "0.off.p", "0.attn.dropout", "1.p"]),
+        ("all", ["0.drop.p", "0.off.p", "0.attn.dropout", "1.p"]),
+        ("built", ["0.drop.p", "0.attn.dropout", "1.p"]),
+        ("0.*", ["0.drop.p", "0.off.p", "0.attn.dropout"]),
         ("0.drop", ["0.drop.p"]),  # the module's name will do
         ("1.p", ["1.p"]),
-        (["*", "!*.drop"], ["0.attn.dropout", "1.p"]),
+        (["*", "!*.drop"], ["0.off.p", "0.attn.dropout", "1.p"]),
         (["!*.attn"], ["0.drop.p", "1.p"]),
         (nn.Dropout2d, ["1.p"]),
-        ([nn.Dropout, nn.MultiheadAttention], ["0.drop.p", "0.attn.dropout"]),
+        ([nn.Dropout, nn.MultiheadAttention], ["0.drop.p", "0.off.p", "0.attn.dropout"]),
         (lambda site: site.kind == "attention", ["0.attn.dropout"]),
     ],
 )
@@ -158,7 +172,7 @@ def test_selections(select, names):
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
-            self.drop = nn.Dropout(0.1)
+            self.drop, self.off = nn.Dropout(0.1), nn.Dropout(0.0)
             self.attn = nn.MultiheadAttention(4, 2, dropout=0.1)
 
     net = nn.Sequential(Block(), nn.Dropout2d(0.2))
@@ -176,6 +190,9 @@ def test_bad_selections():
         select_sites(net, candidates(net), [])
     with pytest.raises(TypeError, match="not understood"):
         select_sites(net, candidates(net), int)
+    off = nn.Sequential(nn.Dropout(0.0))
+    with pytest.raises(ValueError, match=r"built with every dropout rate at 0: 0\.p; .*or use select='all'"):
+        select_sites(off, candidates(off))
     bare = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.ReLU())
     with pytest.raises(ValueError, match=r"it has 2 ReLU, 1 Linear; add dropout to it with DropoutInjector"):
         select_sites(bare, candidates(bare), "*")

@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 from torch import nn
 
 from lightning_reg.dropout import find_sites
-from lightning_reg.dropout.steering import Rates, release, rule_for, steer
+from lightning_reg.dropout.rules import Rates
+from lightning_reg.dropout.steering import release, rule_for, steer
 
 
 class StochasticDepth(nn.Module):

@@ -8,8 +8,10 @@ from scipy.stats import binomtest
 from timm.layers import DropBlock2d, DropPath
 from torchvision.ops import StochasticDepth
 
-from lightning_reg.dropout import audit, find_sites
-from lightning_reg.dropout.steering import Rates, rule_for, steer
+from lightning_reg.dropout import find_sites
+from lightning_reg.dropout.rules import Rates
+from lightning_reg.dropout.steering import rule_for, steer
+from lightning_reg.dropout.watch import Watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -217,6 +219,13 @@ NETWORKS = {
 EVERY = NETWORKS | {"Wav2Vec2": (wav2vec2, WAV2VEC2)}
 
 
+def watched(net, call):
+    watch = Watch(net.train())
+    with watch.step():
+        call()
+    return watch
+
+
 def tensors(output):
     return output.detach().flatten().clone()
 
@@ -226,6 +235,7 @@ def test_the_list_equals_the_one_written_down(name):
     make, expected = EVERY[name]
     torch.manual_seed(0)
     net, call = make()
+    net.train()
     assert {site.name: site.kind for site in find_sites(net, call)} == expected
 
 
@@ -233,8 +243,8 @@ def test_the_list_equals_the_one_written_down(name):
 def test_all_at_0_are_equal_each_at_one_half_differs_and_built_ones_differ(name):
     torch.manual_seed(0)
     net, call = NETWORKS[name][0]()
-    sites = find_sites(net, call)
     net.train()
+    sites = find_sites(net, call)
     for module in net.modules():  # statistics of a batch are no randomness, but they drift
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.0
@@ -257,23 +267,24 @@ def test_all_at_0_are_equal_each_at_one_half_differs_and_built_ones_differ(name)
 
 def test_dead_rates_are_left_out():
     torch.manual_seed(0)
-    net, call = convnext_atto()
-    assert "drop_rate" in audit(net, call).dead
-    net, call = opt()
-    assert "model.decoder.dropout" in audit(net, call).dead
-    net, call = gpt2()
-    assert {"config.resid_pdrop", "config.attn_pdrop", "config.embd_pdrop"} <= set(audit(net, call).dead)
+    for make, dead in (
+        (convnext_atto, {"drop_rate"}),
+        (opt, {"model.decoder.dropout"}),
+        (gpt2, {"config.resid_pdrop", "config.attn_pdrop", "config.embd_pdrop"}),
+    ):
+        watch = watched(*make())
+        assert dead <= {site.name for site in watch.sites if site.key not in watch.seen}
 
 
 def test_spec_augment_is_reported_by_name():
     net, call = wav2vec2()
-    assert audit(net, call).unsteered == ["the root (Wav2Vec2Model): numpy.random is drawn from"]
+    assert watched(net, call).unsteered == ["numpy.random is drawn from"]
 
 
 def test_patch_dropout_is_reported_by_name():
     net = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, patch_drop_rate=0.5)
     x = image(32)
-    [report] = audit(net, lambda: net(x)).unsteered
+    [report] = watched(net, lambda: net(x)).unsteered
     assert report.startswith("patch_drop (PatchDropout): ")
 
 

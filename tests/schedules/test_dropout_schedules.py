@@ -13,7 +13,6 @@ from lightning_reg.dropout import (
     LateDropout,
 )
 from lightning_reg.schedules.base import check_schedule, needs_total_steps
-from lightning_reg.schedules.dropout import depth_profile
 
 
 @pytest.mark.parametrize(
@@ -49,13 +48,6 @@ def test_curriculum_is_one_minus_the_papers_probability_of_keeping():
         assert CurriculumDropout(1 - keep, gamma)(t) == pytest.approx(
             1 - ((1 - keep) * math.exp(-gamma * t) + keep)
         )
-
-
-def test_depth_profile_by_hand():
-    names = ["blocks.0.attn.p", "blocks.0.mlp.p", "blocks.1.attn.p", "blocks.3.mlp.p", "head.p"]
-    assert depth_profile(names) == [0.25, 0.25, 0.5, 0.75, 1.0]
-    assert depth_profile(["s.0.b.0.p", "s.0.b.1.p", "s.1.b.0.p"]) == [1 / 3, 2 / 3, 1.0]
-    assert depth_profile(["1.p", "4.p"]) == [0.5, 1.0]
 
 
 @pytest.mark.parametrize(

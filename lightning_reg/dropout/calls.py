@@ -1,0 +1,156 @@
+"""Torch's functions that drop or draw, by name, and how to read their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_reg.dropout.known import Kind
+
+__all__ = [
+    "COUNTED",
+    "DECISIONS",
+    "DRAWS",
+    "FILLS",
+    "MASKS",
+    "READS",
+    "count",
+    "draws_inside",
+    "flat",
+    "is_training",
+    "kind_of",
+    "mapped",
+    "name_of",
+    "plain_numbers",
+    "rate_of",
+    "tensors",
+]
+
+_DROPOUTS: dict[str, Kind] = {
+    "dropout": "element",
+    "dropout_": "element",
+    "native_dropout": "element",
+    "dropout1d": "channel",
+    "dropout2d": "channel",
+    "dropout3d": "channel",
+    "feature_dropout": "channel",
+    "feature_dropout_": "channel",
+    "alpha_dropout": "alpha",
+    "alpha_dropout_": "alpha",
+    "feature_alpha_dropout": "feature_alpha",
+    "feature_alpha_dropout_": "feature_alpha",
+}
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+#: Kinds whose dropped values are zeros in the output.
+COUNTED = frozenset({"element", "channel"})
+MASKS = frozenset({"rand", "rand_like", "bernoulli", "bernoulli_", "uniform_"})
+DRAWS = frozenset(
+    {
+        *MASKS,
+        *("randn", "randn_like", "randint", "randint_like", "randperm", "multinomial", "poisson", "binomial"),
+        *("normal", "normal_", "random_", "exponential_", "geometric_", "cauchy_", "log_normal_"),
+        *("gumbel_softmax", "rrelu", "rrelu_"),
+    }
+)
+#: Functions that take no more than a shape from a tensor.
+FILLS = frozenset({"full_like", "new_full", "new_tensor", "fill_", "full"})
+#: Functions that give Python a tensor's number.
+READS = frozenset({"item", "tolist", "__float__", "numpy"})
+#: Functions that turn noise into kept and dropped.
+DECISIONS = frozenset(
+    {
+        *("lt", "le", "gt", "ge", "lt_", "le_", "gt_", "ge_", "less", "less_equal", "greater"),
+        *("greater_equal", "floor", "floor_", "ceil", "ceil_", "round", "round_", "trunc", "trunc_"),
+        *("__lt__", "__le__", "__gt__", "__ge__"),
+    }
+)
+
+
+def name_of(func: Any) -> str:
+    """The name of a torch function, of a custom operator's packet too."""
+    return str(getattr(func, "__name__", "")).partition(".")[0]
+
+
+def kind_of(name: str) -> Kind | None:
+    """What a function that takes a rate drops, or None for another function."""
+    if name in _DROPOUTS:
+        return _DROPOUTS[name]
+    if name in _RECURRENT:
+        return "recurrent"
+    # scaled_dot_product_attention, multi_head_attention_forward, kernels of other packages
+    return "attention" if "attention" in name or "flash_attn" in name else None
+
+
+def is_training(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call of a dropout function drops."""
+    for key in ("training", "train"):
+        if key in kwargs:
+            return bool(kwargs[key])
+    if name in _DROPOUTS:
+        return bool(args[2]) if len(args) > 2 else True
+    return True
+
+
+def rate_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """The rate handed to a function."""
+    value: Any = 0.0  # an RNN of one layer, or of rate 0: its module is a site of its own
+    if name in _DROPOUTS:
+        value = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+    elif name == "scaled_dot_product_attention":
+        value = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+    elif name == "multi_head_attention_forward":
+        value = kwargs.get("dropout_p", args[10] if len(args) > 10 else 0.0)
+    return value if isinstance(value, float) else float(value)
+
+
+def draws_inside(function: Any) -> bool:
+    """Whether a script function or module draws or drops."""
+    graph = str(getattr(function, "inlined_graph", ""))
+    return any(f"aten::{name}(" in graph for name in (*_DROPOUTS, *DRAWS))
+
+
+def count(value: Any) -> int | None:
+    """How many values of a tensor are not zero."""
+    if not isinstance(value, Tensor) or value.is_meta:
+        return None
+    if value.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    try:
+        return int(value.count_nonzero())
+    except RuntimeError:  # a tensor without values of its own: inside of vmap
+        return None
+
+
+def flat(values: Any) -> Iterator[Any]:
+    """Yield what nested lists, tuples and dictionaries hold."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from flat(value)
+        elif isinstance(value, dict):
+            yield from flat(value.values())
+        else:
+            yield value
+
+
+def mapped(function: Callable[[Any], Any], values: Any) -> Any:
+    """Return the same lists, tuples and dictionaries with ``function`` of what they hold."""
+    if type(values) in (list, tuple):
+        return type(values)(mapped(function, value) for value in values)
+    if type(values) is dict:
+        return {key: mapped(function, value) for key, value in values.items()}
+    return function(values)
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an output."""
+    yield from (value for value in flat((output,)) if isinstance(value, Tensor))
+
+
+def plain_numbers(output: Any) -> Iterator[float]:
+    """Yield the numbers of what a tensor gave to Python."""
+    for value in flat((output.reshape(-1).tolist() if hasattr(output, "reshape") else output,)):
+        if isinstance(value, (int, float)):
+            yield float(value)

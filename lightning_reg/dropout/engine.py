@@ -1,0 +1,304 @@
+"""One selection of sites at work: what every way in steers with."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from lightning_reg.dropout.blocks import depth_factors
+from lightning_reg.dropout.compiled import compiled_modules, graphs_so_far, read_by_parent
+from lightning_reg.dropout.report import DropoutReport, some
+from lightning_reg.dropout.rules import Rates, Rule
+from lightning_reg.dropout.selection import SelectSites, select_sites
+from lightning_reg.dropout.settings import Compiled, RateInEval, nearest_level
+from lightning_reg.dropout.sites import DropoutSite
+from lightning_reg.dropout.steering import release, rule_for, steer, take_again
+from lightning_reg.dropout.watch import Watch
+
+__all__ = ["SiteEngine", "watch_of"]
+
+#: Whose steps a site counts: the number of an optimizer, or None for all of them.
+Clock: TypeAlias = "int | None"
+
+#: The watch of each root that is steered; its engines share it.
+_watches: weakref.WeakKeyDictionary[nn.Module, tuple[Watch, list[SiteEngine]]] = weakref.WeakKeyDictionary()
+
+
+#: How often graphs may be made, at first, before numbers are given in levels.
+_GRAPHS = 3
+
+
+@dataclass(eq=False)
+class _Steered:
+    """A site in the run: what its rate is multiplied by, whose steps it counts, and how it is set."""
+
+    site: DropoutSite
+    factor: float
+    clock: Clock
+    rule: Rule | None
+    row: int
+    levels: bool
+    original: Any = None
+    taken: bool = False
+    written: float | None = None
+
+
+class SiteEngine:
+    """Steers the selected sites of one module.
+
+    Args:
+        root, select: the module, and which of its sites.
+        low, high: the lowest and the highest number of the run.
+        relative: multiply built rates instead of replacing them.
+        by_depth: deeper blocks drop more.
+        compile_levels, compiled: what to do with numbers inside ``torch.compile``.
+        rate_in_eval: the rate in evaluation.
+        clock_of: whose steps a site counts; its result is the key of the numbers given to :meth:`apply`.
+        name: who steers, for messages.
+
+    Raises:
+        ValueError: no site is selected, or one is steered already.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        select: SelectSites,
+        *,
+        low: float,
+        high: float,
+        relative: bool = False,
+        by_depth: bool = False,
+        compile_levels: int = 4,
+        compiled: Compiled = "levels",
+        rate_in_eval: RateInEval = "built",
+        clock_of: Callable[[DropoutSite], Clock] = lambda site: None,
+        name: str = "schedule_dropout",
+    ) -> None:
+        self.root, self.low, self.high, self.name = root, low, high, name
+        self.compile_levels, self.compiled, self.rate_in_eval = compile_levels, compiled, rate_in_eval
+        #: numbers that are a graph each under ``torch.compile``
+        self.floats: list[str] = []
+        #: names of rates that somebody else has written, too
+        self.others: dict[str, None] = {}
+        self._steered: list[_Steered] = []
+        self._waiting: list[_Steered] = []
+        self._held: list[DropoutSite] = []
+        self._woken: list[nn.Module] = []
+        self._rows: list[tuple[Clock, float]] = []
+        self._applied: dict[Clock, float] | None = None
+        self._seen = 0
+        self._graphs, self._risen = graphs_so_far(), 0
+        self.watch, engines = watch_of(root)
+        chosen = select_sites(root, self.watch.sites, select)
+        _refuse_shared(chosen, engines, name)
+        self.keys = {site.key for site in chosen}
+        profile = depth_factors(root, chosen) if by_depth else [1.0] * len(chosen)
+        for site, part in zip(chosen, profile, strict=True):
+            self._list(site, part * site.built if relative else part, clock_of(site))
+        if self.floats and compiled == "refuse":
+            raise ValueError(
+                f"{some(self.floats)}: under torch.compile each value of such a rate is a graph; "
+                "use compiled='levels' for a few steps, compiled='hold' for the built rate, or leave them "
+                "out by `select`"
+            )
+        engines.append(self)
+        self.watch.wanted.update(dict.fromkeys(self.keys))
+        device = next((p.device for p in root.parameters()), torch.device("cpu"))
+        self._rates = Rates(device, len(self._rows))
+        for one in self._steered:
+            if self._changes(one):
+                self._take(one)
+
+    @property
+    def sites(self) -> list[DropoutSite]:
+        """The sites that are steered."""
+        return [one.site for one in self._steered]
+
+    def apply(self, numbers: Mapping[Clock, float], look: bool = False) -> None:
+        """Set the rates for the forward that comes.
+
+        Args:
+            numbers: the number of each clock.
+            look: also look whether somebody else has written a rate, where nothing changes.
+        """
+        take_again()
+        news = self._take_news() | self._count_graphs()
+        if numbers == self._applied and not news and not look:
+            return
+        for one in self._waiting:
+            if not one.levels:
+                self.watch.wanted[one.site.key] = min(1.0, numbers[one.clock] * one.factor)
+        self._rates.fill([min(1.0, numbers[clock] * factor) for clock, factor in self._rows])
+        for one in self._steered:
+            number = numbers[one.clock]
+            if one.levels:
+                number = nearest_level(number, self.low, self.high, self.compile_levels)
+            rate = min(1.0, number * one.factor)
+            if one.taken:
+                self._write(one, rate)
+            elif rate != one.site.built:  # left as built: not even the class changes
+                self._take(one)
+                self._write(one, rate)
+        self._applied = dict(numbers)
+
+    @property
+    def clocks(self) -> set[Clock]:
+        """Whose steps the sites count."""
+        return {one.clock for one in (*self._steered, *self._waiting)} or {None}
+
+    def check(self) -> None:
+        """Look whether somebody else has written a rate."""
+        for one in self._steered:
+            if one.written is not None and one.site._read() != one.written:
+                self.others[one.site.name] = None
+
+    def evaluation(self) -> None:
+        """Set the rates for evaluation, for dropout that is on in it, too."""
+        if self.rate_in_eval == "scheduled":
+            return
+        for one in self._steered:
+            rate = one.site.built if self.rate_in_eval == "built" else float(self.rate_in_eval)
+            if not one.taken and rate != one.site.built:
+                self._take(one)
+            if one.taken:
+                self._write(one, rate)
+        self._applied = None
+
+    def asleep(self) -> list[DropoutSite]:
+        """The selected sites whose module is in evaluation mode."""
+        return [one.site for one in self._steered if one.site.known and not one.site.module.training]
+
+    def wake(self) -> None:
+        """Put the modules of :meth:`asleep` in training mode until :meth:`release`."""
+        for site in self.asleep():
+            site.module.training = True
+            self._woken.append(site.module)
+
+    def release(self) -> None:
+        """Put back the rates, the classes and the modes as built; a second call does nothing."""
+        for one in reversed(self._steered):
+            if one.taken and one.site.owner is one.site.module:
+                release(one.site.module, one.site.attribute, self)
+            elif one.taken:
+                one.site._write(one.original)
+        for module in self._woken:
+            module.training = False
+        self._steered, self._waiting, self._woken = [], [], []
+        if self.root in _watches and self in _watches[self.root][1]:
+            engines = _watches[self.root][1]
+            engines.remove(self)
+            if not engines:
+                self.watch.close()
+                del _watches[self.root]
+
+    def report(self) -> DropoutReport:
+        """Say what is steered, what was not reached yet, and what is not steered, and why."""
+        seen, apart = self.watch.seen, self.watch.apart
+        report = DropoutReport()
+        for one in self._steered:
+            site = one.site
+            if site.key in seen:
+                report.steered.append((site.name, seen[site.key].rate, seen[site.key].share))
+            elif site.known and not site.module.training:
+                report.named[site.name] = "its module is in evaluation mode"
+            elif id(site.module) in apart:
+                report.steered.append((site.name, site.get(), None))
+            else:
+                report.waiting.append(site.name)
+        report.unread.extend(
+            one.site.name for one in self._waiting if one.site.name not in self.watch.doubtful
+        )
+        report.held.extend(site.name for site in self._held)
+        report.named.update(self.watch.doubtful)
+        report.named.update((name, "somebody else writes it, too") for name in self.others)
+        report.randomness.extend(self.watch.unsteered)
+        return report
+
+    def _list(self, site: DropoutSite, factor: float, clock: Clock) -> None:
+        inside = id(site.module) in self.watch.apart
+        rule = rule_for(site.module) if site.known and site.owner is site.module else None
+        if inside and rule is not None and read_by_parent(self.root, site.module, site.attribute):
+            rule = None
+        row = (clock, factor)
+        if rule is not None and row not in self._rows:
+            self._rows.append(row)
+        index = self._rows.index(row) if rule is not None else 0
+        levels = rule is None and inside and site.kind not in ("recurrent", "layer")
+        one = _Steered(site, factor, clock, rule, index, levels)
+        if levels and self._changes(one) and site.known:
+            self.floats.append(site.name)
+            if self.compiled == "hold":
+                self._held.append(site)
+                return
+        (self._steered if site.known else self._waiting).append(one)
+
+    def _changes(self, one: _Steered) -> bool:
+        return self.low != self.high or self.low * one.factor != one.site.built
+
+    def _take(self, one: _Steered) -> None:
+        site = one.site
+        one.taken = True
+        one.original = site._read()
+        if site.owner is site.module:
+            rates = self._rates.rows[one.row] if one.rule is not None else None
+            steer(site.module, site.attribute, self, rule=one.rule, rates=rates)
+
+    def _take_news(self) -> bool:
+        """Steer what was seen to act since the last look."""
+        if len(self.watch.seen) == self._seen:
+            return False
+        self._seen = len(self.watch.seen)
+        news = [one for one in self._waiting if one.site.key in self.watch.seen]
+        self._waiting = [one for one in self._waiting if one.site.key not in self.watch.seen]
+        for one in news:
+            one.levels = one.levels and self.watch.seen[one.site.key].kind not in ("recurrent", "layer")
+            if one.levels and self.compiled != "levels":
+                self._held.append(one.site)
+            else:
+                self._steered.append(one)
+        return bool(news)
+
+    def _count_graphs(self) -> bool:
+        """Give numbers in levels where ``torch.compile`` makes graph after graph, out of our sight."""
+        graphs = graphs_so_far()
+        if graphs == self._graphs:
+            return False
+        self._graphs = graphs
+        self._risen += 1
+        if self._risen != _GRAPHS or self.compiled != "levels":
+            return False
+        hidden = [o for o in self._steered if not o.levels and o.rule is None and self._changes(o)]
+        hidden = [o for o in hidden if o.site.kind not in ("recurrent", "layer")]
+        for one in hidden:
+            one.levels = True
+            self.floats.append(one.site.name)
+        return bool(hidden)
+
+    def _write(self, one: _Steered, rate: float) -> None:
+        if one.written is not None and one.site._read() != one.written:
+            self.others[one.site.name] = None
+        one.site.set(rate)
+        one.written = rate
+
+
+def watch_of(root: nn.Module) -> tuple[Watch, list[SiteEngine]]:
+    """Return the watch that the engines of ``root`` share, and these engines."""
+    if root not in _watches:
+        _watches[root] = (Watch(root, compiled_modules(root)), [])
+    return _watches[root]
+
+
+def _refuse_shared(chosen: list[DropoutSite], engines: list[SiteEngine], name: str) -> None:
+    for other in engines:
+        shared = [site.name for site in chosen if site.key in other.keys]
+        if shared:
+            raise ValueError(
+                f"{some(shared)} would be steered by two callbacks, {other.name} and {name}; give them "
+                "disjoint `select`s"
+            )

@@ -1,0 +1,170 @@
+"""Numbers that are watched: they know which site they came from, and pass that on through arithmetic.
+
+Each has a second value besides its own, what it would be at the rate that is wanted, and arithmetic takes
+both along. Everything computes with the number's own value, until it is known to be a rate.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["Observer", "is_watched", "plain", "site_of", "wanted", "watched"]
+
+_COMPARISONS = {"__lt__": operator.lt, "__le__": operator.le, "__gt__": operator.gt, "__ge__": operator.ge}
+_BINARY = ("add", "sub", "mul", "truediv", "pow")
+_SITE = "_lightning_reg_site"
+
+
+class Observer(Protocol):
+    """Who is told what becomes of a watched number."""
+
+    def compared(self, site: int, other: object) -> bool:
+        """The number was compared in Python with ``other``; whether that makes it a rate."""
+
+    def converted(self, site: int, value: float) -> None:
+        """The number was turned into a plain one, ``float(rate)``."""
+
+
+def watched(value: Any, site: int, observer: Observer, wanted: Any = None) -> Any:
+    """Return a number equal to ``value`` that is watched, or None for a type that cannot be.
+
+    Args:
+        value: the number.
+        site: where it came from.
+        observer: who is told what becomes of it.
+        wanted: what it would be at the rate wanted; ``value`` by default.
+
+    >>> class Print:
+    ...     def compared(self, site, other):
+    ...         print(site, other)
+    ...         return True
+    >>> number = watched(0.5, 3, Print(), wanted=0.9)
+    >>> number + 0.0, number < 0.7
+    3 0.7
+    (0.5, False)
+    """
+    cls = _class_for(type(value))
+    if cls is None:
+        return None
+    number = cls(value)
+    number.__dict__[_SITE] = (site, observer, value, value if wanted is None else wanted)
+    return number
+
+
+def is_watched(value: object) -> bool:
+    """Whether ``value`` is a watched number."""
+    return _SITE in getattr(value, "__dict__", ())
+
+
+def site_of(value: Any, observer: Observer) -> int | None:
+    """Return the site that a watched number came from, if ``observer`` watches it."""
+    held = getattr(value, "__dict__", {}).get(_SITE) if isinstance(value, (int, float)) else None
+    return held[0] if held is not None and held[1] is observer else None
+
+
+def plain(value: Any) -> Any:
+    """Return the number that was given to :func:`watched`, or ``value`` itself."""
+    held = getattr(value, "__dict__", {}).get(_SITE) if isinstance(value, (int, float)) else None
+    return value if held is None else held[2]
+
+
+def wanted(value: Any) -> Any:
+    """Return what a watched number would be at the rate wanted, or ``value`` itself."""
+    held = getattr(value, "__dict__", {}).get(_SITE) if isinstance(value, (int, float)) else None
+    return value if held is None else held[3]
+
+
+_classes: dict[type, type] = {}
+
+
+def _class_for(base: type) -> type | None:
+    while base.__module__.startswith("lightning_reg") and issubclass(base, float):
+        base = base.__mro__[1]  # a rate that is steered already is a float
+    if base not in _classes:
+        numpy = sys.modules.get("numpy")
+        allowed = (int, float) if numpy is None else (int, float, numpy.float64)
+        if base not in allowed:
+            return None
+        _classes[base] = _make(base)
+    return _classes[base]
+
+
+def _make(base: Any) -> type:
+    body: dict[str, Any] = {"__reduce_ex__": _reduce, "__deepcopy__": lambda self, memo: plain(self)}
+    if base in (int, float):
+        body["__array_ufunc__"] = None  # numpy's numbers and arrays leave comparisons to us
+        body["__float__"] = _to_float
+    for name, compare in _COMPARISONS.items():
+        body[name] = _comparison(base, name, compare)
+    for stem in _BINARY:
+        function = getattr(operator, stem)
+        body[f"__{stem}__"] = _arithmetic(base, f"__{stem}__", function)
+        body[f"__r{stem}__"] = _arithmetic(base, f"__r{stem}__", _swapped(function))
+    for name in ("__neg__", "__pos__", "__abs__"):
+        body[name] = _unary(base, name)
+    return type(f"Watched{base.__name__.capitalize()}", (base,), body)
+
+
+def _comparison(base: Any, name: str, compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        site, observer, value, asked = self.__dict__[_SITE]
+        result = getattr(base, name)(self, other)
+        if result is NotImplemented and _is_numpy(other):
+            result = compare(value, other)
+        if result is not NotImplemented and observer.compared(site, other):
+            return compare(asked, other)
+        return result
+
+    return method
+
+
+def _arithmetic(base: Any, name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        value, asked = self.__dict__[_SITE][2:]
+        if _is_array(other):
+            return function(value, other)
+        result = getattr(base, name)(self, other)
+        if result is NotImplemented:
+            return result
+        return _passed_on(self, result, result if asked is value else function(asked, wanted(other)))
+
+    return method
+
+
+def _swapped(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda a, b: function(b, a)
+
+
+def _unary(base: Any, name: str) -> Callable[[Any], Any]:
+    return lambda self: _passed_on(
+        self, getattr(base, name)(self), getattr(base, name)(self.__dict__[_SITE][3])
+    )
+
+
+def _passed_on(self: Any, result: Any, asked: Any) -> Any:
+    site, observer = self.__dict__[_SITE][:2]
+    number = watched(result, site, observer, asked)
+    return result if number is None else number
+
+
+def _to_float(self: Any) -> float:
+    site, observer = self.__dict__[_SITE][:2]
+    value = float.__float__(self) if isinstance(self, float) else int.__float__(self)
+    observer.converted(site, value)
+    return value
+
+
+def _reduce(self: Any, protocol: Any) -> Any:
+    value = plain(self)
+    return value.__reduce_ex__(protocol) if hasattr(value, "built") else (type(value), (value,))
+
+
+def _is_numpy(value: object) -> bool:
+    return type(value).__module__ == "numpy"
+
+
+def _is_array(value: object) -> bool:
+    return type(value).__name__ == "ndarray" and _is_numpy(value)

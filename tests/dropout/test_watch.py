@@ -1,0 +1,257 @@
+import argparse
+import random
+from collections import UserDict
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_reg.dropout import find_sites
+from lightning_reg.dropout.watch import Watch
+
+
+def watch(net, call):
+    watched = Watch(net)
+    with watched.step():
+        call()
+    return watched
+
+
+def seen(watched):
+    return {site.name: watched.seen[site.key].kind for site in watched.sites if site.key in watched.seen}
+
+
+class Own(nn.Module):
+    """Drops as ``drop`` does, by one of two numbers."""
+
+    def __init__(self, drop, value=0.2):
+        super().__init__()
+        self.drop = drop
+        self.drop_prob = value
+        self.drop_other = value
+
+    def forward(self, x):
+        return self.drop(x, self.drop_prob)
+
+
+def layer_by(draw):
+    return lambda x, p: x if draw() < p else 2 * x
+
+
+def script(function):
+    with pytest.warns(DeprecationWarning):
+        return torch.jit.script(function)
+
+
+@script
+def scripted(x: torch.Tensor, rate: float) -> torch.Tensor:
+    return torch.nn.functional.dropout(x, rate, True)
+
+
+@script
+def scaled(x: torch.Tensor, by: float) -> torch.Tensor:
+    return x * by
+
+
+GENERATOR = np.random.default_rng(1)
+RATES = {
+    "bernoulli_": lambda x, p: x * x.new_empty(2, 1).bernoulli_(1 - p).div_(1 - p),
+    "floor": lambda x, p: x / (1 - p) * (torch.rand(2, 1) + (1 - p)).floor_(),
+    "compared": lambda x, p: x * (torch.rand_like(x) > p),
+    "in place": lambda x, p: x * torch.rand_like(x).ge_(p),
+    "full_like": lambda x, p: x * torch.bernoulli(torch.full_like(x, 1 - p)),
+    "converted": lambda x, p: x * torch.empty_like(x).bernoulli_(1 - float(p * 4) / 3.0),
+    "distribution": lambda x, p: x * torch.distributions.Bernoulli(1 - p).sample((2, 2)),
+    "script": scripted,
+    "torch": layer_by(lambda: torch.rand([])),
+    "item": layer_by(lambda: torch.rand(3).tolist()[1]),
+    "python": layer_by(random.random),
+    "numpy": layer_by(np.random.random),
+    "numpy's numbers": layer_by(lambda: np.random.random(3)[1]),
+    "swapped": lambda x, p: x if p > random.random() else 2 * x,
+    "of one": lambda x, p: x if random.random() >= 1 - p else 2 * x,
+}
+CONSTANTS = {
+    "subtracted": lambda x, p: x - p,
+    "scales noise": lambda x, p: x + p * torch.randn_like(x),
+    "threshold": lambda x, p: x if p > 0.3 else 2 * x,
+    "threshold of the data": lambda x, p: x * (x > p),
+    "after a draw": lambda x, p: (random.random(), x if p > 0.3 else 2 * x)[1],
+    "after a dropout": lambda x, p: nn.functional.dropout(x, 0.5) - p,
+    "an index": lambda x, p: x[int(p)],
+    "script": scaled,
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_number_that_reaches_a_draw_is_a_rate(name):
+    net = Own(RATES[name])
+    assert list(seen(watch(net, lambda: net(torch.ones(2, 2))))) == ["drop_prob"]
+    assert type(net.drop_prob) is float
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_a_name_alone_makes_no_rate(name):
+    net = Own(CONSTANTS[name])
+    assert seen(watch(net, lambda: net(torch.ones(2, 2)))) == {}
+
+
+@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("value", [0.2, 0, np.float64(0.2)], ids=["float", "int", "float64"])
+def test_watching_changes_no_number(name, value):
+    def run(watched):
+        for seed in (torch.manual_seed, random.seed, np.random.seed):
+            seed(0)
+        net, x = Own(RATES[name], value), torch.ones(2, 2)
+        return Watch(net).step, net, x
+
+    step, net, x = run(True)
+    with step():
+        output = net(x)
+    assert type(net.drop_prob) is type(value) and net.drop_prob == value
+    _, net, x = run(False)
+    assert torch.equal(torch.as_tensor(output), torch.as_tensor(net(x)))
+
+
+@pytest.mark.parametrize("name", RATES.keys() - {"floor", "full_like", "distribution", "converted"})
+def test_the_rate_wanted_acts_in_the_very_forward_that_shows_it_is_one(name):
+    net = Own(RATES[name], 0.5)
+    x = torch.ones(2, 2)
+    for asked, dropped in ((0.0, False), (1.0, True)):
+        for _ in range(5):
+            watched = Watch(net)
+            watched.wanted = {site.key: asked for site in watched.sites}
+            with watched.step():
+                output = net(x)
+            if name in ("torch", "item", "python", "numpy", "numpy's numbers", "swapped", "of one"):
+                assert torch.equal(output, x) is dropped
+            else:
+                assert bool((output == 0).all() or output.isnan().all()) is dropped
+                assert bool((output == 0).any() or output.isnan().any()) is dropped
+
+
+class Everything(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.settings = argparse.Namespace(drop=0.3, inner={"dropout": [0.2, 0.1]})
+        self.drops = [0.1, 0.2]
+        self.cfg = {"model": {"drop_rate": 0.4}}
+        self.meter = Meter()
+
+    def forward(self, x):
+        for rate in (self.settings.drop, self.settings.inner["dropout"][1], self.drops[0]):
+            x = nn.functional.dropout(x, rate, self.training)
+        return nn.functional.dropout(x, self.cfg["model"]["drop_rate"], self.training)
+
+
+class Meter:
+    dropped = 1
+
+
+def test_namespaces_lists_and_dictionaries_are_watched():
+    net = Everything()
+    assert seen(watch(net, lambda: net(torch.ones(2)))) == dict.fromkeys(
+        ["settings.drop", "settings.inner.dropout.1", "drops.0", "cfg.model.drop_rate"], "element"
+    )
+    assert (net.settings.drop, net.drops, net.cfg) == (0.3, [0.1, 0.2], {"model": {"drop_rate": 0.4}})
+
+
+class PlainNumbers(UserDict):
+    """A configuration that takes no subclass of float, as OmegaConf's do."""
+
+    def __setitem__(self, key, value):
+        if type(value) is not float:
+            raise ValueError(f"{type(value).__name__} is not a supported primitive type")
+        super().__setitem__(key, value)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    drop_rate: float = 0.3
+
+
+def test_rates_in_containers_that_refuse_others_are_reported_and_left_alone():
+    class Configured(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._hparams = PlainNumbers(dropout=0.1)
+            self.config = Frozen()
+            self.inner = nn.Dropout(0.4)
+
+        def forward(self, x):
+            x = nn.functional.dropout(x, self._hparams["dropout"], self.training)
+            return self.inner(nn.functional.dropout(x, self.config.drop_rate, self.training))
+
+    net = Configured()
+    watched = watch(net, lambda: net(torch.ones(2, 2)))
+    assert seen(watched) == {"inner.p": "element"}
+    assert watched.unsteered == [
+        "the root (Configured): dropout with a rate of 0.1 in the code",
+        "the root (Configured): dropout with a rate of 0.3 in the code",
+    ]
+    assert net._hparams == {"dropout": 0.1} and net.inner.p == 0.4
+
+
+def test_tensors_are_named():
+    net = Own(RATES["compared"], torch.tensor(0.5))
+    net.register_buffer("drop_rate", torch.tensor(0.5))
+    net.drop = lambda x, p: x * torch.empty_like(x).bernoulli_(1 - float(p)) * torch.bernoulli(net.drop_rate)
+    watched = watch(net, lambda: net(torch.ones(2, 2)))
+    assert watched.doubtful == {"drop_rate": "a tensor; make it a number to schedule it"}
+
+
+def test_randomness_without_a_rate_is_reported_by_name():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            x = nn.functional.dropout(x, 0.1, self.training)
+            x = nn.functional.dropout(x, 0.1, False)
+            if np.random.rand() < 2.0:
+                x = x + torch.randn_like(x)
+            return nn.functional.gumbel_softmax(x)
+
+    net = nn.Sequential(nn.Dropout(0.0), Noisy())
+    watched = watch(net, lambda: net(torch.ones(2, 2)))
+    assert watched.unsteered == [
+        "1 (Noisy): dropout with a rate of 0.1 in the code",
+        "1 (Noisy): randn_like",
+        "1 (Noisy): gumbel_softmax",
+        "numpy.random is drawn from",
+    ]
+    assert seen(watched) == {"0.p": "element"}
+
+
+def test_the_share_dropped_is_counted():
+    net = nn.Sequential(nn.Dropout(0.3), nn.Dropout1d(0.6))
+    torch.manual_seed(0)
+    watched = watch(net, lambda: net(torch.ones(50, 40, 30)))
+    shares = [watched.seen[site.key].share for site in watched.sites]
+    assert shares == [pytest.approx(0.3, abs=0.01), pytest.approx(0.6, abs=0.06)]
+
+
+def test_modules_that_a_step_left_out_are_watched_when_they_are_called():
+    net = nn.ModuleList([nn.Dropout(0.5), Own(RATES["compared"])])
+    watched = Watch(net)
+    watched.wanted = dict.fromkeys(site.key for site in watched.sites)
+    with watched.step():
+        net[0](torch.ones(2))
+    assert seen(watched) == {"0.p": "element"} and type(net[1]) is not Own
+    net[1](torch.ones(2, 2))
+    assert seen(watched) == {"0.p": "element", "1.drop_prob": "row"} and type(net[1]) is Own
+
+
+def test_a_forward_that_raises_leaves_plain_numbers_and_no_hooks():
+    net = Own(RATES["bernoulli_"])
+    call = torch.jit.ScriptFunction.__call__
+    with pytest.raises(ZeroDivisionError):
+        watch(net, lambda: (net(torch.ones(2, 2)), 1 / 0))
+    assert type(net.drop_prob) is float and torch.jit.ScriptFunction.__call__ == call
+    assert not nn.modules.module._global_forward_pre_hooks
+
+
+def test_activation_checkpointing_is_seen_through():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+    x = torch.ones(1, 2, requires_grad=True)
+    assert [s.name for s in find_sites(net, lambda: checkpoint(net, x, use_reentrant=False))] == ["1.p"]
