@@ -54,15 +54,11 @@ class SiteEngine:
     Args:
         root, select: the module, and which of its sites.
         low, high: the lowest and the highest number of the run.
-        relative: multiply built rates instead of replacing them.
-        by_depth: deeper blocks drop more.
+        relative, by_depth: multiply built rates instead of replacing them; deeper blocks drop more.
         compile_levels, compiled: what to do with numbers inside ``torch.compile``.
         rate_in_eval: the rate in evaluation.
         clock_of: whose steps a site counts; its result is the key of the numbers given to :meth:`apply`.
         name: who steers, for messages.
-
-    Raises:
-        ValueError: no site is selected, or one is steered already.
     """
 
     def __init__(
@@ -234,8 +230,7 @@ class SiteEngine:
         if levels and self._changes(one) and site.known:
             self.floats.append(site.name)
             if self.compiled == "hold":
-                self._held.append(site)
-                return
+                return self._held.append(site)
         (self._steered if site.known else self._waiting).append(one)
 
     def _changes(self, one: _Steered) -> bool:
