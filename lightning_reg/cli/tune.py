@@ -123,11 +123,11 @@ def find(config: Path, output: Path, dropout: bool = False) -> int:
         )
     train, validation = batches_of_data(made.data)
     output.mkdir(parents=True, exist_ok=True)
-    sweep = Sweep("rate" if dropout else "strength")
+    sweep = Sweep("rate" if dropout else "strength", scored=options["score"] is not None)
     interrupted = False
     with progress_on(console) as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"the (strength|rate) suggested")  # said below
-        task = progress.add_task("find", total=options["points"])
+        task = progress.add_task("find", total=options["points"] + (0 if dropout else 1))
 
         def on_point(value: float, loss: float) -> None:
             sweep.values.append(value)
@@ -147,7 +147,7 @@ def find(config: Path, output: Path, dropout: bool = False) -> int:
     if interrupted:
         console.print(f"stopped after {len(sweep.values)} points, which {output} keeps")
         return 130
-    console.print(f"suggested {'dropout rate' if dropout else 'strength'}: {sweep.suggestion():.4g}")
+    console.print(f"suggested: {'dropout ' if dropout else ''}{sweep.choice()}", soft_wrap=True)
     if remark := sweep.remark():
         console.print(remark, soft_wrap=True)
     console.print(f"wrote {output / 'find.csv'} and {output / 'find.png'}")

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 __all__ = [
     "Data",
     "Loss",
+    "Score",
     "TensorBatches",
     "batches_of",
+    "check_module",
     "clone",
     "loss_of",
     "mean_gradient_",
@@ -25,6 +27,8 @@ __all__ = [
 
 #: ``(module, batch) -> scalar``, a mean over the batch.
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
+#: ``(module, batches) -> number``, higher being better.
+Score: TypeAlias = Callable[[Any, Any], float]
 #: A data set, or anything that yields batches again and again.
 Data: TypeAlias = "Dataset[Any] | Iterable[Any]"
 
@@ -110,6 +114,19 @@ def clone(module: nn.Module) -> Any:
     if trainer is not None:
         copied._trainer = None  # type: ignore[assignment]
     return copied
+
+
+def check_module(module: object, caller: str) -> None:
+    """Refuse a module that does not say how it is trained.
+
+    Raises:
+        TypeError: it has no ``training_step``.
+    """
+    if isinstance(module, nn.Module) and not callable(getattr(module, "training_step", None)):
+        raise TypeError(
+            f"{caller} trains a LightningModule, and {type(module).__name__} has no training_step; wrap it, "
+            "as in RegularizedRegressor(module, []) or RegularizedClassifier(module, 10, []) for ten classes"
+        )
 
 
 def loss_of(module: nn.Module, loss: Loss | None) -> Loss:

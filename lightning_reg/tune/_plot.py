@@ -49,18 +49,39 @@ def plot_path(frame: PathFrame) -> Any:
 
 
 def plot_sweep(sweep: Sweep) -> Any:
-    """Draw the points of a sweep, the curve through them and the suggestion."""
+    """Draw the points of a sweep, the curve through them, the loss without a penalty and the suggestion."""
     figure, axes = _new_figure(1)
-    _style(axes, "", "strength" if sweep.kind == "strength" else "dropout rate", "validation loss")
+    name = "score" if sweep.scored else "validation loss"
+    _style(axes, "", "strength" if sweep.kind == "strength" else "dropout rate", name)
+    sign = -1.0 if sweep.scored else 1.0
+    places, curve = sweep.curve()
     seen = [(value, loss) for value, loss in sweep if math.isfinite(loss)]
-    axes.plot(*zip(*seen, strict=True), "o", color=_COLOURS[0], markersize=4.5, label="a short run each")
-    axes.plot(*sweep.curve(), color=_COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth")
+    shown = [(value, loss) for value, loss in seen if value > 0.0 or sweep.kind == "rate"]
+    lowest, reach = min(curve), max(curve) - min(curve)
+    top = lowest + reach  # where the curve ends; a run that is worse is drawn there, as a triangle
+    near = [(value, sign * loss) for value, loss in shown if loss <= top]
+    far = [value for value, loss in shown if loss > top]
+    axes.plot(*zip(*near, strict=True), "o", color=_COLOURS[0], markersize=4.5, label="a short run each")
+    if far:
+        marker = "v" if sweep.scored else "^"
+        axes.plot(far, [sign * top] * len(far), marker, color=_COLOURS[0], markersize=6, label="worse")
+    axes.plot(
+        places, [sign * loss for loss in curve], color=_COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth"
+    )
+    if sweep.without is not None and math.isfinite(sweep.without):
+        label = f"no penalty: {sign * sweep.without:.3g}"
+        axes.axhline(sign * min(sweep.without, top), color=_INK, linestyle=":", linewidth=1.4, label=label)
     suggestion = sweep.suggestion()
     label = f"suggestion: {suggestion:.3g}"
-    axes.axvline(suggestion, color=_COLOURS[3], linestyle="--", linewidth=1.2, label=label)
+    if suggestion > 0.0 or sweep.kind == "rate":
+        axes.axvline(suggestion, color=_COLOURS[3], linestyle="--", linewidth=1.2, label=label)
+    else:
+        axes.plot([], [], color=_COLOURS[3], linestyle="--", label=label)
     if sweep.kind == "strength":
         axes.set_xscale("log")
-    _legend(axes, 3)
+    if not sweep.scored and lowest > 0.0 and top > 3.0 * lowest:
+        axes.set_yscale("log")
+    _legend(axes, 4)
     return figure
 
 
@@ -141,7 +162,7 @@ def _new_figure(columns: int) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "plot() needs matplotlib; install it with: pip install 'lightning-reg[plot]'", name="matplotlib"
+            "plot() needs matplotlib; run: pip install matplotlib", name="matplotlib"
         ) from error
     figure = Figure(figsize=(5.5 * columns, 4.2), layout="constrained")
     figure.patch.set_alpha(0.0)

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_reg.metrics.functional import sparsity
 from lightning_reg.tune._directory import PathDirectory
-from lightning_reg.tune._loss import Data, batches_of, mean_loss, same_order
+from lightning_reg.tune._loss import Data, Score, batches_of, check_module, mean_loss, same_order
 from lightning_reg.tune._point import make, seed_all
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import quiet
@@ -24,8 +24,6 @@ from lightning_reg.tune.kinds import Kind, kinds_of
 
 __all__ = ["accuracy", "check_compare", "compare"]
 
-#: ``(module, batches) -> number``, higher being better.
-Score = Callable[[Any, Any], float]
 #: Called with the kind, the value, the seed and the score of each finished run.
 OnRun = Callable[[str, float, int, float], None]
 
@@ -105,6 +103,7 @@ def compare(
         TypeError: the module cannot be trained, or a kind is none.
     """
     check_compare(seeds, budget, epochs)
+    check_module(module, "compare")
     options = trainer or {}
     first = make(module, seed)
     precision = TrainingPrecision(options)

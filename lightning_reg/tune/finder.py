@@ -6,17 +6,21 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
+from tqdm.auto import tqdm
 
 from lightning_reg.apply import Apply, Metric
 from lightning_reg.penalties import Penalty
-from lightning_reg.tune._loss import Data, batches_of, clone, mean_loss, same_order
+from lightning_reg.tune._last_epochs import LastEpochs
+from lightning_reg.tune._loss import Data, Score, batches_of, check_module, clone, mean_loss, same_order
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import quiet
+from lightning_reg.tune.kinds import strength_range
 from lightning_reg.tune.sweep import Sweep
 
 __all__ = ["check_rates", "check_strengths", "find_dropout", "find_strength"]
@@ -28,18 +32,21 @@ def find_strength(
     data: Data,
     validation: Data,
     *,
-    lowest: float = 1e-5,
-    highest: float = 1.0,
+    lowest: float | None = None,
+    highest: float | None = None,
     points: int = 12,
     epochs: int = 60,
     apply: Apply = "gradient",
     metric: Metric = "optimizer",
+    score: Score | None = None,
+    seeds: int = 1,
     batch_size: int | None = None,
     seed: int = 0,
     trainer: dict[str, Any] | None = None,
+    progress: bool = False,
     on_point: Callable[[float, float], None] | None = None,
 ) -> Sweep:
-    """Train copies of ``module`` for a short while, each at one strength of ``penalty``.
+    """Train copies of ``module`` for a short while, each at one strength of ``penalty``, and one without.
 
     Every copy starts from the module as it is, with a Trainer and an optimizer of its own, and sees the
     batches in the same order; the random generators are put back. Nothing of the module, or of a run that it
@@ -50,16 +57,22 @@ def find_strength(
         penalty: which function, on what; its strength is not looked at.
         data: to train on.
         validation: to tell the strengths apart.
-        lowest: of the strengths, where it does next to nothing.
-        highest: of the strengths, where it ruins the model.
-        points: how many strengths, log-spaced; two or three a decade.
+        lowest: of the strengths above 0, where it does next to nothing. Where None it fits the penalty: four
+            decades below ``lambda_max`` if it makes zeros, 1e-3 for decoupled decay, and else 1e-5.
+        highest: of the strengths, where it ruins the model: ``lambda_max``, 10 or 1 where None; up to four
+            more points then follow above it, as long as the best is the last.
+        points: how many strengths above 0, log-spaced; two or three a decade.
         epochs: of each run. It must be long enough for overfitting to begin: half of a whole run will do.
         apply: how the penalty acts.
         metric: of ``apply="proximal"``.
+        score: ``(module, batches) -> number``, higher is better, such as
+            :func:`~lightning_reg.tune.accuracy`; less the validation loss where None.
+        seeds: runs at each point, whose mean counts.
         batch_size: of training on a data set; all at once where None.
-        seed: of each run.
+        seed: of each run, the first of several.
         trainer: options of the Trainer.
-        on_point: called with each strength and its validation loss.
+        progress: show a bar.
+        on_point: called with each strength and its validation loss, or the negative of its score.
 
     Returns:
         What was seen, with ``suggestion()``, ``plot()`` and ``to_csv()``. A loss is the mean over the last
@@ -67,17 +80,28 @@ def find_strength(
 
     Raises:
         ValueError: no range of strengths, or no epoch.
+        TypeError: the module cannot be trained, or ``penalty`` is no penalty.
     """
     check_strengths(lowest, highest, points, epochs)
+    check_module(module, "find_strength")
+    _check_penalty(penalty)
+    extend = highest is None
+    if lowest is None or highest is None:
+        with isolate_rng(), same_order(data):
+            low, high = strength_range(module, penalty, apply, batches_of(data, batch_size))
+        lowest = min(low, high if highest is None else 1e-4 * highest) if lowest is None else lowest
+        highest = max(high, 10.0 * lowest) if highest is None else highest
     values = [lowest * (highest / lowest) ** (i / (points - 1)) for i in range(points)]
     from lightning_reg.callbacks import PenaltyCallback
 
     def prepare(copied: nn.Module, strength: float) -> list[Any]:
+        if strength == 0.0:
+            return []
         swept = replace(penalty, strength=strength)  # type: ignore[type-var]
         return [PenaltyCallback(swept, apply=apply, metric=metric, log=False)]
 
-    how = (data, validation, batch_size, epochs, seed, trainer, on_point)
-    return _sweep("strength", module, prepare, values, how)
+    how = (data, validation, batch_size, epochs, seed, trainer, on_point, score, seeds, progress)
+    return _sweep("strength", module, prepare, [0.0, *values], how, extend)
 
 
 def find_dropout(
@@ -88,9 +112,12 @@ def find_dropout(
     highest: float = 0.8,
     points: int = 9,
     epochs: int = 60,
+    score: Score | None = None,
+    seeds: int = 1,
     batch_size: int | None = None,
     seed: int = 0,
     trainer: dict[str, Any] | None = None,
+    progress: bool = False,
     on_point: Callable[[float, float], None] | None = None,
 ) -> Sweep:
     """Train copies of ``module`` for a short while, each with one rate for every dropout.
@@ -102,15 +129,20 @@ def find_dropout(
         highest: of the rates; the lowest is 0.
         points: how many rates, evenly spaced.
         epochs: of each run; half of a whole run will do.
+        score: as in :func:`find_strength`.
+        seeds: runs at each point, whose mean counts.
         batch_size: of training on a data set; all at once where None.
-        seed: of each run.
+        seed: of each run, the first of several.
         trainer: options of the Trainer.
-        on_point: called with each rate and its validation loss.
+        progress: show a bar.
+        on_point: called with each rate and its validation loss, or the negative of its score.
 
     Raises:
         ValueError: no range of rates, or the module has no dropout site.
+        TypeError: the module cannot be trained.
     """
     check_rates(highest, points, epochs)
+    check_module(module, "find_dropout")
     from lightning_reg.dropout import find_sites
 
     def prepare(copied: nn.Module, rate: float) -> list[Any]:
@@ -124,21 +156,29 @@ def find_dropout(
         return []
 
     values = [highest * i / (points - 1) for i in range(points)]
-    how = (data, validation, batch_size, epochs, seed, trainer, on_point)
+    how = (data, validation, batch_size, epochs, seed, trainer, on_point, score, seeds, progress)
     return _sweep("rate", module, prepare, values, how)
 
 
-def check_strengths(lowest: float, highest: float, points: int, epochs: int) -> None:
+def check_strengths(lowest: float | None, highest: float | None, points: int, epochs: int) -> None:
     """Refuse options of :func:`find_strength` that make no sweep, whatever the data.
 
     Raises:
         ValueError: one of them does not.
     """
-    if not 0.0 < lowest < highest < math.inf or points < 3 or epochs < 1:
+    low = 0.5 * (highest or 1.0) if lowest is None else lowest
+    if not 0.0 < low < (2.0 * low if highest is None else highest) < math.inf or points < 3 or epochs < 1:
         raise ValueError(
             f"lowest={lowest}, highest={highest}, points={points}, epochs={epochs} make no sweep; give "
             "0 < lowest < highest, 3 or more points, and 1 epoch or more"
         )
+
+
+def _check_penalty(penalty: object) -> None:
+    if not isinstance(penalty, Penalty):
+        inside = getattr(penalty, "penalty", None)
+        hint = f"it holds one: give {inside!r}" if isinstance(inside, Penalty) else "give one such as L1(0.0)"
+        raise TypeError(f"find_strength takes a penalty, and {penalty!r} is none; {hint}")
 
 
 def check_rates(highest: float, points: int, epochs: int) -> None:
@@ -160,13 +200,9 @@ def _sweep(
     prepare: Callable[[nn.Module, float], list[Any]],
     values: Sequence[float],
     how: tuple[Any, ...],
+    extend: bool = False,
 ) -> Sweep:
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.utilities.seed import isolate_rng
-
-    from lightning_reg.tune._last_epochs import LastEpochs
-
-    data, validation, batch_size, epochs, seed, options, on_point = how
+    data, validation, batch_size, epochs, seed, options, on_point, score, seeds, progress = how
     options = {
         "logger": False,
         "enable_checkpointing": False,
@@ -177,24 +213,64 @@ def _sweep(
         **(options or {}),
         "max_epochs": epochs,
     }
-    batches, held_out = batches_of(data, batch_size), batches_of(validation)
-    sweep, precision = Sweep(kind), TrainingPrecision(options)
-    for value in values:
-        with isolate_rng(), quiet(), same_order(data, validation):
-            torch.manual_seed(seed)
-            copied = clone(module)
-            precision.convert_(copied)
-            callbacks, loss = prepare(copied, value), precision.loss(copied)
-            last = LastEpochs(partial(mean_loss, copied, held_out, loss), -(-epochs // 12))
-            runner = Trainer(**options | {"callbacks": [*options.get("callbacks", []), *callbacks, last]})
-            runner.fit(copied, batches)
-        if runner.interrupted:  # by Ctrl-C, which releases before 2.4 keep to themselves
-            raise KeyboardInterrupt
-        sweep.values.append(value)
-        sweep.losses.append(math.fsum(last.losses) / len(last.losses) if last.losses else math.nan)
-        if on_point is not None:
-            on_point(value, sweep.losses[-1])
+    sweep, waiting = Sweep(kind, scored=score is not None), list(values)
+    bar = tqdm(total=len(values) * seeds, desc=f"find {kind}", disable=not progress)
+    with bar:
+        while waiting:
+            value, seen = waiting.pop(0), []
+            for number in range(seed, seed + seeds):
+                with isolate_rng(), quiet(), same_order(data, validation):
+                    seen.append(
+                        _measure(
+                            module, prepare, value, (data, validation, batch_size), number, options, score
+                        )
+                    )
+                bar.update()
+            sweep.values.append(value)
+            sweep.losses.append(math.fsum(seen) / len(seen))
+            if on_point is not None:
+                on_point(value, sweep.losses[-1])
+            if extend and not waiting and len(sweep.values) < len(values) + 4 and _best_is_last(sweep):
+                waiting.append(value * (value / sweep.values[-2]))
+                bar.total += seeds
     remark = sweep.remark()
     if remark is not None:
         warnings.warn(remark, stacklevel=3)
     return sweep
+
+
+def _measure(
+    module: nn.Module,
+    prepare: Callable[[nn.Module, float], list[Any]],
+    value: float,
+    data: tuple[Any, Any, int | None],
+    seed: int,
+    options: dict[str, Any],
+    score: Score | None,
+) -> float:
+    """Train a copy, and return the mean loss, or less the score, of its last epochs."""
+    train, validation, batch_size = data
+    batches, held_out = batches_of(train, batch_size), batches_of(validation)
+    precision = TrainingPrecision(options)
+    torch.manual_seed(seed)
+    copied = clone(module)
+    precision.convert_(copied)
+    callbacks, loss = prepare(copied, value), precision.loss(copied)
+
+    def measure() -> float:
+        if score is None:
+            return mean_loss(copied, held_out, loss)
+        with torch.no_grad():
+            return -float(score(copied, precision.inputs(held_out)))
+
+    last = LastEpochs(measure, -(-options["max_epochs"] // 12))
+    runner = Trainer(**options | {"callbacks": [*options.get("callbacks", []), *callbacks, last]})
+    runner.fit(copied, batches)
+    if runner.interrupted:  # by Ctrl-C, which releases before 2.4 keep to themselves
+        raise KeyboardInterrupt
+    return math.fsum(last.losses) / len(last.losses) if last.losses else math.nan
+
+
+def _best_is_last(sweep: Sweep) -> bool:
+    known = [loss if math.isfinite(loss) else math.inf for loss in sweep.losses]
+    return known[-1] < min(known[:-1])

@@ -65,9 +65,10 @@ def strength_range(
     """
     if apply == "decoupled":
         return 1e-3, 10.0
+    loss = loss_of(module, None) if loss is None else loss
     try:
-        top = lambda_max(module, penalty, batches_of(data), loss=loss or loss_of(module, None), convex=False)
-    except ValueError:  # it makes no zeros
+        top = lambda_max(module, penalty, batches_of(data), loss=loss, convex=False)
+    except (ValueError, NotImplementedError):  # it makes no zeros
         return 1e-5, 1.0
     return (1e-4 * top, top) if top > 0.0 else (1e-5, 1.0)
 

@@ -13,7 +13,7 @@ from torch import nn
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._folds import split, with_folds
-from lightning_reg.tune._loss import Data, batches_of
+from lightning_reg.tune._loss import Data, batches_of, check_module
 from lightning_reg.tune._point import Recipe, make, train_point
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune.frame import PathFrame, Row
@@ -104,6 +104,7 @@ def regularization_path(
         algorithm for generalized linear models*, Journal of the Royal Statistical Society B 69(4), 2007.
     """
     check_path(strengths, points, ratio, warm_start, patience, validation is not None, folds)
+    check_module(module, "regularization_path")
     first = make(module, seed)
     if strengths is None:
         precision = TrainingPrecision(trainer or {})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.tune.finder import find_dropout, find_strength
@@ -17,8 +20,12 @@ __all__ = ["DropoutFinder", "StrengthFinder"]
 class _Finder(BothCallback):
     """Trains copies of the module before the fit starts, and leaves the run as it is."""
 
-    def __init__(self, update: bool, options: dict[str, Any]) -> None:
+    def __init__(self, update: bool, options: dict[str, Any], search: Callable[..., Sweep]) -> None:
         super().__init__()
+        if unknown := sorted(set(options) - set(signature(search).parameters)):
+            raise TypeError(
+                f"{type(self).__name__}: options have {unknown[0]!r}, which {search.__name__} lacks"
+            )
         self.update = update
         self.options = options
         self.sweep: Sweep | None = None
@@ -44,8 +51,13 @@ class _Finder(BothCallback):
                 f"{type(self).__name__} tells strengths apart by the validation loss; give the Trainer "
                 "validation data"
             )
-        options = {"trainer": {"accelerator": _accelerator(trainer)}, **self.options}
+        shown = trainer.progress_bar_callback is not None
+        options = {"trainer": {"accelerator": _accelerator(trainer)}, "progress": shown, **self.options}
         self.search(trainer, pl_module, train, validation, options)
+        rank_zero_info(f"{type(self).__name__}: {self._choice()}{'; in use' if self.update else ''}")
+
+    def _choice(self) -> str:
+        return "" if self.sweep is None else self.sweep.choice()
 
     def search(
         self, trainer: Trainer, module: LightningModule, train: Any, validation: Any, options: dict[str, Any]
@@ -76,7 +88,7 @@ class StrengthFinder(_Finder):
     """
 
     def __init__(self, update: bool = True, options: dict[str, Any] | None = None) -> None:
-        super().__init__(update, options or {})
+        super().__init__(update, options or {}, find_strength)
 
     def search(
         self, trainer: Trainer, module: LightningModule, train: Any, validation: Any, options: dict[str, Any]
@@ -116,7 +128,7 @@ class DropoutFinder(_Finder):
     """
 
     def __init__(self, update: bool = True, options: dict[str, Any] | None = None) -> None:
-        super().__init__(update, options or {})
+        super().__init__(update, options or {}, find_dropout)
 
     def search(
         self, trainer: Trainer, module: LightningModule, train: Any, validation: Any, options: dict[str, Any]

@@ -41,7 +41,9 @@ def strength_study(
         from optuna_integration import PyTorchLightningPruningCallback
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "strength_study needs Optuna; install it with: pip install 'lightning-reg[tune]'", name=error.name
+            f"strength_study needs Optuna and its integration, and {error.name} is missing; run: pip install "
+            "optuna optuna-integration",
+            name=error.name,
         ) from error
 
     def objective(trial: Any) -> float:
@@ -74,7 +76,7 @@ def ray_map(workers: int) -> Callable[[Callable[[Any], Any], Sequence[Any]], Ite
         from ray import tune
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "ray_map needs Ray Tune; install it with: pip install 'lightning-reg[ray]'", name=error.name
+            "ray_map needs Ray Tune; run: pip install 'ray[tune]'", name=error.name
         ) from error
 
     def run(function: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterator[Any]:

@@ -20,8 +20,9 @@ class Sweep:
 
     Attributes:
         kind: what was swept.
-        values: of it, from the smallest.
-        losses: the validation loss at each.
+        values: of it, from the smallest; the first strength is 0, which is no penalty.
+        losses: the validation loss at each; with a score, its negative.
+        scored: whether a score was given.
 
     >>> sweep = Sweep("strength", [1e-4, 1e-3, 1e-2, 1e-1, 1.0], [2.0, 1.5, 1.2, 1.5, 2.0])
     >>> round(sweep.suggestion(), 4)
@@ -31,25 +32,46 @@ class Sweep:
     kind: Literal["strength", "rate"]
     values: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    scored: bool = False
 
     def __iter__(self) -> Iterator[tuple[float, float]]:
         return zip(self.values, self.losses, strict=True)
 
+    @property
+    def without(self) -> float | None:
+        """The loss at strength 0, or None where it was not tried."""
+        return self.losses[0] if self.kind == "strength" and self.values[:1] == [0.0] else None
+
     def suggestion(self) -> float:
-        """Return where :meth:`curve` is lowest.
+        """Return where :meth:`curve` is lowest, or 0 if the curve, or every run, does no better.
 
         Raises:
             ValueError: no finite loss was seen.
         """
         values, losses = self.curve()
-        return values[_lowest(losses)]
+        at = _lowest(losses)
+        lowest = min(loss for loss in self.losses[1:] or losses if loss == loss)
+        none_is_best = self.without is not None and self.without <= max(losses[at], lowest)
+        return 0.0 if none_is_best else values[at]
+
+    def choice(self) -> str:
+        """Return the suggestion in a sentence, with what was seen there and without."""
+        named, sign = ("score", -1.0) if self.scored else ("validation loss", 1.0)
+        found = f"{self.kind} {self.suggestion():.3g}"
+        if self.without is None:
+            return f"{found}, {named} {sign * min(self.curve()[1]):.4g}, of {len(self.values)} tried"
+        lowest = self.without if self.suggestion() == 0.0 else min(self.curve()[1])
+        without = f"without a penalty {sign * self.without:.4g}"
+        return f"{found}, {named} {sign * lowest:.4g} ({without}), of {len(self.values)} tried"
 
     def remark(self) -> str | None:
         """Return a sentence if the suggestion is an end of the range, beyond which a better one may lie.
 
-        A dropout rate of 0 is an answer, and no finite loss none.
+        A strength or rate of 0 is an answer, and no finite loss none.
         """
         if not any(map(math.isfinite, self.losses)):
+            return None
+        if self.suggestion() == 0.0:
             return None
         values, losses = self.curve()
         at = _lowest(losses)
@@ -77,20 +99,22 @@ class Sweep:
             Cleveland and Devlin, *Locally Weighted Regression*, Journal of the American Statistical
             Association 83(403), 1988.
         """
-        finite = sorted(loss for loss in self.losses if math.isfinite(loss))
+        first = 0 if self.without is None else 1  # 0 has no place on a logarithmic axis
+        values, losses = self.values[first:], self.losses[first:]
+        finite = sorted(loss for loss in losses if math.isfinite(loss))
         if not finite:
             raise ValueError("no run had a finite loss; lower highest=, or the learning rate")
         lowest, median, quartile = finite[0], finite[len(finite) // 2], finite[3 * len(finite) // 4]
         # where most of the losses are alike, the median is no measure of what matters
         scale = max(median - lowest, 0.1 * (quartile - lowest)) or 1.0
-        seen = [min(loss, finite[-1]) if loss == loss else finite[-1] for loss in self.losses]
+        seen = [min(loss, finite[-1]) if loss == loss else finite[-1] for loss in losses]
         heights = torch.tensor(
             [min(2.0, math.log1p((loss - lowest) / scale)) for loss in seen], dtype=torch.float64
         )
-        axis = [math.log(value) for value in self.values] if self.kind == "strength" else self.values
+        axis = [math.log(value) for value in values] if self.kind == "strength" else values
         at = torch.tensor(axis, dtype=torch.float64)
         if len(at) < 3:
-            return list(self.values), list(self.losses)
+            return values, losses
         gap = (at[-1] - at[0]) / (len(at) - 1)
         grid = torch.linspace(float(at[0]), float(at[-1]), places, dtype=torch.float64)
         distance = (at - grid[:, None]) / gap
@@ -104,8 +128,9 @@ class Sweep:
         """Write a line for each value."""
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow([self.kind, "validation_loss"])
-            writer.writerows(self)
+            writer.writerow([self.kind, "score" if self.scored else "validation_loss"])
+            sign = -1.0 if self.scored else 1.0
+            writer.writerows((value, sign * loss) for value, loss in self)
 
     def plot(self) -> Any:
         """Return a ``matplotlib`` figure of the points, the curve and the suggestion.

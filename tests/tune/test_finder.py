@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg import L2
+from lightning_reg import L1, L2
 from lightning_reg.callbacks import DropoutFinder, L2PenaltyCallback, StrengthFinder
-from lightning_reg.tune import Sweep, find_dropout, find_strength
+from lightning_reg.tune import Sweep, find_dropout, find_strength, lambda_max, regularization_path
 from lightning_reg.tune._loss import TensorBatches
-from tests.support import QUIET, Net, data
+from tests.support import QUIET, Net, batches, data
 
 
 class Validated(Net):
@@ -142,10 +143,10 @@ def test_every_strength_starts_from_the_module_and_sees_the_same_batches() -> No
             trainer=QUIET | {"callbacks": [Record()]},
             on_point=lambda *point: seen.append(point),
         )
-    assert list(sweep) == seen and sweep.values == pytest.approx([1e-5, 1e-3, 1e-1])
+    assert list(sweep) == seen and sweep.values == pytest.approx([0.0, 1e-5, 1e-3, 1e-1])
     assert torch.equal(loader.generator.get_state(), state)
     first, *others = (batches[i : i + 13 * 4] for i in range(0, len(batches), 13 * 4))
-    assert len(others) == 2 and all(equal(first, other) for other in others)
+    assert len(others) == 3 and all(equal(first, other) for other in others)
     # the same by hand: the mean over the last two of thirteen epochs
     for strength, loss in sweep:
         copied, losses = copy.deepcopy(module), []
@@ -173,6 +174,69 @@ def test_the_curve_finds_a_parabola_and_stands_a_ruined_end() -> None:
     )
     with pytest.raises(ValueError, match="no run had a finite loss"):
         Sweep("rate", [0.0, 0.1, 0.2], [math.nan, math.inf, math.nan]).suggestion()
+
+
+def test_no_penalty_is_an_answer() -> None:
+    strengths, rising = [0.0, 1e-4, 1e-3, 1e-2, 1e-1], [1.0, 1.01, 1.02, 1.5, 3.0]
+    sweep = Sweep("strength", strengths, rising)
+    assert sweep.suggestion() == 0.0 and min(sweep.curve()[0]) == pytest.approx(1e-4)
+    assert sweep.remark() is None
+    assert sweep.choice() == "strength 0, validation loss 1 (without a penalty 1), of 5 tried"
+    better = Sweep("strength", strengths, [1.0, 0.9, 0.5, 0.9, 3.0])
+    assert 5e-4 < better.suggestion() < 2e-3 and "without a penalty 1)" in better.choice()
+
+
+def test_a_score_is_what_counts_and_seeds_are_averaged(tmp_path: Path) -> None:
+    strengths: list[float] = []
+
+    def score(module: Any, batches: Any) -> float:
+        return float(sum(p.detach().abs().sum() for p in module.parameters()))  # no penalty scores best
+
+    how: Any = {"points": 3, "epochs": 1, "lowest": 1e-3, "highest": 10.0, "trainer": QUIET, "score": score}
+    note = strengths.append
+    sweep = find_strength(Net(), L2(1.0), data(), data(24), on_point=lambda *point: note(point[0]), **how)
+    assert sweep.suggestion() == 0.0 and sweep.losses[0] == min(sweep.losses) < 0 and len(strengths) == 4
+    sweep.to_csv(tmp_path / "find.csv")
+    assert (tmp_path / "find.csv").read_text().splitlines()[1] == f"0.0,{-sweep.losses[0]}"
+    both = find_strength(Net(), L2(1.0), batches(), data(24), seeds=2, **how)
+    one, other = (find_strength(Net(), L2(1.0), batches(), data(24), seed=k, **how) for k in (0, 1))
+    assert both.losses == pytest.approx([(a + b) / 2 for a, b in zip(one.losses, other.losses, strict=True)])
+
+
+def test_the_range_fits_the_penalty_and_is_left_upwards() -> None:
+    how: Any = {"points": 3, "epochs": 1, "trainer": QUIET}
+    falling = iter(range(20, 0, -1))  # the higher the better
+    with pytest.warns(UserWarning, match="is the highest tried"):
+        sweep = find_strength(
+            Net(), L2(1.0), data(), data(24), apply="decoupled", score=lambda *_: -float(next(falling)), **how
+        )
+    assert sweep.values == pytest.approx([0.0, 1e-3, 0.1, 10.0, 1e3, 1e5, 1e7, 1e9])
+    l1 = find_strength(Net(), L1(1.0), data(), data(24), **how)
+    top = lambda_max(Net(), L1(1.0), data(), convex=False)
+    assert l1.values[1] == pytest.approx(1e-4 * top) and l1.values[3] == pytest.approx(top)
+
+
+def test_what_cannot_be_trained_or_is_no_penalty_is_named() -> None:
+    for search in (find_strength, regularization_path):
+        with pytest.raises(
+            TypeError, match="Linear has no training_step; wrap it, as in RegularizedRegressor"
+        ):
+            search(nn.Linear(10, 1), L1(0.0), data(), validation=data(24))  # type: ignore[operator]
+    with pytest.raises(TypeError, match=r"it holds one: give L2\(strength=0.1"):
+        find_strength(Net(), L2PenaltyCallback(0.1), data(), data())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="options have 'rates', which find_strength lacks"):
+        StrengthFinder(options={"rates": 3})
+
+
+def test_the_finder_says_what_it_chose(caplog: pytest.LogCaptureFixture, capfd: Any) -> None:
+    finder = StrengthFinder(options=SHORT)
+    trainer = pl.Trainer(callbacks=[L2PenaltyCallback(1e-3), finder], max_epochs=1, **QUIET)
+    with caplog.at_level("INFO"):
+        trainer.fit(Validated(), DataLoader(data(), 16), DataLoader(data(24), 8))
+    assert (
+        f"StrengthFinder: strength {finder.suggestion:.3g}, validation loss"
+        in caplog.text + capfd.readouterr().err
+    )
 
 
 def test_an_end_of_the_range_is_remarked_on() -> None:
