@@ -81,6 +81,8 @@ def plot_sweep(sweep: Sweep) -> Any:
         axes.set_xscale("log")
     if not sweep.scored and lowest > 0.0 and top > 3.0 * lowest:
         axes.set_yscale("log")
+        for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatted("{x:g}")
     _legend(axes, 4)
     return figure
 
