@@ -53,7 +53,7 @@ class SklearnDataModule(ArrayDataModule):
             from sklearn import datasets
         except ImportError as error:
             raise ImportError(
-                'SklearnDataModule needs scikit-learn; install it with pip install "lightning-reg[demo]"'
+                "SklearnDataModule needs scikit-learn; run: pip install scikit-learn"
             ) from error
         x, y = getattr(datasets, f"load_{self.name}")(return_X_y=True)
         features, targets = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y)

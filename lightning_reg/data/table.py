@@ -118,9 +118,7 @@ class TableDataModule(ArrayDataModule):
         try:
             import pandas
         except ImportError as error:
-            raise ImportError(
-                'CSV and Parquet files need pandas; install it with pip install "lightning-reg[data]"'
-            ) from error
+            raise ImportError("CSV and Parquet files need pandas; run: pip install pandas pyarrow") from error
         try:
             frame = pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
         except pandas.errors.EmptyDataError as error:

@@ -41,7 +41,7 @@ def dependency_graph(model: nn.Module, example: Any, asker: str) -> Any:
     try:
         pruning = importlib.import_module("torch_pruning")
     except ImportError as error:
-        raise ImportError(f"{asker} needs torch-pruning: pip install 'lightning-reg[prune]'") from error
+        raise ImportError(f"{asker} needs torch-pruning: run pip install torch-pruning") from error
     try:
         with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng():
             warnings.simplefilter("ignore")  # of tensors that belong to no module: those units are left out

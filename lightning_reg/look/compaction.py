@@ -202,4 +202,4 @@ def _torch_pruning() -> Any:
     try:
         return importlib.import_module("torch_pruning")
     except ImportError as error:
-        raise ImportError("compact(...) needs torch-pruning: pip install 'lightning-reg[prune]'") from error
+        raise ImportError("compact(...) needs torch-pruning: run pip install torch-pruning") from error

@@ -194,7 +194,5 @@ def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError(
-            'lightning_reg.look.plot needs matplotlib; install it with pip install "lightning-reg[plot]"'
-        ) from error
+        raise ImportError("lightning_reg.plot needs matplotlib; run: pip install matplotlib") from error
     return plt

@@ -22,9 +22,7 @@ def require_rich() -> None:
     try:
         import rich  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            'the table needs rich; install it with pip install "lightning-reg[cli]", or give table=False'
-        ) from error
+        raise ImportError("the table needs rich; run pip install rich, or give table=False") from error
 
 
 def regularization_table(

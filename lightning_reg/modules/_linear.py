@@ -111,7 +111,5 @@ def require_sklearn() -> Any:
     try:
         import sklearn.linear_model
     except ImportError as error:
-        raise ImportError(
-            'to_sklearn needs scikit-learn; install it with pip install "lightning-reg[demo]"'
-        ) from error
+        raise ImportError("to_sklearn needs scikit-learn; run: pip install scikit-learn") from error
     return sklearn.linear_model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -109,17 +109,24 @@ class Penalty(Regularizer, Bound):
 
     # --- what users call -----------------------------------------------------------------------------
 
-    def __call__(self, module: nn.Module, step: int | None = None, total_steps: int | None = None) -> Tensor:
-        """Return the penalty of ``module``, a differentiable scalar to add to a loss.
+    def __call__(
+        self,
+        module: nn.Module | Tensor | Iterable[Tensor],
+        step: int | None = None,
+        total_steps: int | None = None,
+    ) -> Tensor:
+        """Return the penalty of ``module``, or of tensors, a differentiable scalar to add to a loss.
 
-        Frozen parameters are left out: they could not follow the gradient.
+        Frozen parameters of a module are left out: they could not follow the gradient.
 
         Args:
-            module: any module; the selection is resolved in it.
+            module: any module, in which the selection is resolved; or a tensor or several, which are taken
+                as they are, such as ``layer.weight`` or ``model.parameters()``.
             step: optimizer steps taken, where the strength is a schedule.
             total_steps: length of the run, where the schedule needs it.
 
         Raises:
+            TypeError: ``module`` is neither a module nor made of tensors.
             ValueError: the selection matches nothing, the strength is a schedule and ``step`` is None, a
                 weight is complex that may not be, or the parameters are FSDP1's or of DeepSpeed's stage 3.
         """
@@ -134,12 +141,28 @@ class Penalty(Regularizer, Bound):
                 "total_steps=...)"
             )
         strength = evaluate(self.strength, step or 0, total_steps)
+        if not isinstance(module, nn.Module):
+            tensors = self._tensors(module)
+            return self.total(tensors, strength, like=tensors[0])
         selected = self.choose(named_parameters(module)) or select_parameters(module, self.select)
         self.check_weights(selected)
         check_whole((s.parameter for s in selected), "a term of the loss")
         weights = [s.parameter for s in selected if s.parameter.requires_grad]
         used, bound = InUse(self, selected).tensors(weights)
         return bound.total(used, strength, like=next(module.parameters()))
+
+    def _tensors(self, given: object) -> list[Tensor]:
+        """What was given in place of a module, if it is tensors that the formula is for."""
+        tensors = [given] if isinstance(given, Tensor) else list(given) if isinstance(given, Iterable) else []
+        if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise TypeError(
+                f"{type(self).__name__} takes a module, a tensor or several tensors, not "
+                f"{type(given).__name__} {str(given)[:60]!r}"
+            )
+        if not self.takes_complex and any(tensor.is_complex() for tensor in tensors):
+            raise ValueError(f"{type(self).__name__} is for real weights, and one given is complex")
+        check_whole(tensors, "a term of the loss")
+        return tensors
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Return the sum of :meth:`value` over ``weights``, outside autocast; 0 on ``like``'s device if none.

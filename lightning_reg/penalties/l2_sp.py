@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 
@@ -82,12 +82,22 @@ class L2SP(Penalty):
         r"""Return :math:`w/(1 + \eta\lambda)`; bound to a module, it is :math:`w - w^0` that shrinks."""
         return L2(0.0).prox(weight, strength, step)
 
-    def __call__(self, module: nn.Module, step: int | None = None, total_steps: int | None = None) -> Tensor:
+    def __call__(
+        self,
+        module: nn.Module | Tensor | Iterable[Tensor],
+        step: int | None = None,
+        total_steps: int | None = None,
+    ) -> Tensor:
         """Return the penalty of ``module``; it needs ``reference``.
 
         Raises:
+            TypeError: tensors are given, whose names in ``reference`` are unknown.
             ValueError: there is no ``reference``, so the starting point is unknown.
         """
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                "L2SP looks its starting point up by name; give a module, with select= for a part"
+            )
         if self.reference is None:
             raise ValueError(
                 "L2SP(...)(module) does not know where training started; give L2SP(reference=state_dict), or "
