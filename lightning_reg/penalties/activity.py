@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor, nn
 
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties.batch_dimension import batch_dimension
 from lightning_reg.penalties.elastic_net import ElasticNet
 from lightning_reg.penalties.forward import Call, ForwardPenalty
 from lightning_reg.penalties.l1 import L1
@@ -27,10 +28,13 @@ class ActivityPenalty(ForwardPenalty):
     Args:
         penalty: an ``L1``, ``L2`` or ``ElasticNet``: which function, how strong; its ``select`` is not used.
         modules: whose outputs: a glob over module names, a module class, a predicate, or a list of these.
+        batch_dim: which dimension of the outputs counts the samples. Where None, the first one, or the second
+            of three where ``batch_first=False`` of the module, or of one around it, says so.
         name: its name in logs.
 
     Raises:
         TypeError: another penalty.
+        ValueError: in training, the dimension is in doubt.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -46,6 +50,7 @@ class ActivityPenalty(ForwardPenalty):
     penalty: Penalty
     _: KW_ONLY
     modules: ModuleSelect = nn.ReLU
+    batch_dim: int | None = None
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -65,4 +70,5 @@ class ActivityPenalty(ForwardPenalty):
     def value(self, call: Call, strength: float) -> Tensor:
         """Return the penalty of the output, divided by the batch size."""
         output = call.output_tensor()
-        return self.penalty.value(output, strength) / max(len(output), 1)
+        dim = batch_dimension(output, call.order, self.batch_dim, call.module)
+        return self.penalty.value(output, strength) / max(output.shape[dim] if output.dim() else 1, 1)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_reg.penalties.batch_dimension import Order, order_of
 from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
 from lightning_reg.select.modules import ModuleSelect, select_modules
+from lightning_reg.select.wrappers import unwrapped
 from lightning_reg.tensors.safe_globals import allow_in_checkpoints
 
 __all__ = ["Call", "ForwardPenalty", "Recorder"]
@@ -21,26 +23,38 @@ __all__ = ["Call", "ForwardPenalty", "Recorder"]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a module: what went in, and what came out."""
+    """One call of a module: what went in, and what came out.
+
+    Attributes:
+        module: the module.
+        args: its arguments.
+        kwargs: those given by name.
+        output: what it returned.
+        order: how it lays out sequences, see :func:`~lightning_reg.penalties.batch_dimension.order_of`.
+    """
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    order: Order | None = None
 
     def output_tensor(self) -> Tensor:
-        """Return the output, in float32 or wider.
+        """Return the output, in float32 or wider; of torch's recurrent and attention layers the first one.
 
         Raises:
             TypeError: the module returned something else than a tensor.
         """
-        if not isinstance(self.output, Tensor):
+        output, module = self.output, unwrapped(self.module)
+        if isinstance(output, tuple) and isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+            output = output[0]
+        if not isinstance(output, Tensor):
             raise TypeError(
-                f"{type(self.module).__name__} returns {type(self.output).__name__} and not a tensor; "
+                f"{type(module).__name__} returns {type(output).__name__} and not a tensor; "
                 "name a module inside it that does with modules="
             )
-        half = self.output.dtype in (torch.float16, torch.bfloat16)
-        return self.output.float() if half else self.output
+        half = output.dtype in (torch.float16, torch.bfloat16)
+        return output.float() if half else output
 
 
 class ForwardPenalty(ABC):
@@ -109,8 +123,10 @@ class Recorder:
         self._calls: list[Call] = []
         self._replaying = False
         self._handles: list[RemovableHandle] = []
+        self._orders: dict[int, Order | None] = {}
         for selected in select_modules(module, penalty.modules):
             chosen = selected.outer  # hooks of a compiled module's inside would be compiled too
+            self._orders[id(chosen)] = order_of(selected)
             if penalty.needs_input_gradient:
                 self._handles.append(chosen.register_forward_pre_hook(self._before, with_kwargs=True))
             self._handles.append(chosen.register_forward_hook(self._after, with_kwargs=True))
@@ -150,7 +166,7 @@ class Recorder:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
         copied = object.__new__(Recorder)  # a copy of the module is not watched
-        copied.penalty, copied._calls, copied._handles = self.penalty, [], []
+        copied.penalty, copied._calls, copied._handles, copied._orders = self.penalty, [], [], {}
         copied._replaying, copied._active = True, None
         return copied
 
@@ -175,7 +191,7 @@ class Recorder:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._watches(module):
-            self._calls.append(Call(module, args, kwargs, output))
+            self._calls.append(Call(module, args, kwargs, output, self._orders.get(id(module))))
 
 
 def check_strength(owner: str, strength: ScheduleLike) -> None:

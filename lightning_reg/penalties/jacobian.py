@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lightning_reg.penalties.batch_dimension import batch_dimension
 from lightning_reg.penalties.forward import Call, ForwardPenalty, check_strength
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.modules import ModuleSelect
@@ -81,8 +82,14 @@ class JacobianPenalty(ForwardPenalty):
 
         Raises:
             TypeError: the first argument is not a tensor of floats.
+            ValueError: samples are not the first dimension.
         """
         output = call.output_tensor()
+        if batch_dimension(output, call.order, None, call.module) != 0:
+            raise ValueError(
+                f"{type(call.module).__name__} puts sequences first, and JacobianPenalty needs samples "
+                "first; name a module that takes batch_first=True with modules="
+            )
         inputs = call.args[0] if call.args else None
         if not isinstance(inputs, Tensor) or not inputs.requires_grad:
             raise TypeError(

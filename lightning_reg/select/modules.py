@@ -29,11 +29,13 @@ class SelectedModule:
         names: every name that the user knows it by, without what wrappers add; ``("",)`` for the root.
         module: the module.
         outer: the outermost wrapper around it, which is what the modules outside call; often itself.
+        around: the modules from the root to it at its first place, itself included.
     """
 
     names: tuple[str, ...]
     module: nn.Module
     outer: nn.Module
+    around: tuple[nn.Module, ...]
 
     @property
     def name(self) -> str:
@@ -68,8 +70,8 @@ def select_modules(
             continue
         first = found.get(id(place.module))
         names = dict.fromkeys((*(first.names if first else ()), place.name))
-        outer = first.outer if first else place.outer
-        found[id(place.module)] = SelectedModule(tuple(names), place.module, outer)
+        at = first or place
+        found[id(place.module)] = SelectedModule(tuple(names), place.module, at.outer, at.around)
     grammar = _MODULES if with_root else _INNER_MODULES
     return grammar.choose(list(found.values()), select, root, argument)
 
