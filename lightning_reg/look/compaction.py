@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.groups.forms import head_count
+from lightning_reg.select.derived import store_in_use_
+from lightning_reg.select.parameters import named_parameters
 from lightning_reg.tensors.shards import is_flattened, is_sharded
 
 __all__ = ["compact"]
@@ -24,7 +26,8 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     """Return a smaller dense copy of ``model`` without its dead units, whose outputs are equal.
 
     A unit is an output row of a linear layer or a filter of a convolution. It is dead when its incoming
-    weights are all zero, in every layer that a residual sum joins to it; what it puts out after bias,
+    weights are all zero, as it uses them (below a pruning mask or a parametrization, which the copy has no
+    more), in every layer that a residual sum joins to it; what it puts out after bias,
     normalization and activation is then a constant. A constant of 0 is cut. Another one is moved into the
     bias of the layer that reads it, where this is linear or an unpadded convolution; a unit whose constant
     cannot be moved is kept. To have filters cut below a batch normalization, couple its scale and shift with
@@ -45,7 +48,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     """
     pruning = _torch_pruning()
     _refuse(model)
-    smaller = copy.deepcopy(model).eval()
+    smaller = _with_weights_in_use(model).eval()
     for parameter in smaller.parameters():
         parameter.requires_grad_(True)  # the package follows autograd's graph
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
@@ -59,10 +62,24 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         after = smaller(*inputs)
     if before.shape != after.shape or not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
         raise RuntimeError("compact(...) would change the outputs of this model, so it was not cut")
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = {name for s in named_parameters(model) if not s.parameter.requires_grad for name in s.names}
     for name, parameter in smaller.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return smaller.train(model.training)
+
+
+def _with_weights_in_use(model: nn.Module) -> nn.Module:
+    """Return a copy whose weights are parameters: of pruning masks and parametrizations, what is in use."""
+    computed = [s for s in named_parameters(model) if s.derived is not None]
+    memo: dict[int, Any] = {}
+    for s in computed:  # a hook leaves its tensor on the layer with a graph, which cannot be copied
+        held = s.module.__dict__.get(s.attribute)
+        if isinstance(held, Tensor):
+            memo[id(held)] = held.detach().clone()
+    copied = copy.deepcopy(model, memo)
+    for module in list(copied.modules()):
+        store_in_use_(module)
+    return copied
 
 
 def _cut(graph: Any, layer: nn.Module, prune: Any, model: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -124,7 +124,13 @@ class Recorder:
         self._replaying = False
         self._handles: list[RemovableHandle] = []
         self._orders: dict[int, Order | None] = {}
-        for selected in select_modules(module, penalty.modules):
+        try:
+            found = select_modules(module, penalty.modules)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; what forward calls as a function, such as torch.relu, is not a module"
+            ) from None
+        for selected in found:
             chosen = selected.outer  # hooks of a compiled module's inside would be compiled too
             self._orders[id(chosen)] = order_of(selected)
             if penalty.needs_input_gradient:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["Derived", "derived_tensors"]
+__all__ = ["Derived", "derived_tensors", "store_in_use_"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,33 @@ def derived_tensors(module: nn.Module) -> list[Derived]:
         if derived is not None:
             found.append(derived)
     return found
+
+
+def store_in_use_(module: nn.Module) -> None:
+    """Replace each tensor that ``module`` computes by a parameter with its values.
+
+    >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
+    >>> store_in_use_(layer)
+    >>> [name for name, _ in layer.named_parameters()]
+    ['bias', 'weight']
+    """
+    found = derived_tensors(module)
+    with torch.no_grad():
+        values = [derived.compute().clone() for derived in found]
+    if parametrize.is_parametrized(module):
+        del module._modules["parametrizations"]
+        module.__class__ = type(module).__bases__[0]  # copies share the class, so it stays as it is
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if _by_hook(module, hook) is not None:
+            del module._forward_pre_hooks[key]
+    stores: list[dict[str, Any]] = [module._parameters, module._buffers, module.__dict__]
+    for derived, value in zip(found, values, strict=True):
+        for suffix in ("", "_orig", "_g", "_v", "_u", "_mask"):
+            for held in stores:
+                if isinstance(held.get(derived.attribute + suffix), Tensor):
+                    del held[derived.attribute + suffix]
+        trained = any(source.requires_grad for source in derived.sources)
+        module.register_parameter(derived.attribute, nn.Parameter(value, trained))
 
 
 def _by_hook(module: nn.Module, hook: Any) -> Derived | None:

@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.utils import prune
 
 from lightning_reg import Coupled, GroupLasso, TargetSparsity, attach, compact
 from lightning_reg.tensors.shards import local
+from tests.select.test_weights import DERIVED
 
 pytest.importorskip("torch_pruning")
 
@@ -177,3 +179,24 @@ def test_a_model_in_parts_is_refused_before_anything_is_changed():
         assert all(torch.equal(local(parameter), was) for parameter, was in before.items())
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", DERIVED)
+def test_a_computed_weight_is_cut_as_it_is_used(kind: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(DERIVED[kind](), nn.ReLU(), nn.Linear(3, 1)).eval()
+    x = torch.randn(5, 4)
+    if kind in ("weight_norm", "old weight_norm"):
+        with torch.no_grad():
+            scale = next(p for n, p in model.named_parameters() if n.endswith(("original0", "_g")))
+            scale[1] = 0.0
+    if kind == "prune":
+        prune.ln_structured(model[0], "weight", amount=1, n=2, dim=0)
+    expected = model(x)
+    smaller = compact(model, x)
+    torch.testing.assert_close(smaller(x), expected)
+    dead = kind in ("weight_norm", "old weight_norm", "prune")
+    assert isinstance(smaller[0].weight, nn.Parameter)
+    assert smaller[0].weight.shape == (2 if dead else 3, 4)
+    assert {n for n, _ in smaller[0].named_parameters()} == {"weight", "bias"}
+    torch.testing.assert_close(model(x), expected)
