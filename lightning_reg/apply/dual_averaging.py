@@ -64,8 +64,10 @@ def hold_zeros_(
     steps: Sequence[StepSize],
     strength: float,
     k: float,
-) -> None:
+) -> set[int]:
     """Set to zero what the averages keep there, and move the averages on; before the proximal step.
+
+    It returns the ids of weights that have had their proximal step in the same pass.
 
     Args:
         term: the penalty at work.
@@ -88,7 +90,7 @@ def hold_zeros_(
         averages.append(average)
         shares.append(min(1.0, k / (count + k - 1.0)))
     if not held:
-        return
+        return set()
     narrow = any(len(average) == 2 for average in averages)
     if term.bound.elementwise:
         for i, weight in enumerate(held):
@@ -99,15 +101,20 @@ def hold_zeros_(
             held, sizes = [held[i] for i in rest], [sizes[i] for i in rest]
             averages, shares = [averages[i] for i in rest], [shares[i] for i in rest]
         kept = [average[0] for average in averages]
+        here: list[Tensor] = held
         if any(map(is_sharded, held)):
-            held, sizes, kept = list(map(local, held)), [s.local() for s in sizes], list(map(local, kept))
-        term.bound.hold_zeros_(held, kept, strength, sizes, shares)
-        return
+            here, sizes, kept = list(map(local, held)), [s.local() for s in sizes], list(map(local, kept))
+        left = term.bound.hold_and_prox_(here, kept, strength, sizes, shares)
+        if left:
+            here, kept, sizes = [here[i] for i in left], [kept[i] for i in left], [sizes[i] for i in left]
+            term.bound.hold_zeros_(here, kept, strength, sizes, [shares[i] for i in left])
+        return set(map(id, held)) - {id(held[i]) for i in left}
     kept = [_opened(average) for average in averages]
     term.bound.hold_zeros_(held, kept, strength, sizes, shares)
     if narrow:
         for average, result in zip(averages, kept, strict=True):
             _close_(average, result)
+    return set()
 
 
 def forget_averages(term: Term, optimizer: Optimizer) -> None:

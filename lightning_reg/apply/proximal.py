@@ -37,7 +37,9 @@ def prox_(term: Term, optimizer: Optimizer, strength: float, step: int, metric: 
         term.mask_(weights)
         k = forgetting(term.dual_averaging)
         if k is not None and term.bound.holds_zeros:
-            hold_zeros_(term, optimizer, weights, steps, strength, k)
+            done = hold_zeros_(term, optimizer, weights, steps, strength, k)
+            left = [i for i, weight in enumerate(weights) if id(weight) not in done]
+            weights, steps = [weights[i] for i in left], [steps[i] for i in left]
         act_rounded_(partial(_prox_, strength), term.bound, weights, steps, step, term.place)
         term.observe()
 

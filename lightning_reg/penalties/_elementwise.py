@@ -59,14 +59,29 @@ class ElementwisePenalty(Penalty):
                 hold_zeros_(piece, kept, self.threshold(strength, eta), share)
 
     @torch.no_grad()
+    def hold_and_prox_(
+        self,
+        weights: Sequence[Tensor],
+        averages: Sequence[Tensor],
+        strength: float,
+        steps: Sequence[StepSize],
+        shares: Sequence[float],
+    ) -> list[int]:
+        """Do both in a fused loop, and return the positions left to do."""
+        loop = self._loop(strength)
+        if loop is None:
+            return [*range(len(weights))]
+        return fused.hold_and_act_(weights, averages, steps, shares, *loop)
+
+    @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, in a fused loop, or a piece at a time, in float32 or wider."""
         rows, loop = list(zip(weights, steps, strict=True)), self._loop(strength)
-        for weight, step in rows if loop is None else fused.act_in_metric_("prox._loops", rows, *loop):
+        for weight, step in rows if loop is None else fused.act_in_metric_(rows, *loop):
             for piece, *moments in pieces(weight, *step.tensors):
                 eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
                 piece.copy_(self.prox(wide(piece), strength, eta))
 
-    def _loop(self, strength: float) -> tuple[str, float, float] | None:
-        """The loop in :mod:`lightning_reg.prox._loops` that is :meth:`prox`, with its two parameters."""
+    def _loop(self, strength: float) -> tuple[str, str, float, float] | None:
+        """The loop that is :meth:`prox`: its module, its name and its two parameters."""
         return None

@@ -72,6 +72,17 @@ class Bound(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no zeros to hold")
 
+    def hold_and_prox_(
+        self,
+        weights: Sequence[Tensor],
+        averages: Sequence[Tensor],
+        strength: float,
+        steps: Sequence[StepSize],
+        shares: Sequence[float],
+    ) -> list[int]:
+        """Do :meth:`hold_zeros_` and :meth:`prox_` where one pass can; return the positions left to do."""
+        return [*range(len(weights))]
+
     def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
         """Return what acts on each of ``others`` as this does on the one of ``weights`` in its place."""
         return self

@@ -90,3 +90,7 @@ class ElasticNet(ElementwisePenalty):
         kernels.soft_threshold_in_metric_(
             weights, steps, strength * self.l1_ratio, shrink=strength * (1.0 - self.l1_ratio)
         )
+
+    def _loop(self, strength: float) -> tuple[str, str, float, float]:
+        lasso, ridge = strength * self.l1_ratio, strength * (1.0 - self.l1_ratio)
+        return "tensors._loops", "elastic_net", lasso, ridge

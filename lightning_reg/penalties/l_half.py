@@ -66,8 +66,8 @@ class LHalf(ElementwisePenalty):
         r"""Return the weight beyond :math:`\tfrac32(\eta\lambda)^{2/3}`, shortened, and 0 elsewhere."""
         return prox_nonconvex.half_threshold(weight, step * strength)
 
-    def _loop(self, strength: float) -> tuple[str, float, float]:
-        return "half_threshold", strength, 0.0
+    def _loop(self, strength: float) -> tuple[str, str, float, float]:
+        return "prox._loops", "half_threshold", strength, 0.0
 
     def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:
         r"""Return :math:`\tfrac32(\eta\lambda)^{2/3}`."""

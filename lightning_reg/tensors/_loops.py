@@ -86,10 +86,13 @@ def add_sign(rows: Any, _: Any, like: Any, alpha: float, scaled: float) -> None:
 
 @register_jitable
 def _held(weight: Any, average: Any, threshold: Any, share: Any) -> Any:
-    """The average of ``weight / threshold``, moved on and within ±1."""
+    """The average of ``weight / threshold``, moved on and within ±1, see prox/dual_averaging."""
     one = type(weight)(1)
     ratio = weight * min(one / threshold, type(weight)(MOST))
-    return clamp(average + share * (ratio - average), one)
+    # as torch.lerp: from 1 towards more than 1 it is never rounded to less
+    way = ratio - average
+    moved = average + share * way if share < type(weight)(0.5) else ratio - way * (one - share)
+    return math.copysign(one, moved) if abs(moved) > 1 else moved
 
 
 def proximal(prox: Callable[..., Any], cut: Callable[..., Any]) -> Callable[..., None]:

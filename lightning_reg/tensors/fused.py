@@ -28,6 +28,7 @@ __all__ = [
     "act_in_metric_",
     "add_sign_",
     "fuse_kernels",
+    "hold_and_act_",
     "loop_for",
     "soft_threshold_in_metric_",
 ]
@@ -71,23 +72,39 @@ def soft_threshold_in_metric_(
 ) -> list[tuple[Tensor, StepSize]]:
     """``w ← S(w, η·threshold) / (1 + η·shrink)`` for each row; return the rows left to do."""
     loop = "elastic_net" if shrink else "soft_threshold"
-    return act_in_metric_("tensors._loops", rows, loop, threshold, shrink)
+    return act_in_metric_(rows, "tensors._loops", loop, threshold, shrink)
 
 
 def act_in_metric_(
-    module: str, rows: list[tuple[Tensor, StepSize]], loop: str, *numbers: float
+    rows: list[tuple[Tensor, StepSize]], module: str, loop: str, *numbers: float
 ) -> list[tuple[Tensor, StepSize]]:
     """Let a loop change each weight by its own step ``n/(√v + ε)``; return the rows left to do."""
-    return act_(module, loop, rows, _tensors, _numbers, *numbers)
+    return act_(module, loop, rows, lambda row: _tensors(*row), lambda row: (*row[1].parts, 1.0), *numbers)
 
 
-def _tensors(row: tuple[Tensor, StepSize]) -> _Tensors:
-    return () if row[1].mean is not None else (row[0], None, row[1].second_moment)
+def hold_and_act_(
+    weights: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    steps: Sequence[StepSize],
+    shares: Sequence[float],
+    module: str,
+    loop: str,
+    *numbers: float,
+) -> list[int]:
+    """The same where averages do not hold weights at zero; return the positions left to do."""
+    left = act_(
+        module,
+        loop,
+        list(zip(weights, averages, steps, shares, range(len(weights)), strict=True)),
+        lambda row: _tensors(row[0], row[2], row[1]),
+        lambda row: (*row[2].parts, row[3]),
+        *numbers,
+    )
+    return [row[-1] for row in left]
 
 
-def _numbers(row: tuple[Tensor, StepSize]) -> tuple[float, ...]:
-    step = row[1]
-    return step.numerator / step.root_scale, step.eps / step.root_scale, 1.0
+def _tensors(weight: Tensor, step: StepSize, average: Tensor | None = None) -> _Tensors:
+    return () if step.mean is not None else (weight, average, step.second_moment)
 
 
 def act_(

@@ -48,6 +48,11 @@ class StepSize(NamedTuple):
         """The tensors that :meth:`on` takes pieces of."""
         return tuple(part for part in (self.second_moment, self.mean) if part is not None)
 
+    @property
+    def parts(self) -> tuple[float, float]:
+        r"""The step as :math:`n'/(\sqrt{v - m^2} + \epsilon')`, with one factor less: n' and ε'."""
+        return self.numerator / self.root_scale, self.eps / self.root_scale
+
     def on(self, moments: Sequence[Tensor], out: Tensor | None = None, factor: float = 1.0) -> Tensor:
         """Return ``factor`` times the step for a piece, given the same piece of each of :attr:`tensors`."""
         second_moment = moments[0]

@@ -216,3 +216,43 @@ def test_numba_is_not_imported_before_it_is_of_use() -> None:
         "assert 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("share", [1.0, 0.7, 0.25, 1e-3])
+@pytest.mark.parametrize("penalty", [p for p in PENALTIES if not isinstance(p, L2)], ids=str)
+def test_averages_hold_zeros_in_the_same_pass(
+    penalty: Bound, dtype: torch.dtype, kind: str, share: float
+) -> None:
+    """What the eager passes do in two goes, weights and averages alike."""
+    weights, steps = tensors(dtype), steps_of(dtype, kind)
+    averages = [weight.nan_to_num(nan=0.0).clamp(-1.0, 1.0) for weight in tensors(dtype, 2)]
+    others, kept = [weight.clone() for weight in weights], [average.clone() for average in averages]
+
+    left = penalty.hold_and_prox_(weights, averages, 0.3, steps, [share] * len(weights))
+    assert left == [9]  # the transposed one
+    fuse_kernels(False)
+    assert penalty.hold_and_prox_(others, kept, 0.3, steps, [share] * len(others)) == [*range(len(others))]
+    penalty.hold_zeros_(others, kept, 0.3, steps, [share] * len(others))
+    penalty.prox_(others, 0.3, steps)
+
+    done = [i for i in range(len(weights)) if i not in left]
+    # a ratio at the border is rounded in another order
+    ulp = 16
+    close([averages[i] for i in done], [kept[i] for i in done], [kept[i] for i in done], ulp)
+    zeros = [i for i in done if not torch.equal(weights[i] == 0, others[i] == 0)]
+    assert not zeros
+    close([weights[i] for i in done], [others[i] for i in done], [others[i] for i in done], ulp)
+
+
+def test_a_weight_at_its_border_is_not_cut_off_by_rounding() -> None:
+    """At a share of 1 the average is what the plain proximal step looks at."""
+    generator = torch.Generator().manual_seed(0)
+    step = StepSize(0.5, torch.rand(2**15, generator=generator), 1.1, 1e-3)
+    eta = step.dense()
+    assert isinstance(eta, Tensor)
+    weight = eta * 0.1 * (1.0 + 1e-6)
+    average = torch.rand(2**15, generator=generator)
+    assert L1(0.1).hold_and_prox_([weight], [average], 0.1, [step], [1.0]) == []
+    assert bool((weight > 0).all()) and bool((average == 1.0).all())
