@@ -27,8 +27,9 @@ from lightning_reg.tensors.precision import accumulator, wide
 from lightning_reg.tensors.shards import is_sharded, local
 from lightning_reg.tensors.steps import StepSize
 
-__all__ = ["check_dual_averaging", "forget_averages", "forgetting", "hold_zeros_"]
+__all__ = ["check_dual_averaging", "forget_averages", "forgetting", "hold_zeros_", "is_average"]
 
+_PREFIX = "lightning_reg/"
 #: k where nothing else is asked for.
 USUAL = 4.0
 
@@ -126,8 +127,13 @@ def forget_averages(term: Term, optimizer: Optimizer) -> None:
             del optimizer.state[parameter]  # an optimizer without a state of its own
 
 
+def is_average(name: str) -> bool:
+    """Whether an entry of an optimizer's state is one of these."""
+    return name.startswith(_PREFIX)
+
+
 def _key(term: Term) -> str:
-    return f"lightning_reg/{term.label}"
+    return _PREFIX + term.label
 
 
 def _average_of(state: dict[str, Any], key: str, weight: Tensor) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
+from lightning_reg.apply.dual_averaging import is_average
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune.stationarity import residual
@@ -135,7 +136,7 @@ def rescaled(state: Any, ratio: float) -> Any:
 
     At a solution the gradient of every weight that is not zero is λ times the penalty's slope, so first
     moments go with λ and second moments with its square. Stale moments would kick the weights away from where
-    they are: measured, they cost as many steps as a cold start.
+    they are: measured, they cost as many steps as a cold start. Averages of a proximal step begin anew.
     """
     powers = {"momentum_buffer": 1, "exp_avg": 1, "grad_avg": 1, "exp_avg_sq": 2, "square_avg": 2, "sum": 2}
     powers["max_exp_avg_sq"] = 2
@@ -145,6 +146,7 @@ def rescaled(state: Any, ratio: float) -> Any:
             if name in powers and isinstance(value, torch.Tensor)
             else value
             for name, value in slots.items()
+            if not is_average(name)  # of another λ's gradients: it would hold zeros of another problem
         }
         for key, slots in state.items()
     }
