@@ -18,6 +18,7 @@ from lightning_reg.apply import (
     add_to_training_step,
     remove_from_training_step,
 )
+from lightning_reg.hosts.averages import AveragesKeepZeros
 from lightning_reg.hosts.engine import Engine
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
 from lightning_reg.hosts.trainer import values_this_step
@@ -76,6 +77,9 @@ class PenaltyWork:
             label=label,
         )
         self.engine = started(engine, trainer)
+        self.averages: AveragesKeepZeros | None = None
+        if apply == "proximal":
+            self.averages = AveragesKeepZeros(engine.term, trainer.callbacks)  # type: ignore[attr-defined]
         if apply == "loss":
             add_to_training_step(module, self._loss_term)
 
@@ -87,6 +91,8 @@ class PenaltyWork:
     def detach(self) -> None:
         """Undo all that :meth:`__init__` did to module and optimizers."""
         self.engine.detach()
+        if self.averages is not None:
+            self.averages.remove()
         remove_from_training_step(self.module, self._loss_term)
 
     def before_step(self, optimizer: Optimizer) -> None:
