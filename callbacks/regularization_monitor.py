@@ -10,10 +10,19 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
 from lightning_reg.callbacks._penalty import _PenaltyCallback, term_of
+from lightning_reg.dropout import DropoutSite, find_sites
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.hosts.trainer import logs_this_step, scaler_of
-from lightning_reg.look.layers import Acting, LayerState, dropout_rates, gradient_ratios, layer_states
+from lightning_reg.look.layers import (
+    Acting,
+    LayerState,
+    Rate,
+    dropout_rates,
+    gradient_ratios,
+    layer_states,
+    rates_at,
+)
 from lightning_reg.look.summary import regularization_table, require_rich
 from lightning_reg.modules import RegularizedModule
 from lightning_reg.select.parameters import Select
@@ -29,7 +38,7 @@ class RegularizationMonitor(BothCallback):
     On the steps that the Trainer logs it sends to every logger ``sparsity/<layer>``, ``norm/<layer>``,
     ``sparsity``, ``dropout/<layer>`` and, for each penalty at work, ``gradient_ratio/<penalty>``: the norm of
     the penalty's gradient over that of the loss's, on the weights that it penalises. A ratio far above 1 says
-    that the penalty rules; far below, that it hardly matters. On other steps it does nothing.
+    that the penalty rules; far below, that it hardly matters. On other steps it only notes dropout rates.
 
     Args:
         select: which parameters are watched.
@@ -50,6 +59,8 @@ class RegularizationMonitor(BothCallback):
         self.history: list[dict[str, float]] = []
         self.before: list[LayerState] = []
         self._ratios: dict[str, float] = {}
+        self._sites: list[DropoutSite] = []
+        self._rates: list[Rate] = []
         self._logged_at = -1
         self._failed: set[int] = set()
 
@@ -59,6 +70,14 @@ class RegularizationMonitor(BothCallback):
             require_rich()
         self.history, self._ratios, self._logged_at, self._failed = [], {}, -1, set()
         self.before = layer_states(pl_module, self.select)
+        self._sites, self._rates = find_sites(pl_module), []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the rates of training: validation puts back those that the layers were built with."""
+        if self._sites and _takes_part(trainer, pl_module):
+            self._rates = rates_at(self._sites)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -81,7 +100,8 @@ class RegularizationMonitor(BothCallback):
             metrics[f"norm/{state.name}"] = state.norm
         entries = sum(state.entries for state in states)
         metrics["sparsity"] = sum(state.entries * state.sparsity for state in states) / max(entries, 1)
-        metrics |= {f"dropout/{name}": rate for name, rate in dropout_rates(pl_module).items()}
+        self._sites = find_sites(pl_module)
+        metrics |= {f"dropout/{one.name}": one.rate for one in rates_at(self._sites)}
         metrics |= {f"gradient_ratio/{name}": ratio for name, ratio in self._ratios.items()}
         self.history.append({"step": float(step), **metrics})
         for logger in trainer.loggers if trainer.is_global_zero else ():
@@ -107,6 +127,10 @@ class RegularizationMonitor(BothCallback):
         except OSError as error:
             _warn(f"print its table: {error}; as_table() returns it")
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the module."""
+        self._sites = []
+
     def as_table(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """Return the ``rich`` table of what was regularized, how strongly, and what came of it.
 
@@ -117,7 +141,7 @@ class RegularizationMonitor(BothCallback):
             layer_states(pl_module, self.select),
             self._acting(trainer, pl_module),
             self._ratios,
-            dropout_rates(pl_module),
+            self._rates or dropout_rates(pl_module),
             trainer.global_step,
         )
 

@@ -14,7 +14,7 @@ from lightning_reg.callbacks.dropout_injector import DropoutInjector
 from lightning_reg.dropout.inject import modules_after
 from lightning_reg.dropout.selection import select_sites
 from lightning_reg.dropout.sites import candidates
-from lightning_reg.look.reach import Acting, Covered, coverage
+from lightning_reg.look.reach import Covered, NamedSelect, coverage
 from lightning_reg.penalties import Penalty
 
 __all__ = ["report"]
@@ -62,14 +62,14 @@ def report(
         _table(("place that drops", "rate as built", "steered by"), sites, whole, file)
 
 
-def _acting(attached: Sequence[Callback]) -> Iterator[Acting]:
+def _acting(attached: Sequence[Callback]) -> Iterator[NamedSelect]:
     """The callbacks that act on parameters: penalties and constraints."""
     for callback in attached:
         penalty = getattr(callback, "penalty", None)
         if isinstance(penalty, Penalty):
-            yield Acting(f"{penalty.log_name} ({callback.apply})", penalty.select)  # type: ignore[attr-defined]
+            yield NamedSelect(f"{penalty.log_name} ({callback.apply})", penalty.select)  # type: ignore[attr-defined]
         elif hasattr(callback, "select") and not isinstance(callback, SiteCallback):
-            yield Acting(type(callback).__name__, callback.select)
+            yield NamedSelect(type(callback).__name__, callback.select)
 
 
 def _parameter(row: Covered) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
 from lightning_reg.apply.gradient import add_to_
-from lightning_reg.dropout import find_sites
+from lightning_reg.dropout import DropoutSite, find_sites
 from lightning_reg.metrics.functional import named_tensors
 from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.precision import norm
 from lightning_reg.tensors.shards import whole
 
-__all__ = ["Acting", "LayerState", "dropout_rates", "gradient_ratios", "layer_states"]
+__all__ = ["Acting", "LayerState", "Rate", "dropout_rates", "gradient_ratios", "layer_states", "rates_at"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,33 @@ def layer_states(module: nn.Module, select: Select = "weights") -> list[LayerSta
     ]
 
 
-def dropout_rates(module: nn.Module) -> dict[str, float]:
-    """Return the current rate of every known place that drops, by its name.
+@dataclass(frozen=True)
+class Rate:
+    """The rate of one place that drops, at one moment.
+
+    Attributes:
+        name: the place.
+        kind: what is dropped together, ``"element"``.
+        rate: the probability of dropping.
+    """
+
+    name: str
+    kind: str
+    rate: float
+
+
+def dropout_rates(module: nn.Module) -> list[Rate]:
+    """Return the current rate of every known place that drops.
 
     >>> dropout_rates(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)))
-    {'1.p': 0.3}
+    [Rate(name='1.p', kind='element', rate=0.3)]
     """
-    return {site.name: site.get() for site in find_sites(module)}
+    return rates_at(find_sites(module))
+
+
+def rates_at(sites: Iterable[DropoutSite]) -> list[Rate]:
+    """Return the current rates of places that were found before."""
+    return [Rate(site.name, site.kind, site.get()) for site in sites]
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 
 from lightning_reg.select.parameters import Select, Selected, matches, named_parameters, why_not_selected
 
-__all__ = ["Acting", "Covered", "coverage"]
+__all__ = ["Covered", "NamedSelect", "coverage"]
 
 
 @dataclass(frozen=True)
-class Acting:
-    """Something that acts on parameters.
+class NamedSelect:
+    """The selection of something that acts on parameters.
 
     Attributes:
         name: as a report calls it, ``"l1 (proximal)"``.
@@ -45,7 +45,7 @@ class Covered:
 
 
 def coverage(
-    module: nn.Module, acting: Sequence[Acting], optimizers: Iterable[Optimizer] | None = None
+    module: nn.Module, acting: Sequence[NamedSelect], optimizers: Iterable[Optimizer] | None = None
 ) -> list[Covered]:
     """Return every parameter of ``module`` with what acts on it, or why nothing does.
 
@@ -55,7 +55,7 @@ def coverage(
         optimizers: those that step; a parameter that none of them holds is left alone. None: all are held.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
-    >>> for row in coverage(net, [Acting("l1", "weights")]):
+    >>> for row in coverage(net, [NamedSelect("l1", "weights")]):
     ...     print(row.name, row.by or row.why)
     0.weight ('l1',)
     0.bias bias
@@ -76,7 +76,7 @@ def coverage(
     return rows
 
 
-def _why_not(selected: Selected, acting: Sequence[Acting], chosen: bool, held: set[int] | None) -> str:
+def _why_not(selected: Selected, acting: Sequence[NamedSelect], chosen: bool, held: set[int] | None) -> str:
     if chosen:
         if not selected.parameter.requires_grad:
             return "frozen"

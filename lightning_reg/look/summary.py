@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lightning_reg.look.layers import Acting, LayerState
+from lightning_reg.look.layers import Acting, LayerState, Rate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["regularization_table", "require_rich"]
+
+#: The most layers that have a row each.
+_ROWS = 12
+# the number of a block: "3" in "blocks.3.mlp.0.weight", and not "0", which tells its layers apart
+_BLOCK = re.compile(r"(?<![^.])\d+(?=\.[^.]+\.)")
 
 
 def require_rich() -> None:
@@ -30,58 +36,110 @@ def regularization_table(
     after: Sequence[LayerState],
     acting: Sequence[Acting],
     ratios: Mapping[str, float],
-    dropout: Mapping[str, float],
+    dropout: Sequence[Rate],
     step: int,
 ) -> Table:
-    """Return what was regularized, how strongly, and what came of it, as a ``rich`` table.
+    """Return what was regularized, how strongly, and what came of it, as a ``rich`` table for 80 columns.
+
+    Of many layers, those that only a block's number tells apart share a row, ``"blocks.0-11.mlp.0.weight"``,
+    where the same penalties reach them.
 
     Args:
         before: the layers when the run began.
         after: the same layers now.
         acting: the penalties.
         ratios: ‖∇penalty‖/‖∇loss‖ by penalty.
-        dropout: the rates of the dropout layers.
+        dropout: the rates of the places that drop.
         step: optimizer steps taken, for scheduled strengths.
     """
     require_rich()
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=f"Regularization after {step:,} steps", title_justify="left", show_footer=True)
-    weights = sum(state.entries for state in after)
-    zeros = sum(state.entries * state.sparsity for state in after)
-    table.add_column("layer", "all")
-    table.add_column("weights", f"{weights:,}", justify="right")
-    table.add_column("penalised by", ", ".join(_describe(one, step) for one in acting) or "nothing")
-    table.add_column("norm", _change(_total(before), _total(after)), justify="right")
-    table.add_column("zeros", f"{zeros / max(weights, 1):.1%}", justify="right")
+    table = Table(
+        title=f"Regularization after {step:,} steps",
+        title_justify="left",
+        box=box.SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+        show_footer=True,
+    )
     started = {state.name: state for state in before}
-    for state in after:
-        names = [
-            one.name for one in acting if any(selected.name == state.name for selected in one.term.selected)
-        ]
-        first = started.get(state.name, state)
-        zero = f"{state.sparsity:.1%}"
+    rows = _rows(after, acting)
+    table.add_column("layer", "all", overflow="fold", ratio=1)
+    table.add_column("weights", f"{_entries(after):,}", justify="right", no_wrap=True)
+    table.add_column("penalised by", overflow="fold")
+    table.add_column("norm", _change(started, after), justify="right", no_wrap=True)
+    table.add_column("zeros", f"{_zeros(after):.1%}", justify="right", no_wrap=True)
+    for (name, names), states in rows.items():
+        zero = f"{_zeros(states):.1%}"
         table.add_row(
-            state.name,
-            f"{state.entries:,}",
+            name,
+            f"{_entries(states):,}",
             ", ".join(names) or "[dim]nothing[/dim]",
-            _change(first.norm, state.norm),
-            f"[bold green]{zero}[/bold green]" if state.sparsity else f"[dim]{zero}[/dim]",
+            _change(started, states),
+            f"[bold green]{zero}[/bold green]" if _zeros(states) else f"[dim]{zero}[/dim]",
         )
-    notes = [f"‖∇{name}‖/‖∇loss‖ {ratio:.2g}" for name, ratio in ratios.items()]
-    notes += [f"dropout {name} {rate:g}" for name, rate in dropout.items()]
-    table.caption = "   ".join(notes) or None
+    notes = [_describe(one, ratios, step) for one in acting] + _rates(dropout)
+    table.caption = "\n".join(notes) or None
     table.caption_justify = "left"
     return table
 
 
-def _describe(one: Acting, step: int) -> str:
-    return f"{one.name} {one.term.strength(step):.3g} ({one.apply})"
+def _rows(
+    states: Sequence[LayerState], acting: Sequence[Acting]
+) -> dict[tuple[str, tuple[str, ...]], list[LayerState]]:
+    """The layers of each row, by its name and the penalties that reach it."""
+    reached = [{selected.name for selected in one.term.selected} for one in acting]
+    together: dict[tuple[str, tuple[str, ...]], list[LayerState]] = {}
+    for state in states:
+        by = tuple(one.name for one, names in zip(acting, reached, strict=True) if state.name in names)
+        name = re.sub(_BLOCK, "*", state.name) if len(states) > _ROWS else state.name
+        together.setdefault((name, by), []).append(state)
+    return {(_range(of), by): of for (_, by), of in together.items()}
 
 
-def _total(states: Sequence[LayerState]) -> float:
-    return float(sum(state.norm**2 for state in states) ** 0.5)
+def _range(states: Sequence[LayerState]) -> str:
+    """One name for layers that numbers tell apart: ``"blocks.0-11.mlp.0.weight"``."""
+    parts = zip(*(state.name.split(".") for state in states), strict=True)
+    return ".".join(_span(list(dict.fromkeys(part))) for part in parts)
 
 
-def _change(first: float, last: float) -> str:
+def _span(parts: list[str]) -> str:
+    if len(parts) == 1:
+        return parts[0]
+    numbers = sorted(map(int, parts))
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]}-{numbers[-1]}"
+    return ",".join(map(str, numbers))
+
+
+def _rates(dropout: Sequence[Rate]) -> list[str]:
+    """A line for each kind of dropout: its rates, and where or at how many places."""
+    lines = []
+    for kind in dict.fromkeys(one.kind for one in dropout):
+        places = [one for one in dropout if one.kind == kind]
+        low, high = min(one.rate for one in places), max(one.rate for one in places)
+        rate = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        where = places[0].name if len(places) == 1 else f"{len(places)} places"
+        lines.append(f"dropout ({kind}) {rate} at {where}")
+    return lines
+
+
+def _describe(one: Acting, ratios: Mapping[str, float], step: int) -> str:
+    text = f"{one.name} {one.term.strength(step):.3g} ({one.apply})"
+    return f"{text}, ‖∇{one.name}‖/‖∇loss‖ {ratios[one.name]:.2g}" if one.name in ratios else text
+
+
+def _entries(states: Sequence[LayerState]) -> int:
+    return sum(state.entries for state in states)
+
+
+def _zeros(states: Sequence[LayerState]) -> float:
+    return sum(state.entries * state.sparsity for state in states) / max(_entries(states), 1)
+
+
+def _change(started: Mapping[str, LayerState], states: Sequence[LayerState]) -> str:
+    before = [started.get(state.name, state) for state in states]
+    first, last = (sum(state.norm**2 for state in some) ** 0.5 for some in (before, states))
     return f"{first:.3g} → {last:.3g}"

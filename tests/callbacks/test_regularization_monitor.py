@@ -24,7 +24,7 @@ from lightning_reg import (
     TargetSparsity,
 )
 from lightning_reg.apply import Term
-from lightning_reg.callbacks import PenaltyCallback, RegularizationMonitor
+from lightning_reg.callbacks import DropoutScheduler, PenaltyCallback, RegularizationMonitor
 from tests.support import Net, RegularizedNet, batches, fit, network
 
 
@@ -258,6 +258,23 @@ def test_the_table_says_what_how_strongly_and_what_came_of_it(capsys: pytest.Cap
     penalised = ("linear.weight", "l1, l2", "l1 0.4 (proximal)", "l2 0.1 (proximal)")
     for expected in (*penalised, f"{zeros:.1%}", "0 → "):
         assert expected in text
+
+
+class Validated(Dropping):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    def val_dataloader(self) -> Any:
+        return batches()
+
+
+def test_the_table_has_the_rates_of_training_and_not_those_that_validation_runs_with() -> None:
+    module, monitor = Validated(), RegularizationMonitor(table=False)
+    trainer = fit(module, DropoutScheduler(lambda step, total: 0.5), monitor, steps=4)
+    assert module.net[2].p == 0.25
+    console = Console(file=io.StringIO(), width=80)
+    console.print(monitor.as_table(trainer, module))
+    assert "dropout (element) 0.5 at net.2.p" in console.file.getvalue()
 
 
 def test_bad_selection_is_said_at_fit_start() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lightning_reg.look.reach import Acting, coverage
+from lightning_reg.look.reach import NamedSelect, coverage
 
 
 class Net(nn.Module):
@@ -18,14 +18,14 @@ class Net(nn.Module):
         self.encoder[0].weight.requires_grad_(False)
 
 
-def reasons(*acting: Acting) -> dict[str, str]:
+def reasons(*acting: NamedSelect) -> dict[str, str]:
     net = Net()
     optimizer = torch.optim.SGD([p for n, p in net.named_parameters() if not n.startswith("loose")], lr=0.1)
     return {row.name: "+".join(row.by) or row.why for row in coverage(net, acting, [optimizer])}
 
 
 def test_the_default_selection() -> None:
-    assert reasons(Acting("l1", "weights"), Acting("l2", ["head.*"])) == {
+    assert reasons(NamedSelect("l1", "weights"), NamedSelect("l2", ["head.*"])) == {
         "scale": "fewer than two dimensions",
         "encoder.0.weight": "frozen",
         "encoder.0.bias": "bias",
@@ -39,18 +39,18 @@ def test_the_default_selection() -> None:
 
 
 def test_a_glob() -> None:
-    found = reasons(Acting("l1", "head.weight"))
+    found = reasons(NamedSelect("l1", "head.weight"))
     assert found.pop("head.weight") == "l1"
     assert set(found.values()) == {"not selected"}
 
 
 def test_what_a_list_takes_out() -> None:
-    found = reasons(Acting("l1", ["weights", "!head*"]))
+    found = reasons(NamedSelect("l1", ["weights", "!head*"]))
     assert (found["head.weight"], found["head.bias"]) == ("not selected", "bias")
 
 
 def test_tied_and_lazy_parameters() -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.LazyLinear(2))
     net[1].weight = net[0].weight
-    rows = {row.name: row.entries for row in coverage(net, [Acting("l1", "weights")])}
+    rows = {row.name: row.entries for row in coverage(net, [NamedSelect("l1", "weights")])}
     assert rows == {"0.weight": 9, "0.bias": 3, "1.bias": 3, "2.weight": 0, "2.bias": 0}

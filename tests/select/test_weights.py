@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_reg.look.reach import Acting, coverage
+from lightning_reg.look.reach import NamedSelect, coverage
 from lightning_reg.select.parameters import named_parameters, select_parameters, why_not_selected
 
 
@@ -112,7 +112,7 @@ def test_the_model_itself_says_what_is_not_decayed() -> None:
 
 def test_the_report_names_the_rule() -> None:
     model = nn.ModuleDict({"wpe": nn.Embedding(4, 2), "head": nn.Linear(2, 2)})
-    rows = {row.name: row.why for row in coverage(model, [Acting("l1", "weights")])}
+    rows = {row.name: row.why for row in coverage(model, [NamedSelect("l1", "weights")])}
     assert rows == {"wpe.weight": "position table", "head.weight": "", "head.bias": "bias"}
 
 
