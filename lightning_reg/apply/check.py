@@ -6,6 +6,7 @@ import warnings
 from inspect import signature
 from typing import get_args
 
+from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_reg.apply.optimizers import has_one_step
@@ -130,6 +131,8 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
         what = repr(term.penalty) if apply != "loss" else "apply='loss'"
         check_whole((s.parameter for s in term.selected), what)
     check_mode(optimizer, apply, euclidean=metric == "euclidean")
+    if apply in ("gradient", "loss"):
+        _warn_of_dense(term, apply)
     if apply == "decoupled":
         _warn_of_own_decay(term, optimizer)
     if apply != "proximal" or metric != "optimizer":
@@ -146,6 +149,19 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
             f"apply='proximal' on complex weights needs one step for both parts, and {name} takes two; "
             "use SGD, apply='gradient', or metric='euclidean'"
         )
+
+
+def _warn_of_dense(term: Term, apply: Apply) -> None:
+    """Warn where a sparse gradient becomes as large as the weight."""
+    for s in term.selected:
+        if isinstance(s.module, (nn.Embedding, nn.EmbeddingBag)) and s.module.sparse:
+            warnings.warn(
+                f"apply={apply!r} makes the sparse gradient of {s.name} dense, since "
+                f"{type(term.penalty).__name__} has one for every row; use apply='decoupled' or "
+                "apply='proximal', which leave it sparse",
+                stacklevel=2,
+            )
+            return
 
 
 def _warn_of_own_decay(term: Term, optimizer: Optimizer) -> None:

@@ -402,7 +402,10 @@ def embedding_step(make: Callable[..., Optimizer], penalty: Penalty, how: str) -
     torch.manual_seed(0)
     model = nn.Embedding(6, 3, sparse=True, dtype=torch.float64)
     optimizer = make(model.parameters(), lr=0.1)
-    if how in MODES:
+    if how == "gradient":
+        with pytest.warns(UserWarning, match="the sparse gradient of weight dense, since L1 has one"):
+            attach(model, optimizer, penalty)
+    elif how in MODES:
         attach(model, optimizer, penalty, apply=how)  # type: ignore[arg-type]
     for rows in ([0, 1], [1, 4], [0, 5]):
         optimizer.zero_grad()

@@ -34,6 +34,7 @@ _TRUST = "it scales its steps by trust ratios that its state does not hold"
 _PROJECTED = "it projects the steps of matrices, so no weight has a step per unit of gradient"
 _ROUNDED = "it rounds its state after the step, so the step that it took is no longer known"
 _ROWS_OF_A_BATCH = "it steps the rows that a batch names, and the penalty acts on all"
+_HESSIAN = "it takes second derivatives of the loss, which know nothing of what is added to a gradient"
 _CLIPPED = "it clips the gradients inside its step, so the strength would count for more than it says"
 
 SCHEDULE_FREE = Facts(
@@ -197,6 +198,8 @@ def _fill() -> None:
         "torch_optimizer.A2GradUni pytorch_optimizer.A2Grad torch_optimizer.AccSGD pytorch_optimizer.AccSGD "
         "pytorch_optimizer.SRMM": _DUAL_AVERAGED,
         "pytorch_optimizer.Ranger": LOOKAHEAD,
+        "timm.Adahessian torch_optimizer.Adahessian pytorch_optimizer.AdaHessian "
+        "pytorch_optimizer.SophiaH": Facts(_HESSIAN, gradient=_HESSIAN, instead="use apply='loss'"),
         "pytorch_optimizer.LOMO pytorch_optimizer.AdaLOMO": LOMO,
     }
     for names, row in others.items():

@@ -124,6 +124,14 @@ def test_signs_and_rotations_have_no_step_and_say_so() -> None:
         check_mode(optimizer, "decoupled")
 
 
+def test_second_derivatives_need_the_term_in_the_loss() -> None:
+    optimizer = made(of("Adahessian", "timm"))
+    with pytest.raises(ValueError, match=r"second derivatives of the loss.*; use apply='loss'"):
+        check_mode(optimizer, "gradient")
+    for apply in ("loss", "decoupled"):
+        check_mode(optimizer, apply)
+
+
 def test_momentum_of_one_is_a_sentence() -> None:
     with pytest.raises(ValueError, match=r"SGD: momentum=1.0 sums its steps without end"):
         check_mode(made(SGD, momentum=1.0), "proximal")
