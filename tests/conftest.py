@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would wait for each other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what a test starts
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
