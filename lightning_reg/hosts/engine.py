@@ -25,6 +25,7 @@ from lightning_reg.apply import (
 )
 from lightning_reg.apply.decoupled import Awaited
 from lightning_reg.apply.term import found_inf
+from lightning_reg.apply.warm_up import warm_up
 from lightning_reg.hosts.step_hooks import StepHooks
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
@@ -135,6 +136,7 @@ class Engine:
         if id(optimizer) in self._hooked:
             return
         check_optimizer(self.term, self.apply, optimizer, self.metric)
+        warm_up(self.term, self.apply, self.term.trainable(optimizer))
         hooks = StepHooks.of(optimizer) if self.apply != "loss" else None
         if hooks is not None:
             hooks.add(self)

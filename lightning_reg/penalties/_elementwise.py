@@ -68,7 +68,7 @@ class ElementwisePenalty(Penalty):
         shares: Sequence[float],
     ) -> list[int]:
         """Do both in a fused loop, and return the positions left to do."""
-        loop = self._loop(strength)
+        loop = self.loop(strength)
         if loop is None:
             return [*range(len(weights))]
         return fused.hold_and_act_(weights, averages, steps, shares, *loop)
@@ -76,12 +76,12 @@ class ElementwisePenalty(Penalty):
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, in a fused loop, or a piece at a time, in float32 or wider."""
-        rows, loop = list(zip(weights, steps, strict=True)), self._loop(strength)
+        rows, loop = list(zip(weights, steps, strict=True)), self.loop(strength)
         for weight, step in rows if loop is None else fused.act_in_metric_(rows, *loop):
             for piece, *moments in pieces(weight, *step.tensors):
                 eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
                 piece.copy_(self.prox(wide(piece), strength, eta))
 
-    def _loop(self, strength: float) -> tuple[str, str, float, float] | None:
+    def loop(self, strength: float) -> tuple[str, str, float, float] | None:
         """The loop that is :meth:`prox`: its module, its name and its two parameters."""
         return None

@@ -91,6 +91,7 @@ class ElasticNet(ElementwisePenalty):
             weights, steps, strength * self.l1_ratio, shrink=strength * (1.0 - self.l1_ratio)
         )
 
-    def _loop(self, strength: float) -> tuple[str, str, float, float]:
+    def loop(self, strength: float) -> tuple[str, str, float, float]:
+        """The loop that is :meth:`prox`, and its parameters."""
         lasso, ridge = strength * self.l1_ratio, strength * (1.0 - self.l1_ratio)
         return "tensors._loops", "elastic_net", lasso, ridge

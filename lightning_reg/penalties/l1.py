@@ -77,5 +77,6 @@ class L1(ElementwisePenalty):
         """Soft-threshold in place, in each tensor's metric."""
         kernels.soft_threshold_in_metric_(weights, steps, strength)
 
-    def _loop(self, strength: float) -> tuple[str, str, float, float]:
+    def loop(self, strength: float) -> tuple[str, str, float, float]:
+        """The loop that is :meth:`prox`, and its parameters."""
         return "tensors._loops", "soft_threshold", strength, 0.0

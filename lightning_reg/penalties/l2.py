@@ -100,3 +100,7 @@ class L2(ElementwisePenalty):
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """Shrink in place, in each tensor's metric."""
         kernels.soft_threshold_in_metric_(weights, steps, threshold=0.0, shrink=strength)
+
+    def loop(self, strength: float) -> tuple[str, str, float, float]:
+        """The loop of elastic net, without its L1 part."""
+        return "tensors._loops", "elastic_net", 0.0, strength

@@ -66,7 +66,8 @@ class LHalf(ElementwisePenalty):
         r"""Return the weight beyond :math:`\tfrac32(\eta\lambda)^{2/3}`, shortened, and 0 elsewhere."""
         return prox_nonconvex.half_threshold(weight, step * strength)
 
-    def _loop(self, strength: float) -> tuple[str, str, float, float]:
+    def loop(self, strength: float) -> tuple[str, str, float, float]:
+        """The loop that is :meth:`prox`, and its parameters."""
         return "prox._loops", "half_threshold", strength, 0.0
 
     def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:

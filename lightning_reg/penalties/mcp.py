@@ -68,7 +68,8 @@ class MCP(ElementwisePenalty):
         """Return the weight firmly thresholded, or hard at γλ, where the step is longer than γ."""
         return prox_nonconvex.firm_threshold(wide(weight), step, strength, self.gamma).to(weight.dtype)
 
-    def _loop(self, strength: float) -> tuple[str, str, float, float]:
+    def loop(self, strength: float) -> tuple[str, str, float, float]:
+        """The loop that is :meth:`prox`, and its parameters."""
         return "prox._loops", "firm_threshold", strength, self.gamma
 
     def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:

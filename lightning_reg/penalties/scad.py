@@ -69,7 +69,8 @@ class SCAD(ElementwisePenalty):
         """Return the weight thresholded: soft, then ever less."""
         return prox_nonconvex.scad_threshold(wide(weight), step, strength, self.a).to(weight.dtype)
 
-    def _loop(self, strength: float) -> tuple[str, str, float, float]:
+    def loop(self, strength: float) -> tuple[str, str, float, float]:
+        """The loop that is :meth:`prox`, and its parameters."""
         return "prox._loops", "scad_threshold", strength, self.a
 
     def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from numba.extending import register_jitable
 
 from lightning_reg.prox.nonconvex import HALF_MOST, HALF_START
@@ -68,7 +69,25 @@ def _half(weight: Any, step: Any, strength: Any, _: Any) -> Any:
 
 @register_jitable
 def _half_up_to(step: Any, strength: Any, _: Any) -> Any:
-    return type(step)(1.5) * (step * strength) ** type(step)(2.0 / 3.0)
+    return type(step)(1.5) * _cube_root(step * strength) ** 2
+
+
+@register_jitable
+def _cube_root(value: Any) -> Any:
+    """Of a number from 0 on. In float32 a third of its exponent and Halley's steps, which vectorise."""
+    kind = type(value)
+    if kind(1e-300) != 0:  # float64
+        return value ** kind(1.0 / 3.0)
+    start = np.float32(value).view(np.int32) // 3 + np.int32(709921077)
+    root = kind(np.int32(start).view(np.float32))
+    root = _nearer_cube_root(_nearer_cube_root(root, value), value)
+    return value if (value == 0) | (value == kind(np.inf)) else root
+
+
+@register_jitable
+def _nearer_cube_root(root: Any, value: Any) -> Any:
+    cube = root * root * root
+    return root * (cube + value + value) / (cube + cube + value)
 
 
 firm_threshold = proximal(_firm, _firm_up_to)

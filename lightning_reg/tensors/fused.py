@@ -27,6 +27,7 @@ __all__ = [
     "act_",
     "act_in_metric_",
     "add_sign_",
+    "dtypes_of",
     "fuse_kernels",
     "hold_and_act_",
     "loop_for",
@@ -151,6 +152,14 @@ def loop_for(module: str, loop: str, weights: Sequence[Tensor], tensors: _Tensor
     if not _enabled or not _is_large(weights) or not _fits(tensors):
         return None
     return _compiled(module, loop, _DTYPES[weights[0].dtype])
+
+
+def dtypes_of(weights: Sequence[Tensor]) -> list[torch.dtype]:
+    """The dtypes of those weights that loops will run on; none where they are few, or loops are off."""
+    taken = [weight for weight in weights if _fits((weight,))]
+    if not _enabled or not _is_large(taken):
+        return []
+    return list(dict.fromkeys(weight.dtype for weight in taken))
 
 
 def _is_large(weights: Sequence[Tensor]) -> bool:
