@@ -7,7 +7,7 @@ from typing import Any, final
 from lightning_reg import constraints
 from lightning_reg.callbacks._penalty import RegularizerCallback
 
-__all__ = ["Box", "MaxNorm", "NonNegative", "NormBudget", "UnitNorm"]
+__all__ = ["Box", "MaxNorm", "NonNegative", "NormBudget", "Refit", "UnitNorm"]
 
 
 class _ConstraintCallback(RegularizerCallback):
@@ -72,3 +72,12 @@ class NormBudget(_ConstraintCallback, constraints.NormBudget):
         suffix = ":multiplier"
         state = self.learned()
         return {n.removesuffix(suffix): float(v) for n, v in state.items() if n.endswith(suffix)}
+
+
+@final
+class Refit(_ConstraintCallback, constraints.Refit):
+    """Hold the zeros and train on without the penalty that made them, see :class:`lightning_reg.Refit`.
+
+    >>> Refit(0.75).begin
+    0.75
+    """

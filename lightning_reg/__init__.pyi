@@ -13,6 +13,7 @@ from lightning_reg.constraints import Constraint as Constraint
 from lightning_reg.constraints import MaxNorm as MaxNorm
 from lightning_reg.constraints import NonNegative as NonNegative
 from lightning_reg.constraints import NormBudget as NormBudget
+from lightning_reg.constraints import Refit as Refit
 from lightning_reg.constraints import UnitNorm as UnitNorm
 from lightning_reg.dropout import AnnealedDropout as AnnealedDropout
 from lightning_reg.dropout import ByDepth as ByDepth

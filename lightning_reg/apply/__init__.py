@@ -5,7 +5,7 @@ from lightning_reg.apply.decoupled import decay_, decay_where_agreed_
 from lightning_reg.apply.dual_averaging import check_dual_averaging, forget_averages
 from lightning_reg.apply.gradient import add_gradient_
 from lightning_reg.apply.loss import add_to_training_step, remove_from_training_step
-from lightning_reg.apply.projection import project_
+from lightning_reg.apply.projection import look_before_, project_
 from lightning_reg.apply.proximal import prox_
 from lightning_reg.apply.term import Apply, DualAveraging, Metric, Term
 
@@ -24,6 +24,7 @@ __all__ = [
     "decay_where_agreed_",
     "default_apply",
     "forget_averages",
+    "look_before_",
     "project_",
     "prox_",
     "remove_from_training_step",

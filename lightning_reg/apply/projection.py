@@ -7,11 +7,19 @@ from torch.optim import Optimizer
 from lightning_reg.apply.term import Term, found_inf
 from lightning_reg.tensors.precision import without_grad
 
-__all__ = ["project_"]
+__all__ = ["look_before_", "project_"]
 
 
 @without_grad
-def project_(term: Term, optimizer: Optimizer) -> None:
+def look_before_(term: Term, optimizer: Optimizer, strength: float) -> None:
+    """Show the constraint what ``optimizer`` is about to step."""
+    look = getattr(term.bound, "before_step_", None)
+    if look is not None:
+        look([p for _, parameters in term.stepped(optimizer) for p in parameters], strength)
+
+
+@without_grad
+def project_(term: Term, optimizer: Optimizer, strength: float = 1.0) -> None:
     """Put each tensor that ``optimizer`` has just stepped back into the set.
 
     In the weights' own precision: a 16-bit weight that were rounded at random would leave the set again.
@@ -21,4 +29,4 @@ def project_(term: Term, optimizer: Optimizer) -> None:
     weights = [p for _, parameters in term.stepped(optimizer) for p in parameters]
     if weights:
         term.mask_(weights)
-        term.bound.prox_(weights, 1.0, ())
+        term.bound.prox_(weights, strength, ())

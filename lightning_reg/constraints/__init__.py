@@ -12,6 +12,16 @@ from lightning_reg.constraints.box import Box
 from lightning_reg.constraints.max_norm import MaxNorm
 from lightning_reg.constraints.non_negative import NonNegative
 from lightning_reg.constraints.norm_budget import NormBudget
+from lightning_reg.constraints.refit import Refit
 from lightning_reg.constraints.unit_norm import UnitNorm
 
-__all__ = ["Box", "Constraint", "GroupConstraint", "MaxNorm", "NonNegative", "NormBudget", "UnitNorm"]
+__all__ = [
+    "Box",
+    "Constraint",
+    "GroupConstraint",
+    "MaxNorm",
+    "NonNegative",
+    "NormBudget",
+    "Refit",
+    "UnitNorm",
+]

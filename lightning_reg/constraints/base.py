@@ -71,6 +71,9 @@ class BoundConstraint(Bound):
         """Whether each weight is projected by itself."""
         return self.constraint.elementwise
 
+    def before_step_(self, weights: Sequence[Tensor], strength: float) -> None:
+        """Look at the weights before the optimizer's step."""
+
     @abstractmethod
     def project_(self, weights: Sequence[Tensor]) -> None:
         """Put each tensor back into the set."""

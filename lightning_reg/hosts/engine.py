@@ -20,6 +20,7 @@ from lightning_reg.apply import (
     check_optimizer,
     decay_,
     decay_where_agreed_,
+    look_before_,
     project_,
     prox_,
 )
@@ -126,8 +127,17 @@ class Engine:
         """Return λ of the coming step, asked for once a step."""
         step = self.host.step()
         if self._now is None or self._now[0] != step:
-            self._now = step, self.term.strength(step)
+            self._now = step, 0.0 if self._is_stopped() else self.term.strength(step)
         return self._now[1]
+
+    def _is_stopped(self) -> bool:
+        """Whether another one at work holds the zeros that this one has made."""
+        if self.penalty.is_constraint or not self.term.bound.holds_zeros:
+            return False
+        members = (m for optimizer in self.host.optimizers() or () for m in StepHooks.members_of(optimizer))
+        return any(
+            isinstance(m, Engine) and m.penalty.stops_penalties and m.strength() > 0.0 for m in members
+        )
 
     # --- what happens in a step ----------------------------------------------------------------------
 
@@ -161,6 +171,8 @@ class Engine:
             self._checked = True
         if self.apply == "proximal":
             self.term.note(optimizer)
+            if self.penalty.is_constraint:
+                look_before_(self.term, optimizer, self.strength())
         elif self.apply == "decoupled":
             awaited = decay_(self.term, optimizer, self.strength(), self.host.step())
             self._awaited[id(optimizer)] = awaited
@@ -174,7 +186,7 @@ class Engine:
                 return  # stepped behind the host's back, where no schedule moves on
             self._announced.remove(id(optimizer))
         if self.penalty.is_constraint:
-            project_(self.term, optimizer)
+            project_(self.term, optimizer, self.strength())
         elif self.apply == "proximal":
             prox_(self.term, optimizer, self.strength(), self.host.step(), self.metric)
         elif self.apply == "decoupled":

@@ -27,6 +27,7 @@ class Regularizer(ABC):
         name: its name in logs; the class name in snake case where None.
         takes_complex: whether the formula holds for complex weights, whose modulus it then takes.
         is_constraint: whether it is a set: its proximal operator is a projection, without a strength.
+        stops_penalties: whether, at a strength above 0, penalties that make zeros stop beside it.
         turn: where it comes among the proximal operators of one step: the lower, the earlier. 10 for
             single weights, 20 for cones, 30 for operators that scale groups, 40 for a scaling of all weights
             (L2), 50 for bounds on single weights, 60 for bounds on norms. In this order the composition is
@@ -38,6 +39,7 @@ class Regularizer(ABC):
     name: str | None
     takes_complex: ClassVar[bool] = True
     is_constraint: ClassVar[bool] = False
+    stops_penalties: ClassVar[bool] = False
     turn: ClassVar[int] = 10
 
     def __init_subclass__(cls) -> None:
