@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from lightning_reg.dropout.steering import Rates, rule_for, steer
+from lightning_reg.dropout.rules import Rates
+from lightning_reg.dropout.steering import rule_for, steer
 
 
 class Block(nn.Module):

@@ -68,6 +68,12 @@ class SiteCallback(DropoutCallback):
         """Refuse, before the run, numbers that it would meet."""
 
     @override
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        # a new run; Lightning restores a checkpoint after this
+        if stage == "fit" and trainer.global_step == 0:
+            self._saved_steps = None
+
+    @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._let_go()
         chosen = select_sites(pl_module, candidates(pl_module), self.select)
@@ -125,10 +131,13 @@ class SiteCallback(DropoutCallback):
         if self._engine is None or not (self._engine.watch.stepped or self._engine.watch.apart):
             return  # an epoch without a step
         self._engine.check()
-        first, self.report = self.report is None, self._engine.report()
-        if first:
+        before, self.report = self.report, self._engine.report()
+        if before is None:
             said = rank_zero_info if self.report.complete else rank_zero_warn
             said(f"{self!r} after the first epoch\n{self.report}")
+        elif news := self.report.named.keys() - before.named.keys():
+            named = DropoutReport(named={name: self.report.named[name] for name in sorted(news)})
+            rank_zero_warn(f"{self!r}\n{named}")
         self._engine.watch.again()
 
     @override
@@ -144,7 +153,8 @@ class SiteCallback(DropoutCallback):
     @override
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self._steps is not None and (counts := self._steps.counts()) is not None:
+        counts = self._steps.counts() if self._steps is not None else self._saved_steps
+        if counts is not None:
             checkpoint["lightning_reg_optimizer_steps"] = counts
 
     @override
@@ -154,7 +164,6 @@ class SiteCallback(DropoutCallback):
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         unwatch_steps(trainer)
-        self._saved_steps = None
         super().teardown(trainer, pl_module, stage)
 
     @override
@@ -167,6 +176,7 @@ class SiteCallback(DropoutCallback):
         if self._engine is not None:
             self._engine.release()
         if self._steps is not None:
+            self._saved_steps = self._steps.counts()  # for a checkpoint that is saved after the run
             self._steps.close()
         self._engine = self._steps = None
 

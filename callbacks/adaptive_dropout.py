@@ -97,7 +97,7 @@ class AdaptiveDropout(SiteCallback):
 
     @override
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        # a new run; Lightning restores a checkpoint after this
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.global_step == 0:
             self._gap, self._validated = GapState(self.start), False
 

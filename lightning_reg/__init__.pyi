@@ -23,7 +23,9 @@ from lightning_reg.dropout import DropoutSite as DropoutSite
 from lightning_reg.dropout import EarlyDropout as EarlyDropout
 from lightning_reg.dropout import LateDropout as LateDropout
 from lightning_reg.dropout import find_sites as find_sites
+from lightning_reg.dropout import mc_dropout as mc_dropout
 from lightning_reg.dropout import register_site as register_site
+from lightning_reg.dropout import schedule_dropout as schedule_dropout
 from lightning_reg.groups.coupled import Coupled as Coupled
 from lightning_reg.groups.units import Units as Units
 from lightning_reg.hosts.attachment import Attachment as Attachment

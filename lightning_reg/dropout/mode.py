@@ -6,7 +6,6 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,27 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-from lightning_reg.dropout import calls
+from lightning_reg.dropout.calls import (
+    COUNTED,
+    DECISIONS,
+    DRAWS,
+    FILLS,
+    MASKS,
+    READS,
+    count,
+    draws_inside,
+    flat,
+    is_training,
+    kind_of,
+    mapped,
+    name_of,
+    plain_numbers,
+    rate_of,
+    tensors,
+)
 from lightning_reg.dropout.generators import Generators
 from lightning_reg.dropout.known import Kind
+from lightning_reg.dropout.seen import Seen
 from lightning_reg.dropout.sites import DropoutSite
 from lightning_reg.dropout.steering import RATE_AFTER
 from lightning_reg.dropout.watched import is_watched, plain, site_of, wanted, watched
@@ -25,31 +42,7 @@ from lightning_reg.dropout.watched import is_watched, plain, site_of, wanted, wa
 if TYPE_CHECKING:
     from lightning_reg.dropout.watch import Watch
 
-__all__ = ["Mode", "Seen"]
-
-
-@dataclass
-class Seen:
-    """How a rate was seen to act.
-
-    Attributes:
-        kind: what is dropped together.
-        where: the module whose forward read it.
-        rate: the rate at the time.
-        kept: values that were not dropped, of ``offered``; both 0 where that cannot be counted.
-        offered: values that could have been dropped.
-    """
-
-    kind: Kind
-    where: nn.Module | None
-    rate: float
-    kept: int = 0
-    offered: int = 0
-
-    @property
-    def share(self) -> float | None:
-        """The share dropped, or None where it could not be counted."""
-        return 1.0 - self.kept / self.offered if self.offered else None
+__all__ = ["Mode"]
 
 
 class Mode(TorchFunctionMode):
@@ -91,10 +84,10 @@ class Mode(TorchFunctionMode):
         call = cls.__call__
 
         def seen(function: Any, *args: Any, **kwargs: Any) -> Any:
-            if calls.draws_inside(function):
+            if draws_inside(function):
                 for site in {i for v in (*args, *kwargs.values()) if (i := site_of(v, self)) is not None}:
                     self._use(site, "unknown")
-                args, kwargs = calls.mapped(wanted, args), calls.mapped(wanted, kwargs)
+                args, kwargs = mapped(wanted, args), mapped(wanted, kwargs)
             return call(function, *args, **kwargs)
 
         cls.__call__ = seen
@@ -108,16 +101,16 @@ class Mode(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = calls.name_of(func)
-        values = list(calls.flat((*args, *kwargs.values())))
+        name = name_of(func)
+        values = list(flat((*args, *kwargs.values())))
         reached = {i for v in values if (i := site_of(v, self)) is not None}
-        kind = calls.kind_of(name)
-        before = calls.count(args[0]) if kind is not None and reached and args else None
-        noisy = name in calls.DECISIONS and any(self._tags(v)[0] for v in values)
+        kind = kind_of(name)
+        before = count(args[0]) if kind is not None and reached and args else None
+        noisy = name in DECISIONS and any(self._tags(v)[0] for v in values)
         if reached and (
-            kind is not None or name in calls.DRAWS or noisy
+            kind is not None or name in DRAWS or noisy
         ):  # it is a rate: from here on the one wanted
-            output = func(*calls.mapped(wanted, args), **calls.mapped(wanted, kwargs))
+            output = func(*mapped(wanted, args), **mapped(wanted, kwargs))
         else:
             output = func(*args, **kwargs)
         if kind is not None:
@@ -136,19 +129,19 @@ class Mode(TorchFunctionMode):
         before: int | None,
         output: Any,
     ) -> None:
-        if not calls.is_training(name, args, kwargs):
+        if not is_training(name, args, kwargs):
             return
-        reached |= {i for v in calls.flat((*args, *kwargs.values())) for i in self._tags(v)[1]}
-        rate = calls.rate_of(name, args, kwargs)
+        reached |= {i for v in flat((*args, *kwargs.values())) for i in self._tags(v)[1]}
+        rate = rate_of(name, args, kwargs)
         where = _running()
         if not reached and where is not None and id(where) in self.converted_in:
             site, value = self.converted_in[id(where)]
             reached = {site} if rate == value else reached
         for site in reached:
             self._use(site, kind)
-            if kind in calls.COUNTED and before is not None:
+            if kind in COUNTED and before is not None:
                 seen = self.watch.seen[self.sites[site].key]
-                seen.kept += calls.count(output) or 0
+                seen.kept += count(output) or 0
                 seen.offered += before
         self._name_tensors((*args, *kwargs.values()))
         if not reached and rate and not is_watched(rate) and not self._belongs(where, rate):
@@ -156,9 +149,9 @@ class Mode(TorchFunctionMode):
 
     def _other(self, name: str, values: list[Any], reached: set[int], output: Any) -> None:
         """Follow what was drawn: a draw by a rate, or a comparison with one, makes the number a rate."""
-        draw = name in calls.DRAWS
-        tensors = [v for v in values if isinstance(v, Tensor)]
-        tags = [self._tags(v) for v in tensors]
+        draw = name in DRAWS
+        given = [v for v in values if isinstance(v, Tensor)]
+        tags = [self._tags(v) for v in given]
         sites = reached.union(*(held for _, held in tags))
         noise = any(is_noise for is_noise, _ in tags)
         if draw:
@@ -168,36 +161,36 @@ class Mode(TorchFunctionMode):
                 self._draw(name, output)
             self._name_tensors(values)
             return
-        if name in calls.READS:
+        if name in READS:
             if noise:
-                self.numbers_drawn.update(calls.plain_numbers(output))
+                self.numbers_drawn.update(plain_numbers(output))
             return
-        if sites and noise and name in calls.DECISIONS:
-            kind: Kind = "layer" if all(t.numel() == 1 for t in tensors) else "row"
+        if sites and noise and name in DECISIONS:
+            kind: Kind = "layer" if all(t.numel() == 1 for t in given) else "row"
             for site in sites:
                 self._use(site, kind)
-            for tensor in tensors:
+            for tensor in given:
                 self.draws.pop(id(tensor), None)
-        if noise and name in calls.DECISIONS:
+        if noise and name in DECISIONS:
             self._name_tensors(values)
         # what is made of noise and rates alone is followed; what the data are in is not
-        if (sites or noise) and (name in calls.FILLS or all(is_noise or held for is_noise, held in tags)):
-            for tensor in calls.tensors(output):
+        if (sites or noise) and (name in FILLS or all(is_noise or held for is_noise, held in tags)):
+            for tensor in tensors(output):
                 self.noise[id(tensor)] = (weakref.ref(tensor), noise, frozenset(sites))
                 if noise:
-                    source = next((self.draws.pop(id(t)) for t in tensors if id(t) in self.draws), None)
+                    source = next((self.draws.pop(id(t)) for t in given if id(t) in self.draws), None)
                     if source is not None:
                         self.draws[id(tensor)] = source
 
     def _seen_at_a_draw(self, name: str, sites: set[int], output: Any) -> None:
         for site in sites:
-            self._use(site, "row" if name in calls.MASKS else "unknown")
-        for tensor in calls.tensors(output):
+            self._use(site, "row" if name in MASKS else "unknown")
+        for tensor in tensors(output):
             self.noise[id(tensor)] = (weakref.ref(tensor), True, frozenset())
 
     def _draw(self, name: str, output: Any) -> None:
         place = f"{self._place(_running())}: {name}"
-        for tensor in calls.tensors(output):
+        for tensor in tensors(output):
             self.noise[id(tensor)] = (weakref.ref(tensor), True, frozenset())
             self.draws[id(tensor)] = place
 
@@ -263,7 +256,7 @@ class Mode(TorchFunctionMode):
         return entry[1:] if entry is not None and entry[0]() is value else (False, frozenset())
 
     def _name_tensors(self, values: Any) -> None:
-        for value in calls.flat(values):
+        for value in flat(values):
             name = self.watch.tensors.get(id(value)) if isinstance(value, Tensor) else None
             if name is not None:
                 self.watch.doubtful[name] = "a tensor; make it a number to schedule it"

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from lightning_reg.dropout.mode import Mode, Seen
+from lightning_reg.dropout.mode import Mode
+from lightning_reg.dropout.seen import Seen
 from lightning_reg.dropout.sites import DropoutSite, candidates
 from lightning_reg.dropout.steering import observe, unobserve
 from lightning_reg.select.wrappers import visible_modules
 
-__all__ = ["Seen", "Watch"]
+__all__ = ["Watch"]
 
 
 class Watch:

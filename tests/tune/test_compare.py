@@ -66,7 +66,7 @@ def test_every_kind_has_the_same_budget_and_all_seeds(tmp_path: Path) -> None:
     runs: list[tuple[str, float, int, float]] = []
     how = {**SHORT, "directory": tmp_path, "on_run": lambda *run: runs.append(run)}
     asked = ["l2 decoupled", L2(0.0, name="mine"), L1PenaltyCallback(0.0, apply="proximal")]
-    asked.append(DropoutInjector(0.1, after=nn.ReLU, audit=False))
+    asked.append(DropoutInjector(0.1, after=nn.ReLU))
     found = compare(Net, [*asked, "early stopping"], data(), data(24), data(16), **how)
     names = ["none", "l2 decoupled", "mine", "l1, proximal", "injected dropout", "early stopping"]
     assert [c.kind for c in found] == names
