@@ -61,6 +61,8 @@ class DropoutInjector(DropoutCallback):
         Srivastava et al., JMLR 2014; Tompson et al., CVPR 2015 (channels); Huang et al., ECCV 2016 (depth).
     """
 
+    _hold: _Hold | None = None
+
     def __init__(
         self,
         rate: ScheduleLike,
@@ -77,7 +79,6 @@ class DropoutInjector(DropoutCallback):
         self.after = after
         self.kind: InjectKind = kind
         self.name = name if name is not None else "injected"
-        self._hold: _Hold | None = None
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
