@@ -19,7 +19,7 @@ def bare_optimizer(optimizer: Optimizer) -> Optimizer:
     """Return the optimizer that steps, whose hooks run once for each step that is taken.
 
     Raises:
-        TypeError: it is none of torch's.
+        TypeError: it is none of torch's, or runs no hooks.
     """
     inner: Any = optimizer
     while _is_a(inner, *_WRAPPERS):
@@ -28,6 +28,12 @@ def bare_optimizer(optimizer: Optimizer) -> Optimizer:
         raise TypeError(
             f"{type(inner).__name__} is not a torch optimizer, which attach needs; give the optimizer that "
             "steps this model, such as torch.optim.Adam(model.parameters())"
+        )
+    # torch marks the step in Optimizer.__init__, which some optimizers around another one do not call
+    if not getattr(type(inner).step, "hooked", False):
+        raise TypeError(
+            f"{type(inner).__name__} runs no hooks in its step, so attach would do nothing; give the "
+            "optimizer inside it"
         )
     return inner
 

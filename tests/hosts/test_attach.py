@@ -615,6 +615,7 @@ class Tied(nn.Module):
     ],
     ids=["elementwise", "by tensor", "coupled"],
 )
+@pytest.mark.filterwarnings("ignore:.*makes the sparse gradient of embedding.weight dense")
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_gradient_in_the_backward_pass(penalty: Penalty, accumulate: int) -> None:
     def run(how: str) -> nn.Module:
@@ -989,3 +990,24 @@ def test_the_core_needs_no_lightning() -> None:
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert run.stdout.strip() == "fine", run.stderr
+
+
+class Around(Optimizer):
+    """An optimizer around another, as some libraries write them: without ``Optimizer.__init__``."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+        self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, inner.defaults
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = {}, {}  # type: ignore[assignment]
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+@pytest.mark.parametrize("apply", ["gradient", "decoupled", "proximal"])
+def test_an_optimizer_that_runs_no_hooks_is_refused(apply: Any) -> None:
+    model = tutorial_net()
+    inner = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"Around runs no hooks in its step.*; give the optimizer inside it"):
+        attach(model, Around(inner), L1(0.1), apply=apply)
+    attach(model, inner, L1(0.1), apply=apply)
