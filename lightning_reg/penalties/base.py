@@ -128,7 +128,8 @@ class Penalty(Regularizer, Bound):
         Raises:
             TypeError: ``module`` is neither a module nor made of tensors.
             ValueError: the selection matches nothing, the strength is a schedule and ``step`` is None, a
-                weight is complex that may not be, or the parameters are FSDP1's or of DeepSpeed's stage 3.
+                weight is complex that may not be, or the parameters are FSDP1's, DeepSpeed's (stage 3) or on
+                the meta device.
         """
         if isinstance(self.strength, TargetSparsity):
             raise ValueError(
@@ -147,6 +148,11 @@ class Penalty(Regularizer, Bound):
         selected = self.choose(named_parameters(module)) or select_parameters(module, self.select)
         self.check_weights(selected)
         check_whole((s.parameter for s in selected), "a term of the loss")
+        if any(s.parameter.is_meta for s in selected):
+            raise ValueError(
+                f"{type(module).__name__} has parameters on the meta device, which have no values; load or "
+                "initialize them first (module.to_empty)"
+            )
         weights = [s.parameter for s in selected if s.parameter.requires_grad]
         used, bound = InUse(self, selected).tensors(weights)
         return bound.total(used, strength, like=next(module.parameters()))

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
-from lightning_reg.tensors.spectra import as_matrix
+from lightning_reg.tensors.spectra import as_matrix, svd
 
 __all__ = ["NuclearNorm"]
 
@@ -58,7 +58,7 @@ class NuclearNorm(Penalty):
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda UV^\top` over the singular values that are not zero."""
-        u, sigma, v = torch.linalg.svd(as_matrix(weight), full_matrices=False)
+        u, sigma, v = svd(as_matrix(weight))
         live = sigma > rounding(weight, sigma)
         gradient: Tensor = (u * live) @ v * strength
         return gradient.to(weight.dtype).view(weight.shape)
@@ -67,7 +67,7 @@ class NuclearNorm(Penalty):
         """Return the weight with its singular values soft-thresholded."""
         if strength == 0.0:
             return weight.clone()
-        u, sigma, v = torch.linalg.svd(as_matrix(weight), full_matrices=False)
+        u, sigma, v = svd(as_matrix(weight))
         shrunk = (sigma - float(step) * strength).clamp(min=0.0)
         result: Tensor = (u * shrunk) @ v
         return result.to(weight.dtype).view(weight.shape)

@@ -13,7 +13,7 @@ from lightning_reg.penalties._iterated import IteratedPenalty
 from lightning_reg.prox.group import lower_maxima_
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
-from lightning_reg.tensors.spectra import as_matrix, power_step
+from lightning_reg.tensors.spectra import as_matrix, power_step, svd
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["SpectralNorm"]
@@ -71,7 +71,7 @@ class SpectralNorm(IteratedPenalty):
         matrix = as_matrix(weight)
         if not matrix.numel():
             return torch.zeros_like(weight)
-        u, sigma, v = torch.linalg.svd(matrix, full_matrices=False)
+        u, sigma, v = svd(matrix)
         gradient: Tensor = torch.outer(u[:, 0], v[0]) * ((sigma[0] > 0).to(sigma) * strength)
         return gradient.to(weight.dtype).view(weight.shape)
 
@@ -79,7 +79,7 @@ class SpectralNorm(IteratedPenalty):
         """Return the weight with its largest singular values lowered to one level."""
         if strength == 0.0 or not weight.numel():
             return weight.clone()
-        u, sigma, v = torch.linalg.svd(as_matrix(weight), full_matrices=False)
+        u, sigma, v = svd(as_matrix(weight))
         lower_maxima_([sigma], [Slices(tuple(sigma.shape), ())], [StepSize(float(step))], strength)
         result: Tensor = (u * sigma) @ v
         return result.to(weight.dtype).view(weight.shape)

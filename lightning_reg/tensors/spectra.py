@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_reg.tensors.precision import wide
 
-__all__ = ["as_matrix", "gram_deviation", "power_step", "start_vector"]
+__all__ = ["as_matrix", "gram_deviation", "power_step", "start_vector", "svd"]
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -18,6 +18,24 @@ def as_matrix(weight: Tensor) -> Tensor:
     """
     weight = wide(weight)
     return weight.flatten(1) if weight.dim() >= 2 else weight.reshape(1, -1)
+
+
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u, σ and v of the thin singular value decomposition.
+
+    Raises:
+        RuntimeError: torch's ``LinAlgError``; the matrix holds NaN or infinity, or does not converge.
+    """
+    try:
+        u, sigma, v = torch.linalg.svd(matrix, full_matrices=False)
+    except RuntimeError as error:
+        if torch.isfinite(matrix).all():
+            raise
+        raise type(error)(
+            f"a weight of shape {tuple(matrix.shape)} holds NaN or infinity, so it has no singular values; "
+            "the run has diverged: look at the gradients, or lower the learning rate"
+        ) from error
+    return u, sigma, v
 
 
 def start_vector(length: int, like: Tensor) -> Tensor:

@@ -221,3 +221,10 @@ def test_l2_sp_says_what_it_lacks():
     with pytest.raises(ValueError, match="iterations=0"):
         SpectralNorm(1.0, iterations=0)
     assert select_parameters(model, "weights")
+
+
+@pytest.mark.parametrize("penalty", [NuclearNorm(1.0), SpectralNorm(1.0)])
+def test_a_weight_that_is_not_finite_is_said_in_a_sentence(penalty) -> None:
+    weight = torch.full((3, 4), float("nan"))
+    with pytest.raises(torch.linalg.LinAlgError, match=r"shape \(3, 4\) holds NaN or infinity"):
+        penalty.prox(weight, 1.0, 0.1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_reg import L1
 from lightning_reg.look.reach import NamedSelect, coverage
 from lightning_reg.select.parameters import named_parameters, select_parameters, why_not_selected
 
@@ -200,3 +201,8 @@ def test_the_scale_of_a_weight_norm_is_selected_by_its_own_name_alone(kind: str)
     (scale,) = select_parameters(net, glob)
     assert scale.parameter.shape == (3, 1) and scale.derived is None
     assert why_not_selected(scale) == "scale of 0.weight"
+
+
+def test_weights_without_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="Linear has parameters on the meta device"):
+        L1(1.0)(nn.Linear(2, 2, device="meta"))
