@@ -7,6 +7,8 @@ import importlib
 import inspect
 import json
 import re
+import subprocess
+import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar
@@ -103,6 +105,20 @@ def test_every_python_block_runs_and_every_trainer_trains(page, tmp_path, monkey
         if trainer.global_step == 0:  # else it has trained on what the page gave it
             trainer.fit(Net(), data, data)
             assert trainer.global_step == 2
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_code_fits_85_columns(page):
+    for language in ("python", "yaml"):
+        for line in "".join(blocks(page, language)).splitlines():
+            assert len(line) <= 85, line
+
+
+@pytest.mark.slow
+def test_every_python_block_runs_by_itself():
+    command = [sys.executable, "-m", "tests.documentation_blocks"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_source_in_contributing_is_the_source():
