@@ -143,7 +143,7 @@ class DropoutInjector(DropoutCallback):
             release(module, RATE_AFTER, self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_hold"}
+        return {**self.__dict__, "_hold": None}  # a copy is not attached to anything
 
     def __repr__(self) -> str:
         return f"DropoutInjector({self.rate!r}, after={self.after!r}, kind={self.kind!r})"

@@ -33,7 +33,8 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
 def draw(axes: object, sweep: Sweep, title: str, name: str) -> None:
     """Points, curve and suggestion of one sweep, with both ends named."""
     _style(axes, title, name, "validation loss")
-    axes.plot(*zip(*sweep, strict=True), "o", color=_COLOURS[0], markersize=4.5, label="a short run each")
+    seen = [(value, loss) for value, loss in sweep if value > 0.0 or sweep.kind == "rate"]
+    axes.plot(*zip(*seen, strict=True), "o", color=_COLOURS[0], markersize=4.5, label="a short run each")
     values, losses = sweep.curve()
     shown = [(v, loss) for v, loss in zip(values, losses, strict=True) if loss < 1.5 * min(losses)]
     axes.plot(*zip(*shown, strict=True), color=_COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth")

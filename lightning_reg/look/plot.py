@@ -24,9 +24,12 @@ __all__ = ["regularization_path", "schedule", "sparsity", "weight_histograms", "
 _INK = "#767676"  # contrast 4.5 on white and 4.6 on black: AA for text on either
 _COLOURS = ("#2a85d0", "#e07b1a", "#2a9d5c", "#d04a6a", "#8f6fd6", "#a8812c", "#1f9e9e", "#c65bb5")
 
+#: Layers up to which each has a line, names beside rows of colours, and histograms in one figure.
+MAX_LINES, MAX_ROW_NAMES, MAX_HISTOGRAMS = 10, 30, 24
+
 
 def sparsity(history: Sequence[Mapping[str, float]], title: str = "Zeros by layer") -> Figure:
-    """Draw the fraction of zeros over training, a line a layer.
+    """Draw the fraction of zeros over training: a line a layer, or a row a layer where there are many.
 
     Args:
         history: of a :class:`~lightning_reg.callbacks.RegularizationMonitor`, or rows with ``"step"`` and
@@ -38,9 +41,11 @@ def sparsity(history: Sequence[Mapping[str, float]], title: str = "Zeros by laye
     """
     if not history:
         raise ValueError("the history is empty; fit with a RegularizationMonitor and a step that logs")
-    figure, axes = _figure(title, "optimizer step", "zeros")
     layers = [key for key in history[0] if key.startswith("sparsity/")]
     steps = [row["step"] for row in history]
+    if len(layers) > MAX_LINES:
+        return _sparsity_rows(history, layers, title)
+    figure, axes = _figure(title, "optimizer step", "zeros")
     for index, key in enumerate(layers):
         values = [row[key] for row in history]
         axes.plot(steps, values, color=_colour(index), label=key.partition("/")[2], linewidth=1.8)
@@ -50,8 +55,30 @@ def sparsity(history: Sequence[Mapping[str, float]], title: str = "Zeros by laye
     return figure
 
 
+def _sparsity_rows(history: Sequence[Mapping[str, float]], layers: Sequence[str], title: str) -> Figure:
+    """Draw a row of colours a layer, from the input down; names stand beside every n-th."""
+    every = -(-len(layers) // MAX_ROW_NAMES)
+    figure, axes = _figure(title, "optimizer step", "", height=min(2.0 + 0.18 * len(layers), 7.5))
+    axes.grid(False)
+    steps = [row["step"] for row in history]
+    zeros = torch.tensor([[row[key] for row in history] for key in layers])
+    ends = (steps[0] - 0.5, steps[-1] + 0.5, len(layers) - 0.5, -0.5)
+    image = axes.imshow(
+        zeros.numpy(), aspect="auto", vmin=0.0, vmax=1.0, extent=ends, interpolation="nearest", cmap="viridis"
+    )
+    names = [key.partition("/")[2] for key in layers[::every]]
+    axes.set_yticks(range(0, len(layers), every), names, fontsize=8)
+    bar = figure.colorbar(image, ax=axes, format=_percent(), pad=0.02)
+    bar.set_label("zeros", color=_INK)
+    bar.ax.tick_params(colors=_INK, labelsize=9)
+    bar.outline.set_visible(False)
+    return figure
+
+
 def weight_histograms(before: Mapping[str, Tensor], after: Mapping[str, Tensor], bins: int = 60) -> Figure:
     """Draw the weights of each layer before and after training, with the share of exact zeros.
+
+    More layers than 24 are drawn together by the beginning of their names, such as ``blocks.0``.
 
     Args:
         before: weights by layer, as :func:`weights_of` takes them before training.
@@ -64,8 +91,9 @@ def weight_histograms(before: Mapping[str, Tensor], after: Mapping[str, Tensor],
     layers = [name for name in before if name in after]
     if not layers:
         raise ValueError("before and after have no layer in common; take both with weights_of(model)")
-    columns = min(len(layers), 3)
-    rows = -(-len(layers) // columns)
+    groups = _together(layers, MAX_HISTOGRAMS)
+    columns = min(len(groups), 3 if len(groups) <= 9 else 4)
+    rows = -(-len(groups) // columns)
     plt = _pyplot()
     figure: Figure
     figure, grid = plt.subplots(
@@ -74,14 +102,18 @@ def weight_histograms(before: Mapping[str, Tensor], after: Mapping[str, Tensor],
     plt.close(figure)  # a notebook shows what is returned, once
     figure.patch.set_alpha(0.0)
     for index, axes in enumerate(grid.flat):
-        if index >= len(layers):
+        if index >= len(groups):
             axes.set_axis_off()
             continue
-        name = layers[index]
-        first, last = before[name].flatten().float().cpu(), after[name].flatten().float().cpu()
+        name, members = list(groups.items())[index]
+        first, last = (
+            torch.cat([weights[member].flatten().float().cpu() for member in members])
+            for weights in (before, after)
+        )
         limit = float(torch.cat([first, last]).abs().max()) or 1.0
         edges = torch.linspace(-limit, limit, bins + 1).numpy()
-        _style(axes, name, "weight", "count" if index % columns == 0 else "")
+        many = f" ({len(members)})" if len(members) > 1 else ""
+        _style(axes, name + many, "weight", "count" if index % columns == 0 else "")
         axes.hist(first.numpy(), edges, color=_INK, alpha=0.45, label="before")
         axes.hist(last.numpy(), edges, color=_COLOURS[0], histtype="step", linewidth=1.6, label="after")
         axes.set_yscale("symlog", linthresh=1.0)
@@ -154,9 +186,27 @@ def weights_of(module: nn.Module, select: Select = "weights") -> dict[str, Tenso
     return {s.name: s.used().detach().clone() for s in select_parameters(module, select)}
 
 
-def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+def _together(layers: Sequence[str], most: int) -> dict[str, list[str]]:
+    """Group layers by as much of the beginning of their names as leaves ``most`` groups, or by runs of them.
+
+    >>> _together(["a.0.weight", "a.1.weight", "b.weight"], 2)
+    {'a': ['a.0.weight', 'a.1.weight'], 'b': ['b.weight']}
+    """
+    parts = [name.split(".") for name in layers]
+    for depth in range(max(map(len, parts)), 0, -1):
+        groups: dict[str, list[str]] = {}
+        for name, part in zip(layers, parts, strict=True):
+            groups.setdefault(".".join(part[:depth]), []).append(name)
+        if len(groups) <= most:
+            return groups
+    size = -(-len(layers) // most)
+    runs = [list(layers[start : start + size]) for start in range(0, len(layers), size)]
+    return {f"{run[0]} …": run for run in runs}
+
+
+def _figure(title: str, x: str, y: str, height: float = 3.8) -> tuple[Figure, Axes]:
     plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.4, height), layout="constrained")
     plt.close(figure)  # a notebook shows what is returned, once
     figure.patch.set_alpha(0.0)
     _style(axes, title, x, y)

@@ -110,7 +110,10 @@ def _kind(each: Any, module: nn.Module, data: Any, loss: Any) -> Kind:
         return _penalty(each, each.log_name.replace("_", " "), "gradient", "optimizer", module, data, loss)
     if isinstance(getattr(each, "penalty", None), Penalty):
         name = f"{each.penalty.log_name.replace('_', ' ')}, {each.apply}"
-        return _penalty(each.penalty, name, each.apply, each.metric, module, data, loss)
+        return replace(
+            _penalty(each.penalty, name, each.apply, "optimizer", module, data, loss),
+            callbacks=partial(_with_strength, each),
+        )
     if isinstance(each, DropoutInjector) and not callable(each.rate):
         return Kind(
             "injected dropout",
@@ -179,6 +182,12 @@ def _penalty(
         return f'PenaltyCallback({type(penalty).__name__}({arguments}), apply="{apply}")'
 
     return Kind(name, callbacks, code, *strength_range(module, penalty, apply, data, loss))
+
+
+def _with_strength(callback: Any, _: nn.Module, strength: float) -> list[Any]:
+    made = copy.deepcopy(callback)
+    made.penalty = replace(made.penalty, strength=strength)
+    return [made]
 
 
 def _dropout(module: nn.Module, rate: float) -> list[Any]:

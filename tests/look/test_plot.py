@@ -48,6 +48,38 @@ def test_histograms_count_every_weight() -> None:
         plot.weight_histograms(before, {})
 
 
+@pytest.mark.parametrize("count", [11, 76, 500])
+def test_many_layers_are_rows_with_names_that_fit(count: int) -> None:
+    layers = {f"sparsity/blocks.{i}.weight": i / count for i in range(count)}
+    figure = plot.sparsity([{"step": step, **layers} for step in (50, 100)])
+    axes = figure.axes[0]
+    shown = axes.images[0].get_array()
+    assert shown.shape == (count, 2) and shown[count - 1, 1] == pytest.approx((count - 1) / count)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[0] == "blocks.0.weight" and len(names) <= 30 and axes.get_legend() is None
+    assert figure.get_size_inches()[1] <= 7.5
+    assert rendered(figure)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([f"blocks.{i}.{part}.weight" for i in range(12) for part in ("attn", "mlp")], 24),
+        ([f"blocks.{i}.{part}.weight" for i in range(12) for part in ("q", "k", "v", "o", "mlp")], 12),
+        ([f"layer{i}" for i in range(500)], 24),
+    ],
+)
+def test_histograms_of_many_layers_are_of_groups(names: list[str], expected: int) -> None:
+    weights = {name: torch.ones(2) for name in names}
+    groups = plot._together(names, 24)
+    assert len(groups) == expected and [n for group in groups.values() for n in group] == names
+    if expected == 12:
+        figure = plot.weight_histograms(weights, {name: torch.zeros(2) for name in names})
+        assert figure.axes[0].get_title(loc="left") == "blocks.0 (5)"
+        assert sum(patch.get_height() for patch in figure.axes[0].patches[:60]) == 10
+        assert rendered(figure)
+
+
 def test_schedules() -> None:
     line = plot.schedule(Cosine(0.0, 1.0), 100).axes[0].lines[0]
     expected = [Cosine(0.0, 1.0)(int(step), 100) for step in line.get_xdata()]
