@@ -84,7 +84,7 @@ class ForwardPenaltyCallback(BothCallback):
         if stage == "fit":
             self._detach()
 
-    def _value(self) -> Tensor:
+    def _value(self, loss: Tensor) -> Tensor:
         assert self._work is not None
         trainer, module, recorder, total_steps, key = self._work
         if not trainer.training:  # validation_step may call training_step

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 __all__ = ["add_to_training_step", "remove_from_training_step"]
 
-#: A penalty's value at this moment.
-Value = Callable[[], Tensor]
+#: A penalty's value at this moment, given the loss that it is added to.
+Value = Callable[[Tensor], Tensor]
 
 
 class _TrainingStep:
@@ -29,12 +29,14 @@ class _TrainingStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.__wrapped__(*args, **kwargs)
         if isinstance(output, Tensor):
+            loss = output
             for value in self.terms:
-                output = output + value()
+                output = output + value(loss)
         elif isinstance(output, MutableMapping) and isinstance(output.get("loss"), Tensor):
             output = copy.copy(output)
+            loss = output["loss"]
             for value in self.terms:
-                output["loss"] = output["loss"] + value()
+                output["loss"] = output["loss"] + value(loss)
         return output  # None, which asks Lightning to skip the batch, stays None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -49,7 +51,7 @@ def _itself(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def add_to_training_step(module: nn.Module, value: Value) -> None:
-    """Make ``module.training_step`` add ``value()`` to its loss, until it is removed again."""
+    """Make ``module.training_step`` add ``value(loss)`` to its loss, until it is removed again."""
     step = vars(module).get("training_step")
     if not isinstance(step, _TrainingStep):
         step = _TrainingStep(module)

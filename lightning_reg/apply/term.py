@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from operator import is_
 from typing import Any, Literal, TypeAlias
 
@@ -26,6 +26,9 @@ Apply: TypeAlias = Literal["gradient", "loss", "decoupled", "proximal"]
 Metric: TypeAlias = Literal["optimizer", "euclidean"]
 #: True for dual averaging as usual (k = 4), False for the plain proximal step, or k itself, from 1 on.
 DualAveraging: TypeAlias = bool | float
+
+#: Classes, in lower case, of modules that hold a moving average of another one's weights.
+_AVERAGES = frozenset({"averagedmodel", "ema", "exponentialmovingaverage"})
 
 
 class Term:
@@ -105,10 +108,12 @@ class Term:
         strength: float,
         optimizers: Iterable[Optimizer] | None = None,
         toggled: Mapping[nn.Parameter, bool] | None = None,
+        leave_out: Collection[int] = (),
     ) -> Tensor:
         """Return the penalty over the trainable tensors, or those of them that ``optimizers`` hold.
 
-        ``toggled`` says which are trainable where ``requires_grad`` is off for the moment.
+        ``toggled`` says which are trainable where ``requires_grad`` is off for the moment, and ``leave_out``
+        which are none of the network's, by identity. Averages of weights are left out in any case.
         """
         if optimizers is None:
             tensors = [s.parameter for s in self.selected]
@@ -116,7 +121,13 @@ class Term:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             tensors = list(dict.fromkeys(p for group in groups for p in self._members(group)))
         told = toggled or {}
-        trainable = [tensor for tensor in tensors if told.get(tensor, tensor.requires_grad)]
+        trainable = [
+            tensor
+            for tensor in tensors
+            if told.get(tensor, tensor.requires_grad)
+            and id(tensor) not in self._averages
+            and id(tensor) not in leave_out
+        ]
         check_whole(trainable, "a term of the loss")
         used, bound = self.in_use.tensors(trainable)
         return bound.total(used, strength, like=next(self.module.parameters()))
@@ -175,12 +186,14 @@ class Term:
         seen, members = self._groups.get(id(group), ([], []))
         if len(seen) == len(parameters) and all(map(is_, seen, parameters)):
             return members
+        lazy = any(map(is_lazy, parameters))
         for parameter in parameters:
-            if id(parameter) not in self._known:
+            if id(parameter) not in self._known and not is_lazy(parameter):
                 self._resolve()
                 self._known.setdefault(id(parameter), parameter)  # not of this module, if still unknown
         members = [p for p in parameters if id(p) in self._chosen]
-        self._groups[id(group)] = (list(parameters), members)
+        if not lazy:
+            self._groups[id(group)] = (list(parameters), members)
         return members
 
     def sizes_by_layer(self) -> list[tuple[str, Tensor]]:
@@ -206,6 +219,7 @@ class Term:
         self._groups.clear()
         first = not self._known
         parameters = named_parameters(self.module)
+        self._averages = _averages(self.module)
         self._seen = [id(parameter) for parameter in self.module.parameters()]
         self.selected = self.penalty.choose(parameters)
         if not self.selected and first:
@@ -225,3 +239,13 @@ def found_inf(optimizer: Optimizer) -> bool:
     """Whether a GradScaler has told an optimizer that unscales by itself to leave this step out."""
     flag = getattr(optimizer, "found_inf", None)
     return isinstance(flag, torch.Tensor) and bool(flag.item())
+
+
+def _averages(module: nn.Module) -> set[int]:
+    """The identities of the parameters inside torch's ``AveragedModel`` and its like, which nobody trains."""
+    inside: set[int] = set()
+    for child in module.modules():
+        names = [base.__name__.lower() for base in type(child).__mro__]
+        if child is not module and any(n in _AVERAGES or n.startswith("modelema") for n in names):
+            inside.update(id(parameter) for parameter in child.parameters())
+    return inside

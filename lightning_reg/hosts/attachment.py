@@ -20,6 +20,7 @@ from lightning_reg.apply import (
 from lightning_reg.apply.backward import GradientInBackward
 from lightning_reg.hosts.engine import Engine, Host
 from lightning_reg.hosts.step_hooks import StepHooks
+from lightning_reg.hosts.watch import Silence
 from lightning_reg.hosts.wrappers import accumulates, bare_optimizer, check_reachable, left_scale, scaler_of
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.select.parameters import named_parameters
@@ -132,11 +133,18 @@ class _Loop(Host):
         self.model, self.given = model, given
         self.optimizer = bare_optimizer(given)
         self.taken = 0
+        self.silence: Silence | None = None
 
     def check(self, term: Term, optimizer: Optimizer) -> None:
         # a strategy may have exchanged the parameters since
         check_reachable(self.model, self.given)
         _check_held(term, optimizer)
+        self.listen_no_more()
+
+    def listen_no_more(self) -> None:
+        if self.silence is not None:
+            self.silence.end()
+            self.silence = None
 
     def step(self) -> int:
         return self.taken
@@ -174,6 +182,7 @@ class Attachment:
         self._engine = engine
         self._loop = loop
         self._in_backward: GradientInBackward | None = None
+        loop.silence = Silence(engine.term, loop.optimizer)
 
     def __repr__(self) -> str:
         engine, optimizer = self._engine, self._loop.optimizer
@@ -248,6 +257,7 @@ class Attachment:
     def remove(self) -> None:
         """Detach from optimizer and model, and leave no trace in them."""
         self._engine.detach()
+        self._loop.listen_no_more()
         forget_averages(self._engine.term, self._loop.optimizer)
         if self._in_backward is not None:
             self._in_backward.remove()

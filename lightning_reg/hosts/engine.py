@@ -25,6 +25,7 @@ from lightning_reg.apply import (
     prox_,
 )
 from lightning_reg.apply.decoupled import Awaited
+from lightning_reg.apply.reached import NotReached
 from lightning_reg.apply.term import found_inf
 from lightning_reg.apply.warm_up import warm_up
 from lightning_reg.hosts.step_hooks import StepHooks
@@ -110,6 +111,7 @@ class Engine:
         self.added = False  # the gradient of the coming step
         self.steps_seen = 0
         self._checked = False
+        self._not_reached = NotReached()
         self._hooked: dict[int, tuple[Optimizer, StepHooks | None]] = {}
         self._announced: set[int] = set()
         self._awaited: dict[int, Sequence[Awaited]] = {}  # decays that wait for the update
@@ -151,6 +153,10 @@ class Engine:
         if hooks is not None:
             hooks.add(self)
         self._hooked[id(optimizer)] = optimizer, hooks
+
+    def optimizers(self) -> list[Optimizer]:
+        """Return those whose steps it takes part in."""
+        return [optimizer for optimizer, _ in self._hooked.values()]
 
     def announce(self, optimizer: Optimizer) -> None:
         """Act before a step whose gradients are complete, where the host says so."""
@@ -196,14 +202,17 @@ class Engine:
         if not found_inf(optimizer):  # a fused optimizer comes here even when its scaler skips the step
             self.host.stepped(optimizer)
 
-    def loss_term(self) -> Tensor:
-        """Return what to add to the loss."""
-        return self.term.value(self.strength(), self.host.optimizers())
+    def loss_term(self, loss: Tensor | None = None) -> Tensor:
+        """Return what to add to ``loss``; tensors that it does not train are left out."""
+        if loss is not None:
+            self._not_reached.ask(loss, (s.parameter for s in self.term.selected))
+        return self.term.value(self.strength(), self.host.optimizers(), leave_out=self._not_reached.ids)
 
     @torch.no_grad()
     def value(self) -> Tensor:
         """Return the term at this moment, over the trainable tensors that the host's optimizers hold."""
-        return self.term.value(self.strength(), self.host.optimizers(), self.host.toggled())
+        left_out = self._not_reached.ids
+        return self.term.value(self.strength(), self.host.optimizers(), self.host.toggled(), left_out)
 
     # --- what outlives it ----------------------------------------------------------------------------
 
@@ -223,3 +232,4 @@ class Engine:
                 hooks.remove(self)
         self._hooked = {}
         self._announced = set()
+        self._not_reached.end()

@@ -22,6 +22,7 @@ from lightning_reg.hosts.averages import AveragesKeepZeros
 from lightning_reg.hosts.engine import Engine
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
 from lightning_reg.hosts.trainer import values_this_step
+from lightning_reg.hosts.watch import Unheld
 from lightning_reg.penalties.regularizer import Regularizer
 
 __all__ = ["PenaltyWork"]
@@ -80,6 +81,8 @@ class PenaltyWork:
         self.averages: AveragesKeepZeros | None = None
         if apply == "proximal":
             self.averages = AveragesKeepZeros(engine.term, trainer.callbacks)  # type: ignore[attr-defined]
+        reach = self.host.reach
+        self.unheld = Unheld(self.term, trainer.optimizers) if reach.steps and reach.whole else None
         if apply == "loss":
             add_to_training_step(module, self._loss_term)
 
@@ -93,6 +96,8 @@ class PenaltyWork:
         self.engine.detach()
         if self.averages is not None:
             self.averages.remove()
+        if self.unheld is not None:
+            self.unheld.end()
         remove_from_training_step(self.module, self._loss_term)
 
     def before_step(self, optimizer: Optimizer) -> None:
@@ -103,7 +108,10 @@ class PenaltyWork:
         self.engine.announce(optimizer)
 
     def check_seen(self) -> None:
-        """Warn, once, if an epoch went by without an optimizer step."""
+        """Warn, once, if an epoch went by without an optimizer step, or with steps that nobody sees."""
+        if self.unheld is not None:
+            self.unheld.warn(self.engine.optimizers())
+            self.unheld = None
         if self.engine.steps_seen == 0 and self.trainer.fit_loop.epoch_loop.total_batch_idx >= 0:
             self.engine.steps_seen = 1
             warnings.warn(
@@ -141,10 +149,10 @@ class PenaltyWork:
                     stacklevel=2,
                 )
 
-    def _loss_term(self) -> Tensor:
+    def _loss_term(self, loss: Tensor) -> Tensor:
         # validation_step may call training_step
         if self.trainer.training:
-            return self.engine.loss_term()
+            return self.engine.loss_term(loss)
         return torch.zeros((), device=self.module.device)
 
     def _log(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
@@ -35,6 +37,7 @@ class StepHooks:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.members: list[InStep] = []
+        self._step: FrameType | None = None  # the call of the outermost step under way
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -65,6 +68,9 @@ class StepHooks:
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._step is not None and _runs(self._step):
+            return None  # torch wraps a step and that of the base class, and one calls the other
+        self._step = sys._getframe(1)
         acting = [member for member in self.members if member.acts_inside(optimizer)]
         if not acting:
             return None
@@ -84,6 +90,9 @@ class StepHooks:
         return (args[0],), {**kwargs, "closure": with_terms}
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if sys._getframe(1) is not self._step:
+            return
+        self._step = None
         for member in self.members:
             member.after_step(optimizer)
 
@@ -94,3 +103,13 @@ def _found(optimizer: Optimizer) -> StepHooks | None:
         if isinstance(owner, StepHooks):
             return owner
     return None
+
+
+def _runs(call: FrameType) -> bool:
+    """Whether a call is still under way; it is not after an error in it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame is call:
+            return True
+        frame = frame.f_back
+    return False

@@ -59,16 +59,32 @@ def logs_this_step(trainer: Trainer) -> bool:
 
 
 def values_this_step(trainer: Trainer) -> bool:
-    """Whether to compute what is logged: on logged steps, and on an epoch's last.
+    """Whether to compute what is logged: on logged steps, on an epoch's last, and before each validation.
 
-    The last, so that EarlyStopping and ModelCheckpoint find the key in epochs shorter than the interval.
+    So EarlyStopping and ModelCheckpoint find the key whenever they look.
     """
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     if not every:
         return False
     loop = trainer.fit_loop.epoch_loop  # asked for directly: this is called at every step
     on_log = (loop._batches_that_stepped + 1) % every == 0
-    return on_log or trainer.should_stop or loop.batch_progress.is_last_batch
+    last = trainer.should_stop or loop.batch_progress.is_last_batch
+    return on_log or last or _validates_before_next_step(trainer)
+
+
+def _validates_before_next_step(trainer: Trainer) -> bool:
+    """Whether a validation inside the epoch comes before the next optimizer step."""
+    every = trainer.val_check_batch
+    if not trainer.enable_validation:
+        return False
+    if getattr(trainer, "_val_check_time_interval", None) is not None:  # nobody knows when
+        return True
+    if not isinstance(every, int) or every < 1:
+        return False
+    loop = trainer.fit_loop.epoch_loop
+    at = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
+    # the batches from this one to the one before the next step
+    return (at + trainer.accumulate_grad_batches) // every > at // every
 
 
 def scaler_of(trainer: Trainer) -> Any | None:

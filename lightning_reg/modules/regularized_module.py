@@ -159,7 +159,7 @@ class RegularizedModule(LightningModule):
             penalty = engine.penalty
             if penalty.is_constraint or (engine.apply != "loss" and not logs):
                 continue
-            value = engine.loss_term() if engine.apply == "loss" else engine.value()
+            value = engine.loss_term(loss) if engine.apply == "loss" else engine.value()
             total = total + value if engine.apply == "loss" else total
             strength = engine.strength() if callable(penalty.strength) else None
             values.append((penalty.log_name, strength, value))
@@ -271,5 +271,8 @@ class _OwnHost(LightningHost):
     """The run that fits the module, which may also step optimizers that Lightning does not see."""
 
     def optimizers(self) -> list[Optimizer] | None:
+        """Those in sight; for the loss all that it trains, whoever steps it."""
+        if getattr(self.module, "apply_penalties", "loss") == "loss":
+            return None
         found = [o for o in super().optimizers() or [] if type(o).__name__ != "_MockOptimizer"]
         return found or None

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -1011,3 +1012,69 @@ def test_an_optimizer_that_runs_no_hooks_is_refused(apply: Any) -> None:
     with pytest.raises(TypeError, match=r"Around runs no hooks in its step.*; give the optimizer inside it"):
         attach(model, Around(inner), L1(0.1), apply=apply)
     attach(model, inner, L1(0.1), apply=apply)
+def test_printing_an_attachment_says_what_is_attached() -> None:
+    model = nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    handle = attach(model, optimizer, L1(0.1), apply="proximal")
+    repr(handle)  # a look changes nothing, though a layer has no shape yet
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    assert repr(handle) == (
+        "Attachment(L1(strength=0.1, select='weights', name=None), apply='proximal', on 0.weight, 1.weight, "
+        "after 1 steps of SGD)"
+    )
+
+
+class Elsewhere(SGD):
+    """Moves the weights by a method that is not ``step``."""
+
+    @torch.no_grad()
+    def move(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(group["lr"] * parameter.grad)
+
+
+@pytest.mark.parametrize("steps", [False, True], ids=["silent", "stepped"])
+def test_weights_that_move_without_a_step_are_warned_of_once(steps: bool) -> None:
+    model = nn.Linear(3, 1)
+    optimizer = Elsewhere(model.parameters(), lr=0.1)
+    handle = attach(model, optimizer, L1(0.1))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3)).sum().backward()
+            optimizer.step() if steps else optimizer.move()
+    assert len(said) == (not steps)
+    assert steps or "Elsewhere.step() was never called" in str(said[0].message)
+    handle.remove()
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_accumulating_gradients_is_no_silence() -> None:
+    model = nn.Linear(3, 1)
+    handle = attach(model, SGD(model.parameters(), lr=0.1), L1(0.1))
+    for _ in range(6):
+        model(torch.ones(2, 3)).sum().backward()
+    handle.remove()
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+@in_every_mode
+def test_gradients_that_are_freed_in_the_step(apply: Any) -> None:
+    class Frugal(SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            self.zero_grad()
+
+    weights = []
+    for optimizer_class in (SGD, Frugal):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        optimizer = optimizer_class(model.parameters(), lr=0.1)
+        attach(model, optimizer, L1(1.0), apply, metric="euclidean" if apply == "proximal" else "optimizer")
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+        weights.append(model.weight.detach().clone())
+    assert torch.equal(*weights)

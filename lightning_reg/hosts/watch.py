@@ -1,0 +1,128 @@
+"""What moves the weights where nobody looks: a step that hooks do not see, an optimizer that nobody shows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from lightning_reg.apply.term import Term
+from lightning_reg.tensors.shards import is_sharded
+
+__all__ = ["Silence", "Unheld"]
+
+#: Backward passes between which weights moved, before it is said.
+_PATIENCE = 3
+#: Entries of a tensor that are looked at.
+_SAMPLE = 64
+
+
+def _sample(parameter: nn.Parameter) -> Tensor:
+    return parameter.detach().flatten()[:_SAMPLE].clone()
+
+
+class Silence:
+    """Looks whether the weights move while the optimizer's hooks stay silent, until its first step.
+
+    Some optimizers step by other methods than ``step``, or inside the backward pass.
+
+    Args:
+        term: what is attached.
+        optimizer: to what.
+    """
+
+    def __init__(self, term: Term, optimizer: Optimizer) -> None:
+        self._what = repr(term.penalty)
+        self._name = type(optimizer).__name__
+        self._moves = 0
+        self._before: Tensor | None = None
+        flattened = any("FullyShardedDataParallel" in type(m).__name__ for m in term.module.modules())
+        found = [p for p in term.trainable(optimizer) if p.is_leaf and not is_sharded(p) and not is_lazy(p)]
+        self._hook: Any = None
+        if found and not flattened:
+            untyped: Any = found[0]
+            self._hook = untyped.register_post_accumulate_grad_hook(self._look)
+
+    def end(self) -> None:
+        """Look no more."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    @torch.no_grad()
+    def _look(self, parameter: nn.Parameter) -> None:
+        now = _sample(parameter)
+        moved = self._before is not None and not torch.equal(now, self._before)
+        self._before = now
+        self._moves += moved
+        if self._moves >= _PATIENCE:
+            self.end()
+            warnings.warn(
+                f"{self._what} was not applied: the weights have moved {_PATIENCE} times, and "
+                f"{self._name}.step() was never called; attach to the optimizer whose step() moves them, or "
+                "add penalty(model) to the loss",
+                stacklevel=2,
+            )
+
+
+class Unheld:
+    """The tensors of a selection that are trained, though no optimizer in sight holds them.
+
+    A copy of a network, which no gradient reaches, is not trained, whoever moves it.
+
+    Args:
+        term: what is at work.
+        optimizers: those in sight.
+    """
+
+    def __init__(self, term: Term, optimizers: Iterable[Optimizer]) -> None:
+        self._term = term
+        self._trained: set[int] = set()
+        self._hooks: list[Any] = []
+        held = _held(optimizers)
+        free = [s for s in term.selected if s.parameter.requires_grad and not is_lazy(s.parameter)]
+        self._watched = [s for s in free if id(s.parameter) not in held and not is_sharded(s.parameter)]
+        if len(self._watched) == len(free):  # nothing is held: said before training
+            self._watched = []
+        self._before = [_sample(s.parameter) for s in self._watched]
+        for s in self._watched:
+            untyped: Any = s.parameter
+            self._hooks.append(untyped.register_post_accumulate_grad_hook(self._see))
+
+    def end(self) -> None:
+        """Look no more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._watched, self._before = [], [], []
+
+    def warn(self, optimizers: Iterable[Optimizer]) -> None:
+        """Warn of those that have moved, and look no more."""
+        held = _held(optimizers)
+        moved = [
+            s.name
+            for s, before in zip(self._watched, self._before, strict=True)
+            if id(s.parameter) in self._trained
+            and id(s.parameter) not in held
+            and not torch.equal(_sample(s.parameter), before.to(s.parameter.device))
+        ]
+        total = len(self._term.selected)
+        self.end()
+        if moved:
+            warnings.warn(
+                f"{self._term.penalty!r} was not applied to {moved[0]} and {len(moved) - 1} more of the "
+                f"{total} parameters of its selection: they are trained, and no optimizer that Lightning "
+                "steps holds them; use lightning_reg.attach on the optimizer that does",
+                stacklevel=2,
+            )
+
+    def _see(self, parameter: Tensor) -> None:
+        self._trained.add(id(parameter))
+
+
+def _held(optimizers: Iterable[Optimizer]) -> set[int]:
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
