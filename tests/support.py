@@ -68,8 +68,8 @@ class Net(pl.LightningModule):
 
 
 class RegularizedNet(RegularizedModule):
-    def __init__(self, penalties: Any, optimizer: MakeOptimizer = tutorial_sgd) -> None:
-        super().__init__(penalties)
+    def __init__(self, penalties: Any, optimizer: MakeOptimizer = tutorial_sgd, apply: Any = "loss") -> None:
+        super().__init__(penalties, apply)
         self.net = network()
         self.make_optimizer = optimizer
 

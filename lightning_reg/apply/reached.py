@@ -1,4 +1,4 @@
-"""Which tensors a loss trains: those that its graph reaches."""
+"""Which tensors that no optimizer in sight holds are trained all the same: those that the loss reaches."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["NotReached"]
 
 
 class NotReached:
-    """The tensors that the loss of a run does not train: copies of a network, teachers, target networks.
+    """Tensors that nothing trains: copies of a network, teachers, target networks.
 
-    A penalty in the loss would train them by itself. The first loss is asked, once. A tensor that it does
-    not reach and that gets a gradient later counts from then on.
+    The first loss is asked, once. A tensor that it does not reach and that gets a gradient later counts from
+    then on.
     """
 
     def __init__(self) -> None:
@@ -29,13 +29,13 @@ class NotReached:
         return frozenset(self._hooks)
 
     def ask(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-        """Look which of the ``parameters`` the graph of the first ``loss`` reaches."""
+        """Look which of the ``parameters``, which no optimizer in sight holds, the first ``loss`` reaches."""
         if self._asked or loss.grad_fn is None:
             return
         self._asked = True
         trainable = [p for p in dict.fromkeys(parameters) if p.requires_grad]
-        reached = None if any(map(is_sharded, trainable)) else _leaves(loss)
-        if reached is None or not any(id(p) in reached for p in trainable):
+        reached = None if not trainable or any(map(is_sharded, trainable)) else _leaves(loss)
+        if reached is None:
             return
         for parameter in trainable:
             if id(parameter) not in reached:

@@ -46,6 +46,10 @@ class Host(ABC):
     def optimizers(self) -> Iterable[Optimizer] | None:
         """Those whose tensors count in a value; None where all trainable ones do."""
 
+    def unheld(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """Return those that no optimizer in sight holds, where :meth:`optimizers` does not tell."""
+        return []
+
     def toggled(self) -> Mapping[nn.Parameter, bool] | None:
         """Which tensors are trainable, though their ``requires_grad`` is off for the moment."""
         return None
@@ -203,9 +207,10 @@ class Engine:
             self.host.stepped(optimizer)
 
     def loss_term(self, loss: Tensor | None = None) -> Tensor:
-        """Return what to add to ``loss``; tensors that it does not train are left out."""
+        """Return what to add to ``loss``; tensors that nothing trains are left out."""
         if loss is not None:
-            self._not_reached.ask(loss, (s.parameter for s in self.term.selected))
+            free = self.host.unheld(s.parameter for s in self.term.selected)
+            self._not_reached.ask(loss, free)
         return self.term.value(self.strength(), self.host.optimizers(), leave_out=self._not_reached.ids)
 
     @torch.no_grad()

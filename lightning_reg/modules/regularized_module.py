@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Apply, check_apply, check_word
@@ -271,8 +271,14 @@ class _OwnHost(LightningHost):
     """The run that fits the module, which may also step optimizers that Lightning does not see."""
 
     def optimizers(self) -> list[Optimizer] | None:
-        """Those in sight; for the loss all that it trains, whoever steps it."""
+        """Those in sight; None for the loss, which trains what others step as well."""
         if getattr(self.module, "apply_penalties", "loss") == "loss":
             return None
         found = [o for o in super().optimizers() or [] if type(o).__name__ != "_MockOptimizer"]
         return found or None
+
+    def unheld(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        held = {
+            id(p) for o in super().optimizers() or [] for group in o.param_groups for p in group["params"]
+        }
+        return [p for p in parameters if held and id(p) not in held]

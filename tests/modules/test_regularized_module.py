@@ -4,13 +4,15 @@ import copy
 import pickle
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.optim.swa_utils import AveragedModel
 
-from lightning_reg import L1, L2, Linear, RegularizedModule
+from lightning_reg import L1, L2, Linear, MaxNorm, RegularizedModule
 from lightning_reg.callbacks import PenaltyCallback
 from tests.support import Net, RegularizedNet, batches, fit, tutorial_sgd, weights
 
@@ -159,3 +161,82 @@ def test_a_compiled_module_is_compiled_once() -> None:
     plain = RegularizedNet(L1(Linear(0.1, 0.2)))
     fit(plain, steps=16, max_epochs=2)
     torch.testing.assert_close(weights(module), weights(plain))
+
+
+class WithCopies(RegularizedNet):
+    """Holds two copies of its net: an average of torch's, and a target that no optimizer holds."""
+
+    def __init__(self, *penalties: Any, hidden: bool = False) -> None:
+        super().__init__(list(penalties))
+        self.average, self.target = AveragedModel(self.net), copy.deepcopy(self.net)
+        self.hidden = hidden
+
+    def task_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().task_loss(batch, batch_idx)
+        return loss + 0.0 * self.target(batch[0]).sum() if self.hidden else loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([*self.net.parameters(), *self.average.parameters()], lr=0.05)
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["a target", "trained by somebody"])
+def test_copies_are_neither_counted_nor_trained(hidden: bool) -> None:
+    module = WithCopies(L2(1.0), hidden=hidden)
+    start = weights(module.average)
+    of_net = L2(1.0)(module.net).detach()
+    trainer = fit(module, steps=1, log_every_n_steps=1)
+    assert torch.equal(weights(module.average), start)
+    torch.testing.assert_close(trainer.callback_metrics["penalty/l2"], of_net * (1 + hidden))
+    assert not any(p._post_accumulate_grad_hooks for p in module.parameters())
+
+
+@pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled", "proximal"])
+def test_a_module_acts_as_a_callback_does_in_every_way(apply: Any) -> None:
+    made = []
+    for module, callbacks in (
+        (RegularizedNet([L1(0.1)], apply=apply), []),
+        (Net(tutorial_sgd), [PenaltyCallback(L1(0.1), apply)]),
+    ):
+        fit(module, *callbacks)
+        made.append(weights(module))
+    torch.testing.assert_close(*made, rtol=0, atol=0 if apply != "loss" else 1e-6)
+
+
+def test_constraints_are_among_a_modules_penalties() -> None:
+    module = RegularizedNet([L2(0.1), MaxNorm(0.2)])
+    trainer = fit(module, log_every_n_steps=1)
+    for layer in (module.net[0], module.net[2]):
+        assert (layer.weight.norm(dim=1) <= 0.2 + 1e-6).all()
+    assert "penalty/l2" in trainer.callback_metrics and "penalty/max_norm" not in trainer.callback_metrics
+
+
+def test_a_modules_strength_is_asked_for_once_a_step() -> None:
+    asked: list[int] = []
+
+    def strength(step: int, total_steps: int | None) -> float:
+        asked.append(step)
+        return 0.1
+
+    for apply in ("gradient", "loss", "decoupled", "proximal"):
+        module = RegularizedNet([L1(strength)], apply=apply)
+        fit(module, Start(asked), steps=5, log_every_n_steps=1)
+        assert asked == [0, 1, 2, 3, 4]
+        fit(
+            Net(tutorial_sgd),
+            PenaltyCallback(L1(strength), apply),
+            Start(asked),
+            steps=5,
+            log_every_n_steps=1,
+        )
+        assert asked == [0, 1, 2, 3, 4]
+
+
+class Start(pl.Callback):
+    """Forgets what was asked for before the first step."""
+
+    def __init__(self, asked: list[int]) -> None:
+        self.asked = asked
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 0:
+            self.asked.clear()
