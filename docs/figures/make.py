@@ -17,6 +17,7 @@ from sklearn.linear_model import Lasso
 from strength import sweeps  # beside this file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from zeros import zeros_in_batches  # beside this file
 
 from lightning_reg import (
     L1,
@@ -164,6 +165,7 @@ FIGURES: dict[tuple[str, ...], Callable[[], object]] = {
     ("sparsity.png", "histograms.png", "table.svg"): digits,
     ("path.png",): path,
     ("strength.png",): sweeps,
+    ("zeros.png",): zeros_in_batches,
 }
 
 

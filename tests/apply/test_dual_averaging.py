@@ -141,7 +141,9 @@ def check(kind: str, seed: int, optimizer: str, **how: Any) -> float:
     weight, zeros = train(kind, data, optimizer, **how)
     score = f1(weight != 0, reference != 0)
     assert score >= (0.85 if how.get("constant") else 0.9)
-    assert max(zeros) - min(zeros) <= 0.02 * len(weight) * (GROUP if kind == "group" else 1)
+    # a constant rate leaves noise in the weights beside the threshold, and so in their number
+    share = 0.08 if how.get("constant") else 0.02
+    assert max(zeros) - min(zeros) <= share * len(weight) * (GROUP if kind == "group" else 1)
     return score
 
 
