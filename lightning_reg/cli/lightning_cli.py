@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -21,7 +22,9 @@ class OneLineCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; classes are imported, and nothing is made yet."""
         try:
-            super().parse_arguments(parser, args)
+            with warnings.catch_warnings():  # the command line is where these arguments come from
+                warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+                super().parse_arguments(parser, args)
         except Exception as error:
             command = next(iter(args), "")
             known = self._subcommand_parsers.get(command)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from tqdm.auto import tqdm
 
-from lightning_reg.apply import Apply, Metric
+from lightning_reg.apply import Apply, DualAveraging, Metric
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune._last_epochs import LastEpochs
 from lightning_reg.tune._loss import Data, Score, batches_of, check_module, clone, mean_loss, same_order
@@ -38,6 +38,7 @@ def find_strength(
     epochs: int = 60,
     apply: Apply = "gradient",
     metric: Metric = "optimizer",
+    dual_averaging: DualAveraging = True,
     score: Score | None = None,
     seeds: int = 1,
     batch_size: int | None = None,
@@ -65,6 +66,7 @@ def find_strength(
         epochs: of each run. It must be long enough for overfitting to begin: half of a whole run will do.
         apply: how the penalty acts.
         metric: of ``apply="proximal"``.
+        dual_averaging: of ``apply="proximal"``.
         score: ``(module, batches) -> number``, higher is better, such as
             :func:`~lightning_reg.tune.accuracy`; less the validation loss where None.
         seeds: runs at each point, whose mean counts.
@@ -98,7 +100,7 @@ def find_strength(
         if strength == 0.0:
             return []
         swept = replace(penalty, strength=strength)  # type: ignore[type-var]
-        return [PenaltyCallback(swept, apply=apply, metric=metric, log=False)]
+        return [PenaltyCallback(swept, apply, False, metric=metric, dual_averaging=dual_averaging)]
 
     how = (data, validation, batch_size, epochs, seed, trainer, on_point, score, seeds, progress)
     return _sweep("strength", module, prepare, [0.0, *values], how, extend)

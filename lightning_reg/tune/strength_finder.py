@@ -102,9 +102,8 @@ class StrengthFinder(_Finder):
                 "call find_strength for each instead"
             )
         (target,) = targets
-        self.sweep = find_strength(
-            module, target.penalty, train, validation, apply=target.apply, metric=target.metric, **options
-        )
+        how = {name: getattr(target, name) for name in ("apply", "metric", "dual_averaging")}
+        self.sweep = find_strength(module, target.penalty, train, validation, **how, **options)
         if self.update:
             target.penalty = replace(target.penalty, strength=self.sweep.suggestion())
 
