@@ -120,8 +120,8 @@ def find_sites(module: nn.Module, call: Callable[[], object] | None = None) -> l
 
     Args:
         module: any module.
-        call: runs one forward, ``lambda: model(batch)``, as you would run it in training. It is an ordinary
-            forward: random state and buffers move on. Without it the known classes are listed, and numbers
+        call: runs one forward, ``lambda: model(batch)``, as you would run it in training: random state and
+            buffers move on. Rates that are seen to act are 0 meanwhile, so that no layer is skipped. Without it the known classes are listed, and numbers
             with "drop" in their name that a module holds itself.
 
     >>> net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.MultiheadAttention(4, 2, dropout=0.2))
@@ -133,6 +133,7 @@ def find_sites(module: nn.Module, call: Callable[[], object] | None = None) -> l
     from lightning_reg.dropout.watch import Watch
 
     watch = Watch(module)
+    watch.wanted = {site.key: 0.0 for site in watch.sites}  # no layer is skipped meanwhile
     with watch.step():
         call()
     return [replace(s, kind=seen.kind) for s in watch.sites if (seen := watch.seen.get(s.key)) is not None]
