@@ -876,3 +876,34 @@ def test_a_callback_that_another_one_calls() -> None:
     fit(within, Outer())
     fit(alone, L1PenaltyCallback(1e-2))
     assert torch.equal(weights(within), weights(alone))
+
+
+def test_a_live_callback_cannot_be_changed() -> None:
+    class Change(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            with pytest.raises(RuntimeError, match="cannot change while a fit is under way"):
+                callback.apply = "proximal"
+
+    callback = L1PenaltyCallback(0.1)
+    fit(Net(tutorial_sgd), callback, Change(), steps=1)
+    callback.apply = "proximal"  # between fits it takes effect
+    changed = Net(tutorial_sgd)
+    fit(changed, callback)
+    wanted = Net(tutorial_sgd)
+    fit(wanted, L1PenaltyCallback(0.1, apply="proximal"))
+    assert torch.equal(weights(changed), weights(wanted))
+
+
+def test_trained_weights_that_no_optimizer_in_sight_holds_are_warned_of() -> None:
+    class Hidden(Parts):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            with torch.no_grad():  # an optimizer of its own
+                if self.unused.weight.grad is not None:
+                    self.unused.weight.sub_(0.1 * self.unused.weight.grad)
+            return super().training_step(batch, batch_idx) + self.unused(batch[0]).mean()
+
+        def configure_optimizers(self) -> Any:
+            return self.make_optimizer(self.used.parameters())
+
+    with pytest.warns(UserWarning, match=r"was not applied to unused.weight and 0 more of the 2 parameters"):
+        fit(Hidden(tutorial_sgd), L1PenaltyCallback(0.1))

@@ -1012,6 +1012,8 @@ def test_an_optimizer_that_runs_no_hooks_is_refused(apply: Any) -> None:
     with pytest.raises(TypeError, match=r"Around runs no hooks in its step.*; give the optimizer inside it"):
         attach(model, Around(inner), L1(0.1), apply=apply)
     attach(model, inner, L1(0.1), apply=apply)
+
+
 def test_printing_an_attachment_says_what_is_attached() -> None:
     model = nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1))
     optimizer = SGD(model.parameters(), lr=0.1)
