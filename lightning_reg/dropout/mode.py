@@ -192,6 +192,8 @@ class Mode(TorchFunctionMode):
         place = f"{self._place(_running())}: {name}"
         for tensor in tensors(output):
             self.noise[id(tensor)] = (weakref.ref(tensor), True, frozenset())
+            if id(tensor) in self.draws:  # of a tensor that is gone
+                self.literal.setdefault(self.draws.pop(id(tensor)))
             self.draws[id(tensor)] = place
 
     def _converted(self) -> bool:

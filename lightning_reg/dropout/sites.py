@@ -121,8 +121,8 @@ def find_sites(module: nn.Module, call: Callable[[], object] | None = None) -> l
     Args:
         module: any module.
         call: runs one forward, ``lambda: model(batch)``, as you would run it in training: random state and
-            buffers move on. Rates that are seen to act are 0 meanwhile, so that no layer is skipped. Without it the known classes are listed, and numbers
-            with "drop" in their name that a module holds itself.
+            buffers move on. Rates that are seen to act are 0 meanwhile, so that no layer is skipped. Without
+            it the known classes are listed, and numbers with "drop" in their name that a module holds itself.
 
     >>> net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.MultiheadAttention(4, 2, dropout=0.2))
     >>> [(site.name, site.kind) for site in find_sites(net)]
