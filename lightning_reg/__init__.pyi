@@ -33,6 +33,7 @@ from lightning_reg.hosts.attachment import attach as attach
 from lightning_reg.hosts.hugging_face import PenaltyTrainerCallback as PenaltyTrainerCallback
 from lightning_reg.look import plot as plot
 from lightning_reg.look.compaction import compact as compact
+from lightning_reg.look.sizes import size_table as size_table
 from lightning_reg.modules import LinearRegression as LinearRegression
 from lightning_reg.modules import LogisticRegression as LogisticRegression
 from lightning_reg.modules import PoissonRegression as PoissonRegression

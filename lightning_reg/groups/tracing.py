@@ -67,7 +67,13 @@ def traceable_copy(model: nn.Module, asker: str) -> nn.Module:
                 f"{asker} needs a model that one process holds whole, and {name} is shared out over several; "
                 "write the groups by hand with Coupled"
             )
-    twin = copy.deepcopy(model).eval()
+    try:
+        twin = copy.deepcopy(model).eval()
+    except RuntimeError as error:  # of a weight that is computed from others
+        raise ValueError(
+            f"{asker} needs a copy of the model, and there is none: {error}; take pruning masks and "
+            "parametrizations out first, or write the groups by hand with Coupled"
+        ) from error
     for parameter in twin.parameters():
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(True)  # the package follows autograd's graph

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from lightning_reg.groups.forms import head_count
+from lightning_reg.groups.forms import head_count, layout_of
+from lightning_reg.groups.tracing import call_with, dependency_graph, unit_count
 from lightning_reg.select.derived import store_in_use_
 from lightning_reg.select.parameters import named_parameters
 from lightning_reg.tensors.shards import is_flattened, is_sharded
@@ -19,48 +21,58 @@ __all__ = ["compact"]
 
 _CONV = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
-_PASSES = (nn.modules.batchnorm._BatchNorm, nn.PReLU)
+_NORM = nn.modules.batchnorm._NormBase
+_PASSES = (_NORM, nn.PReLU)
 
 
-def compact(model: nn.Module, example_input: Any) -> nn.Module:
+def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
     """Return a smaller dense copy of ``model`` without its dead units, whose outputs are equal.
 
-    A unit is an output row of a linear layer or a filter of a convolution. It is dead when its incoming
-    weights are all zero, as it uses them (below a pruning mask or a parametrization, which the copy has no
-    more), in every layer that a residual sum joins to it; what it puts out after bias,
-    normalization and activation is then a constant. A constant of 0 is cut. Another one is moved into the
-    bias of the layer that reads it, where this is linear or an unpadded convolution; a unit whose constant
-    cannot be moved is kept. To have filters cut below a batch normalization, couple its scale and shift with
-    them, see :class:`~lightning_reg.Coupled`. One unit of each layer is always kept.
+    A unit is an output row of a linear layer or a filter of a convolution. It is dead where what it puts out
+    is a constant: its incoming weights are all zero, as it uses them (below a pruning mask or a
+    parametrization, which the copy has no more), or the scale of the batch normalization behind it is
+    (network slimming), in every layer that a residual sum joins to it. A constant of 0 is cut. Another one is
+    moved into the bias of the layer that reads it, where this is linear or an unpadded convolution; a unit
+    whose constant cannot be moved is kept. One unit of each layer is always kept, and attention layers are
+    kept whole: what is cut of a transformer are its feed-forward units.
+
+    To have units die as a whole, penalise them with ``groups="units"``, see :class:`~lightning_reg.Units`.
+    :func:`~lightning_reg.size_table` says what was won.
 
     Args:
         model: trained, with groups that are exactly zero. Not changed.
-        example_input: an input that the model takes, a tensor or a tuple of them.
+        example_input: what the model takes, a tensor, a tuple of arguments or a dict of them by name. Where
+            None, the model's own ``example_input_array``.
 
     Returns:
         A copy in the mode (``train`` or ``eval``) of ``model``; outputs are equal in ``eval`` mode.
 
     Raises:
         ImportError: ``torch-pruning`` is not installed.
-        ValueError: the model has recurrent or attention layers, which are not cut, or parameters that
-            processes hold in parts; the sentence names one.
+        ValueError: the model has recurrent layers, grouped convolutions or attention layers of an unknown
+            make, or parameters that processes hold in parts; the sentence names one.
         RuntimeError: the outputs differ after all.
     """
-    pruning = _torch_pruning()
-    _refuse(model)
+    if example_input is None:
+        example_input = getattr(model, "example_input_array", None)
+        if example_input is None:
+            raise ValueError(
+                "compact(...) follows one forward; give it an example_input that the model takes"
+            )
+    kept = _refuse(model)
     smaller = _with_weights_in_use(model).eval()
+    heads = {module for name, module in smaller.named_modules() if name in kept}
     for parameter in smaller.parameters():
         parameter.requires_grad_(True)  # the package follows autograd's graph
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     with torch.no_grad():
-        before = smaller(*inputs)
-    with torch.enable_grad():
-        graph = pruning.DependencyGraph().build_dependency(smaller, example_inputs=example_input)
-    for layer in [module for module in smaller.modules() if _is_cut(module)]:
-        _cut(graph, layer, _prune_function(layer, pruning), smaller, inputs)
+        before = call_with(smaller, example_input)
+    graph = dependency_graph(smaller, example_input, "compact(...)")
+    roots = [m for m in smaller.modules() if _is_layer(m) and m not in heads and m in graph.module2node]
+    for layer in roots:
+        _cut(graph, layer, smaller, example_input, heads)
     with torch.no_grad():
-        after = smaller(*inputs)
-    if before.shape != after.shape or not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
+        after = call_with(smaller, example_input)
+    if not _equal(before, after):
         raise RuntimeError("compact(...) would change the outputs of this model, so it was not cut")
     frozen = {name for s in named_parameters(model) if not s.parameter.requires_grad for name in s.names}
     for name, parameter in smaller.named_parameters():
@@ -82,19 +94,28 @@ def _with_weights_in_use(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _cut(graph: Any, layer: nn.Module, prune: Any, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _equal(before: Any, after: Any) -> bool:
+    pairs = zip(tree_leaves(before), tree_leaves(after), strict=True)
+    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in tensors)
+
+
+def _cut(graph: Any, layer: nn.Module, model: nn.Module, example: Any, heads: set[nn.Module]) -> None:
     """Cut the dead units of one layer, and of those that are joined to it."""
-    dead = _dead(layer)
+    dead = _dead(layer, graph)
     if not dead:
         return
-    seen = _inputs_of_layers(model, inputs)
+    pruning = importlib.import_module("torch_pruning")
+    linear = isinstance(layer, nn.Linear)
+    prune = pruning.prune_linear_out_channels if linear else pruning.prune_conv_out_channels
+    seen = _inputs_of_layers(model, example)
     removable: list[int] = []
     for unit in dead:
         members = list(graph.get_pruning_group(layer, prune, idxs=[unit]))
-        readers = _readers(members, seen)
+        readers = _readers(members, seen, graph, heads)
         if readers is None:
             continue
-        if len(removable) + 1 == _outputs(layer):
+        if len(removable) + 1 == unit_count(layer):
             break  # the last one stays
         for reader, places, constant in readers:
             _absorb(reader, places, constant)
@@ -104,14 +125,14 @@ def _cut(graph: Any, layer: nn.Module, prune: Any, model: nn.Module, inputs: tup
 
 
 def _readers(
-    members: Sequence[Any], seen: dict[nn.Module, Tensor]
+    members: Sequence[Any], seen: dict[nn.Module, Tensor], graph: Any, heads: set[nn.Module]
 ) -> list[tuple[nn.Module, list[int], Tensor]] | None:
     """The layers that read a unit, where, and the constant they read; None if the unit must stay."""
     readers = []
     for dependency, places in members:
         module, places = dependency.target.module, list(places)
         handler = dependency.handler.__name__
-        if handler == "prune_in_channels" and _is_cut(module):
+        if handler == "prune_in_channels" and _is_layer(module):
             value = seen[module]
             value = value[..., places] if isinstance(module, nn.Linear) else value[:, places].movedim(1, -1)
             flat = value.reshape(-1, len(places))
@@ -119,7 +140,9 @@ def _readers(
                 return None
             readers.append((module, places, flat[0]))
         elif isinstance(module, (nn.Linear, _CONV)):
-            if not _is_depthwise(module) and not set(places) <= set(_dead(module)):
+            if module in heads or (
+                not _is_depthwise(module) and not set(places) <= set(_dead(module, graph))
+            ):
                 return None
         elif not isinstance(module, _PASSES) and type(module).__module__.startswith("torch.nn"):
             return None  # a layer whose result depends on how many units there are, such as LayerNorm
@@ -149,62 +172,72 @@ def _absorb(module: nn.Module, places: list[int], constant: Tensor) -> None:
         bias.add_(shift)
 
 
-def _inputs_of_layers(model: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, Tensor]:
+def _inputs_of_layers(model: nn.Module, example: Any) -> dict[nn.Module, Tensor]:
     """What each linear layer and convolution reads."""
     seen: dict[nn.Module, Tensor] = {}
     hooks = [
         module.register_forward_pre_hook(lambda m, args: seen.__setitem__(m, args[0].detach()))
         for module in model.modules()
-        if _is_cut(module)
+        if _is_layer(module)
     ]
     try:
         with torch.no_grad():
-            model(*inputs)
+            call_with(model, example)
     finally:
         for hook in hooks:
             hook.remove()
     return seen
 
 
-def _dead(layer: nn.Module) -> list[int]:
+def _dead(layer: nn.Module, graph: Any) -> list[int]:
+    """Units whose weights are all zero, or that only batch normalizations of scale 0 read."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     if isinstance(layer, _TRANSPOSED):
         weight = weight.transpose(0, 1)
-    return (weight.flatten(1) == 0).all(1).nonzero().flatten().tolist() if weight.shape[0] > 1 else []
-
-
-def _outputs(layer: nn.Module) -> int:
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
+    if weight.shape[0] < 2:
+        return []
+    dead = (weight.flatten(1) == 0).all(1)
+    behind = [node.module for node in graph.module2node[layer].outputs] if layer in graph.module2node else []
+    if behind and all(isinstance(norm, _NORM) and norm.affine for norm in behind):
+        scales = [norm.weight.detach() for norm in behind]
+        if all(scale.shape == dead.shape for scale in scales):
+            dead = dead | (torch.stack(scales) == 0).all(0)
+    return dead.nonzero().flatten().tolist()
 
 
 def _is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, _CONV) and module.groups == module.in_channels > 1
 
 
-def _is_cut(module: nn.Module) -> bool:
+def _is_layer(module: nn.Module) -> bool:
     """Whether units of this layer are looked at: linear layers and convolutions that are not grouped."""
     return isinstance(module, nn.Linear) or (isinstance(module, _CONV) and module.groups == 1)
 
 
-def _prune_function(layer: nn.Module, pruning: Any) -> Any:
-    return (
-        pruning.prune_linear_out_channels if isinstance(layer, nn.Linear) else pruning.prune_conv_out_channels
-    )
-
-
-def _refuse(model: nn.Module) -> None:
+def _refuse(model: nn.Module) -> set[str]:
+    """Refuse what cannot be cut at all; return the names of the layers in which attention heads lie."""
     for name, parameter in model.named_parameters():
         if is_sharded(parameter) or is_flattened(parameter) or hasattr(parameter, "ds_tensor"):
             raise ValueError(
                 f"compact(...) cuts a model that one process holds whole, and {name} is shared out over "
                 "several; load the full state dict into a plain copy of the model, and cut that"
             )
+    names = {module: name for name, module in model.named_modules()}
+    heads: set[str] = set()
+    around: set[nn.Module] = set()
+    for selected in named_parameters(model):
+        try:
+            layout_of(selected, "heads")
+        except ValueError:
+            continue
+        heads.add(names[selected.module])
+        around.update(selected.containers)
     for name, module in model.named_modules():
         kind = type(module).__name__
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             what = "recurrent: its hidden units"
-        elif isinstance(module, nn.MultiheadAttention) or head_count(module):
-            what = "an attention: its heads"
+        elif head_count(module) and module not in around:
+            what = "an attention of an unknown make: its heads"
         elif isinstance(module, _CONV) and module.groups > 1 and not _is_depthwise(module):
             what = "a grouped convolution: its filters"
         else:
@@ -213,10 +246,4 @@ def _refuse(model: nn.Module) -> None:
             f"compact(...) cannot cut {name or 'the model'}, a {kind}, which is {what} "
             "cannot be taken out one by one; cut the parts of the model around it"
         )
-
-
-def _torch_pruning() -> Any:
-    try:
-        return importlib.import_module("torch_pruning")
-    except ImportError as error:
-        raise ImportError("compact(...) needs torch-pruning: run pip install torch-pruning") from error
+    return heads

@@ -3,10 +3,13 @@
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader
 
-from lightning_reg import Coupled, GroupLasso, TargetSparsity, attach, compact
+from lightning_reg import Coupled, GroupLasso, TargetSparsity, attach, compact, size_table
+from lightning_reg.look.sizes import sizes_of
 from lightning_reg.tensors.shards import local
 from tests.select.test_weights import DERIVED
 
@@ -145,24 +148,151 @@ def test_a_residual_sum_loses_a_unit_only_where_all_of_it_is_dead():
 
 
 class Attention(nn.Module):
+    """Heads that lie nobody knows how."""
+
     def __init__(self):
         super().__init__()
-        self.num_heads, self.qkv, self.proj = 2, nn.Linear(8, 24), nn.Linear(8, 8)
+        self.num_heads, self.mix = 2, nn.Linear(8, 24)
 
 
 @pytest.mark.parametrize(
     ("module", "says"),
     [
         (nn.LSTM(4, 4), "a LSTM, which is recurrent: its hidden units"),
-        (nn.MultiheadAttention(4, 2), "MultiheadAttention, which is an attention"),
-        (Attention(), "Attention, which is an attention: its heads"),
+        (Attention(), "Attention, which is an attention of an unknown make: its heads"),
         (nn.Conv2d(4, 4, 3, groups=2), "grouped convolution"),
     ],
 )
-def test_recurrent_and_attention_layers_are_refused_by_name(module, says):
+def test_what_is_not_cut_is_refused_by_name(module, says):
     model = nn.Sequential(nn.Linear(4, 4), module)
     with pytest.raises(ValueError, match=rf"cannot cut 1, .*{says}"):
         compact(model, torch.randn(2, 4))
+
+
+def test_without_an_example_it_is_refused():
+    with pytest.raises(ValueError, match="give it an example_input"):
+        compact(nn.Linear(4, 4))
+
+
+def test_feed_forward_units_of_an_encoder_are_cut_and_its_heads_kept():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 3)).eval()
+    kill(model[0].layers[0].linear1, 0, 3, 5)
+    model[0].layers[0].linear1.bias.data[:4] = 0.7  # a constant, which the next bias takes
+    kill(model[0].layers[1].linear1, *range(9))
+    smaller = compact(model, torch.randn(2, 5, 8))
+    assert [one.linear1.out_features for one in smaller[0].layers] == [13, 7]
+    same(model, smaller, torch.randn(4, 5, 8))
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_scale_of_zero_is_a_dead_filter(padding):
+    """Network slimming: L1 on the scales of batch normalization, then cut."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3, padding=padding),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    ).eval()
+    model[1].weight.data[[0, 2, 5]] = 0.0
+    model[1].bias.data[:] = torch.tensor([-1.0, 1.0, -1.0, 1.0, 1.0, 0.4])
+    model[4].weight.data[1] = 0.0
+    model[4].bias.data[1] = 0.3
+    smaller = compact(model, torch.randn(2, 1, 8, 8))
+    # the shift of 0.4 comes through the ReLU; a padded layer sees where it ends, another one takes it up
+    assert smaller[0].out_channels == (3 if padding == 0 else 4)
+    assert smaller[3].out_channels == 3
+    same(model, smaller, torch.randn(9, 1, 8, 8))
+
+
+def test_a_scale_of_zero_on_one_side_of_a_sum_kills_nothing():
+    model = ResNet(8).eval()
+    model.block1.norm2.weight.data[3] = 0.0
+    smaller = compact(model, torch.randn(2, 1, 8, 8))
+    assert smaller.stem.out_channels == 8
+    same(model, smaller, torch.randn(9, 1, 8, 8))
+
+
+CONVOLUTIONS = {
+    "1-D": (nn.Conv1d(1, 6, 3), nn.Conv1d(6, 2, 3), (2, 1, 9)),
+    "3-D": (nn.Conv3d(1, 6, 3), nn.Conv3d(6, 2, 3), (2, 1, 6, 6, 6)),
+    "transposed": (nn.ConvTranspose2d(1, 6, 3), nn.ConvTranspose2d(6, 2, 3), (2, 1, 5, 5)),
+    "transposed 1-D": (nn.ConvTranspose1d(1, 6, 3), nn.Conv1d(6, 2, 3), (2, 1, 9)),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "shape"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolutions_of_every_kind_are_cut(first, second, shape):
+    torch.manual_seed(0)
+    model = nn.Sequential(first, nn.ReLU(), second)
+    rows = first.weight if not first.transposed else first.weight.transpose(0, 1)
+    rows.data[[1, 4]] = 0.0
+    first.bias.data[[1, 4]] = 0.0
+    smaller = compact(model, torch.randn(shape))
+    assert smaller[0].out_channels == 4 and smaller[2].in_channels == 4
+    same(model, smaller, torch.randn(shape))
+
+
+class Lit(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        self.example_input_array = torch.randn(2, 4)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, index):
+        return self(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_lightning_module_stays_one_and_trains_on():
+    module = Lit()
+    kill(module.net[0], 1, 2)
+    smaller = compact(module)
+    assert isinstance(smaller, Lit) and smaller.net[0].out_features == 6
+    trainer = Trainer(
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    before = smaller.net[0].weight.detach().clone()
+    trainer.fit(smaller, DataLoader(torch.randn(8, 4), 4))
+    assert not torch.equal(smaller.net[0].weight, before)
+
+
+def test_the_result_is_exported():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    kill(model[0], 1, 2)
+    x = torch.randn(3, 4)
+    smaller = compact(model, x)
+    expected = model(x)
+    torch.testing.assert_close(torch.export.export(smaller, (x,)).module()(x), expected)
+
+
+def test_the_table_of_sizes():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    kill(model[0], *range(4))
+    x = torch.randn(3, 4)
+    lines = size_table(model, compact(model, x), x).splitlines()
+    assert lines[1].split() == ["parameters", "58", "30", "0.52"]
+    assert lines[2].split() == ["MACs", "144", "72", "0.50"]
+    assert lines[3].split()[0] == "milliseconds"
+    convolution = nn.Conv2d(2, 3, 3, bias=False)
+    assert sizes_of(convolution, torch.randn(1, 2, 6, 6)).macs == 2 * 3 * 9 * 16
 
 
 def test_a_model_in_parts_is_refused_before_anything_is_changed():
