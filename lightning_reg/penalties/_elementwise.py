@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_reg.penalties._factors import Factors, WithFactors
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties.bound import Bound
 from lightning_reg.prox.dual_averaging import hold_zeros_
+from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors import fused
 from lightning_reg.tensors.chunks import pieces
 from lightning_reg.tensors.precision import wide
@@ -19,6 +23,16 @@ __all__ = ["ElementwisePenalty"]
 
 class ElementwisePenalty(Penalty):
     """A penalty that is a sum over weights, in any diagonal metric."""
+
+    factors: Factors | None
+
+    @abstractmethod
+    def each(self, weight: Tensor, strength: float) -> Tensor:
+        """Return what each weight, in float32 or wider, adds to :meth:`value`; λ may be a tensor."""
+
+    def bind(self, selected: Sequence[Selected]) -> Bound:
+        """Return this penalty itself, or what gives each weight a strength of its own."""
+        return self if self.factors is None else WithFactors(self, self.factors, selected)
 
     @property
     def elementwise(self) -> bool:

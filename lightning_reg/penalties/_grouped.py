@@ -6,7 +6,8 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from lightning_reg.groups.forms import Groups, check_groups, default_layout
 from lightning_reg.groups.layout import Layout
 from lightning_reg.groups.partition import choose, partition, selection
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
+from lightning_reg.penalties._factors import Factors, factor_of, find_factors
 from lightning_reg.penalties._guards import Share, check_steered
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
@@ -123,7 +125,23 @@ class _BoundGroups(Bound):
             for s, layout in members
         }
         self._set_of = {id(s.parameter): i for i, members in enumerate(sets) for s, _ in members}
+        self._factors: dict[int, Tensor] = {}
+        given = getattr(penalty, "factors", None)
+        if given is not None:
+            self._find_factors(given, sets)
         self.couples = any(len(members) > 1 for members in sets)
+
+    def _find_factors(self, given: Factors, sets: Sequence[Sequence[tuple[Selected, Layout]]]) -> None:
+        who = type(self.penalty).__name__
+        firsts = [members[0] for members in sets]
+        found = find_factors(who, given, [s for s, _ in firsts])
+        for i, ((s, layout), factor) in enumerate(zip(firsts, found, strict=True)):
+            if any(split_dims(other.parameter) for other, _ in sets[i]):
+                raise ValueError(
+                    f"{who}(factors=...) needs {s.name} whole; leave them out under this strategy"
+                )
+            like = s.parameter.detach().reshape(-1)
+            self._factors[i] = factor_of(who, s.name, factor, (layout.count,), like).expand(layout.count)
 
     def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
         """Return this with the layouts of ``weights`` for ``others``."""
@@ -141,7 +159,7 @@ class _BoundGroups(Bound):
             total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
             for block, members in self._blocks(weights):
                 tensors, layouts, _ = self._open([weights[i] for i in block], members)
-                value = self.penalty.joint_value(tensors, layouts, strength)
+                value = self.penalty.joint_value(tensors, layouts, self._strength(block, weights, strength))
                 if members[0].apart:
                     value = sum_over_shards(value, weights[block[0]])
                 total = total + value.to(total.device)
@@ -155,7 +173,7 @@ class _BoundGroups(Bound):
                 "in the embedding"
             )
         tensors, layouts, _ = self._open([weight], [self._members[id(weight)]])
-        return self.penalty.joint_gradient(tensors, layouts, strength)[0]
+        return self.penalty.joint_gradient(tensors, layouts, self._strength([0], [weight], strength))[0]
 
     @torch.no_grad()
     def add_gradient_(
@@ -164,7 +182,8 @@ class _BoundGroups(Bound):
         """``targets += alpha · gradient(weights)``, a block at a time."""
         for block, members in self._blocks(weights):
             tensors, layouts, gathered = self._open([weights[i] for i in block], members)
-            gradients = self.penalty.joint_gradient(tensors, layouts, strength)
+            some = self._strength(block, weights, strength)
+            gradients = self.penalty.joint_gradient(tensors, layouts, some)
             for i, gradient in zip(block, gradients, strict=True):
                 mine = part(gradient, weights[i]) if gathered else gradient
                 local(targets[i]).add_(mine, alpha=alpha)
@@ -178,7 +197,7 @@ class _BoundGroups(Bound):
             index = self._set_of[id(weights[block[0]])]
             if self._share is not None:
                 self._share.note(index, tensors)
-            self.penalty.joint_prox_(tensors, layouts, strength, sizes)
+            self.penalty.joint_prox_(tensors, layouts, self._strength(block, weights, strength), sizes)
             if self._share is not None:
                 self._share.keep_(index, tensors, layouts)
             if gathered:
@@ -207,8 +226,11 @@ class _BoundGroups(Bound):
             some = [shares[i] for i in block]
             if self._share is not None:
                 self._share.note(self._set_of[id(weights[block[0]])], tensors)
-            weighted = isinstance(group_weights(layouts, tensors[0]), Tensor)
-            prox = self.penalty.norm_prox_
+            factor = self._factors.get(self._set_of[id(weights[block[0]])])
+            weighted = factor is not None or isinstance(group_weights(layouts, tensors[0]), Tensor)
+            prox: Any = self.penalty.norm_prox_
+            if factor is not None:
+                prox = partial(prox, factor=factor)
             hold_groups_(tensors, layouts, kept, sizes, some, strength, prox, together=weighted)
             if gathered:
                 for i, tensor, average in zip(block, tensors, kept, strict=True):
@@ -247,6 +269,11 @@ class _BoundGroups(Bound):
         """Take it up."""
         if self._share is not None and len(state.get("dead groups", ())) == len(self._share.dead):
             self._share.dead = state["dead groups"].tolist()
+
+    def _strength(self, block: Sequence[int], weights: Sequence[Tensor], strength: float) -> Any:
+        """λ of a block, or of each of its groups."""
+        factor = self._factors.get(self._set_of[id(weights[block[0]])])
+        return strength if factor is None else factor * strength
 
     def _blocks(self, weights: Sequence[Tensor]) -> Iterator[tuple[list[int], list[_Member]]]:
         """Positions in ``weights`` of tensors that share their groups, with their layouts."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_reg.penalties._elementwise import ElementwisePenalty
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.prox import elementwise as prox
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -30,6 +31,8 @@ class ElasticNet(ElementwisePenalty):
         strength: λ ≥ 0.
         select: what it applies to.
         l1_ratio: ρ in [0, 1]: 1 is L1, 0 is L2.
+        factors: what λ is multiplied by for each weight, a tensor, a dict of tensors or numbers by parameter
+            name, or a callable ``(name, parameter, module) -> tensor``; 0 leaves a weight alone.
         name: its name in logs.
 
     Raises:
@@ -48,6 +51,7 @@ class ElasticNet(ElementwisePenalty):
     select: Select = "weights"
     _: KW_ONLY
     l1_ratio: float = 0.5
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +63,12 @@ class ElasticNet(ElementwisePenalty):
         r"""Return :math:`\lambda(\rho\sum_i|w_i| + \tfrac{1-\rho}{2}\sum_i|w_i|^2)`."""
         absolute = norm(weight, 1) * (strength * self.l1_ratio)
         return absolute + sum_of_squares(weight) * (strength * 0.5 * (1.0 - self.l1_ratio))
+
+    def each(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\lambda(\rho|w_i| + \tfrac{1-\rho}{2}|w_i|^2)`."""
+        modulus = weight.abs()
+        rest = 0.5 * (1.0 - self.l1_ratio)
+        return strength * (self.l1_ratio * modulus + rest * modulus.square())
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda(\rho\operatorname{sign}(w) + (1-\rho)w)`."""

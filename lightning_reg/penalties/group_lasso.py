@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_reg.groups.forms import Groups
 from lightning_reg.groups.layout import Layout
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties._grouped import GroupedPenalty
 from lightning_reg.prox.group import group_norms, group_weights, shrink_groups_in_metric_, shrink_views_
 from lightning_reg.schedules.base import ScheduleLike
@@ -36,6 +37,9 @@ class GroupLasso(GroupedPenalty):
         groups: which weights make a group, see :mod:`lightning_reg.groups.forms`; a unit's incoming ones
             where not given.
         size_weighted: weigh a group by the root of its size; without, :math:`\lambda\sum_g\|w_g\|_2`.
+        factors: what λ is multiplied by for each group: a tensor of ``(groups,)`` for one parameter, a dict
+            of tensors or numbers by parameter name (for groups over several, by the name of the first), or a
+            callable ``(name, parameter, module) -> tensor``; 0 leaves a group alone.
         name: its name in logs.
 
     Raises:
@@ -61,12 +65,13 @@ class GroupLasso(GroupedPenalty):
     _: KW_ONLY
     groups: Groups = "rows"
     size_weighted: bool = True
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
 
     def joint_value(self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float) -> Tensor:
         r"""Return :math:`\lambda\sum_g \sqrt{|g|}\|w_g\|_2`."""
         norms = group_norms(weights, layouts)
-        return (norms * group_weights(layouts, norms, self.size_weighted)).sum() * strength
+        return (norms * group_weights(layouts, norms, self.size_weighted) * strength).sum()
 
     def joint_gradient(
         self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float
@@ -77,9 +82,11 @@ class GroupLasso(GroupedPenalty):
         factor = torch.where(norms > 0, factor, 0.0)
         return scaled_groups(weights, layouts, factor)
 
-    def norm_prox_(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+    def norm_prox_(
+        self, views: Sequence[Tensor], layouts: Sequence[Layout], factor: float | Tensor = 1.0
+    ) -> None:
         """Replace views of the tensors by their prox with λ and a step of 1."""
-        shrink_views_(views, layouts, group_weights(layouts, views[0], self.size_weighted))
+        shrink_views_(views, layouts, group_weights(layouts, views[0], self.size_weighted) * factor)
 
     def joint_prox_(
         self,

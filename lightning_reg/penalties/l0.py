@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_reg.penalties._elementwise import ElementwisePenalty
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.prox import nonconvex as prox_nonconvex
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -31,6 +32,8 @@ class L0(ElementwisePenalty):
     Args:
         strength: λ ≥ 0, in units of loss per weight.
         select: what it applies to.
+        factors: what λ is multiplied by for each weight, a tensor, a dict of tensors or numbers by parameter
+            name, or a callable ``(name, parameter, module) -> tensor``; 0 leaves a weight alone.
         name: its name in logs.
 
     Raises:
@@ -47,12 +50,17 @@ class L0(ElementwisePenalty):
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
 
     def value(self, weight: Tensor, strength: float) -> Tensor:
         """Return λ times the number of weights that are not zero; its derivative is 0."""
         dtype = accumulator(weight.dtype) or real_dtype(weight.dtype)
         return (weight.detach() != 0).sum().to(dtype) * strength
+
+    def each(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\lambda` where a weight is not zero, and :math:`0`."""
+        return (weight.detach() != 0).to(weight.dtype) * strength
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         """Return 0, the derivative almost everywhere."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_reg.penalties._elementwise import ElementwisePenalty
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.prox import elementwise as prox
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -32,6 +33,8 @@ class L1(ElementwisePenalty):
     Args:
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to.
+        factors: what λ is multiplied by for each weight, a tensor, a dict of tensors or numbers by parameter
+            name, or a callable ``(name, parameter, module) -> tensor``; 0 leaves a weight alone.
         name: its name in logs.
 
     Raises:
@@ -49,11 +52,16 @@ class L1(ElementwisePenalty):
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
 
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda\sum_i|w_i|`."""
         return norm(weight, 1) * strength
+
+    def each(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\lambda|w_i|`."""
+        return weight.abs() * strength
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda\operatorname{sign}(w)`."""

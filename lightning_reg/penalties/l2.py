@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 from torch import Tensor
 
 from lightning_reg.penalties._elementwise import ElementwisePenalty
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.prox import elementwise as prox
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -33,6 +34,8 @@ class L2(ElementwisePenalty):
     Args:
         strength: λ ≥ 0, in units of loss per squared unit of weight.
         select: what it applies to.
+        factors: what λ is multiplied by for each weight, a tensor, a dict of tensors or numbers by parameter
+            name, or a callable ``(name, parameter, module) -> tensor``; 0 leaves a weight alone.
         name: its name in logs.
         decay: of ``apply="decoupled"``, the factor of λ in :math:`w \leftarrow w - \rho\lambda w`: ``"lr"``
             is the learning rate, as in AdamW; ``"independent"`` is 1, so that a schedule of the rate leaves
@@ -60,6 +63,7 @@ class L2(ElementwisePenalty):
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
     decay: Decay = field(default="lr", repr=False)
     cautious: bool = field(default=False, repr=False)
@@ -79,6 +83,10 @@ class L2(ElementwisePenalty):
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\tfrac{\lambda}{2}\sum_i|w_i|^2`."""
         return sum_of_squares(weight) * (strength * 0.5)
+
+    def each(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\tfrac{\lambda}{2}|w_i|^2`."""
+        return weight.abs().square() * (0.5 * strength)
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda w`."""

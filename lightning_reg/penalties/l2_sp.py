@@ -10,12 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lightning_reg.penalties._factors import Factors, factor_of, find_factors
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.l2 import L2
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select, Selected, check_select, matches
-from lightning_reg.tensors.precision import real_dtype, sum_of_squares
+from lightning_reg.tensors.precision import real_dtype, sum_of_squares, wide
 from lightning_reg.tensors.shards import local, over_shards, part, placed_like, whole
 from lightning_reg.tensors.steps import StepSize
 
@@ -37,6 +38,9 @@ class L2SP(Penalty):
             holds in another shape, are new.
         new: which of the selected parameters are new besides, for example ``"head.*"``.
         new_ratio: β, the strength for new parameters in units of λ.
+        importance: :math:`F_i`, what the square of each weight's distance is multiplied by, as ``factors`` of
+            :class:`~lightning_reg.L1`. With :func:`~lightning_reg.fisher_diagonal` of an earlier task this is
+            elastic weight consolidation.
         name: its name in logs.
 
     Raises:
@@ -50,7 +54,8 @@ class L2SP(Penalty):
 
     References:
         Li, Grandvalet and Davoine, *Explicit Inductive Bias for Transfer Learning with Convolutional
-        Networks*, ICML 2018.
+        Networks*, ICML 2018; Kirkpatrick et al., *Overcoming Catastrophic Forgetting in Neural Networks*,
+        PNAS 114(13), 2017, for the importance.
     """
 
     strength: ScheduleLike
@@ -59,6 +64,7 @@ class L2SP(Penalty):
     reference: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
     new: Select | None = None
     new_ratio: float = 1.0
+    importance: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -131,6 +137,13 @@ class _Distances(Bound):
                 if found is not None and found.shape == s.parameter.shape:
                     start = _start(found, s.parameter)
             self._references[id(s.parameter)] = start
+        self._importance: dict[int, Tensor] = {}
+        if penalty.importance is not None:
+            found_factors = find_factors("L2SP", penalty.importance, self._selected)
+            for s, given in zip(self._selected, found_factors, strict=True):
+                like = local(s.parameter.detach()).reshape(-1)
+                factor = factor_of("L2SP", s.name, given, s.parameter.shape, like)
+                self._importance[id(s.parameter)] = part(factor.expand(s.parameter.shape), s.parameter)
         if reference is not None and all(start is None for start in self._references.values()):
             raise ValueError(
                 f"L2SP(reference=...) holds none of {', '.join(s.name for s in self._selected[:4])}; its "
@@ -143,6 +156,11 @@ class _Distances(Bound):
         twin._references = {
             id(other): self._references[id(weight)] for weight, other in zip(weights, others, strict=True)
         }
+        twin._importance = {
+            id(other): self._importance[id(weight)]
+            for weight, other in zip(weights, others, strict=True)
+            if id(weight) in self._importance
+        }
         return twin
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
@@ -152,7 +170,10 @@ class _Distances(Bound):
             return total
         with torch.autocast(like.device.type, enabled=False):
             for weight, start, some in self._parts(weights, strength):
-                if some != 0.0:
+                if isinstance(some, Tensor):
+                    squares = over_shards(partial(_weighted_distance, start=start, factor=some), weight)
+                    total = total + (squares * 0.5).to(total.device)
+                elif some != 0.0:
                     squares = over_shards(partial(_squared_distance, start=start), weight)
                     total = total + (squares * (0.5 * some)).to(total.device)
         return total
@@ -171,6 +192,8 @@ class _Distances(Bound):
         for target, (weight, start, some) in zip(targets, self._parts(weights, strength), strict=True):
             weight = local(weight)
             difference = weight if start is None else weight - start
+            if isinstance(some, Tensor):
+                difference, some = difference * some, 1.0
             local(target).add_(difference, alpha=alpha * some)
 
     @torch.no_grad()
@@ -180,7 +203,10 @@ class _Distances(Bound):
             weight = local(weight)
             if start is not None:
                 weight.sub_(start)
-            L2(0.0).prox_([weight], some, [step.local()])
+            if isinstance(some, Tensor):
+                weight.div_(1.0 + step.local().dense() * some)
+            else:
+                L2(0.0).prox_([weight], some, [step.local()])
             if start is not None:
                 weight.add_(start)
 
@@ -201,17 +227,24 @@ class _Distances(Bound):
 
     def _parts(
         self, weights: Sequence[Tensor], strength: float
-    ) -> Iterator[tuple[Tensor, Tensor | None, float]]:
+    ) -> Iterator[tuple[Tensor, Tensor | None, float | Tensor]]:
         """Each tensor, this process's part of its start, and its strength."""
         for weight in weights:
             start = self._references[id(weight)]
-            yield weight, start, strength if start is not None else strength * self.penalty.new_ratio
+            some = strength if start is not None else strength * self.penalty.new_ratio
+            factor = self._importance.get(id(weight))
+            yield weight, start, some if factor is None else factor * some
 
 
 def _start(reference: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of a starting point."""
     mine = local(parameter.detach())
     return part(whole(reference.detach()), parameter).to(mine)
+
+
+def _weighted_distance(weight: Tensor, start: Tensor | None, factor: Tensor) -> Tensor:
+    difference = wide(weight if start is None else weight - start)
+    return (factor * difference.square()).sum()
 
 
 def _squared_distance(weight: Tensor, start: Tensor | None) -> Tensor:

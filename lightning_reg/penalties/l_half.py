@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_reg.penalties._elementwise import ElementwisePenalty
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.prox import nonconvex as prox_nonconvex
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -27,6 +28,8 @@ class LHalf(ElementwisePenalty):
     Args:
         strength: λ ≥ 0, in units of loss per root of weight.
         select: what it applies to; real tensors.
+        factors: what λ is multiplied by for each weight, a tensor, a dict of tensors or numbers by parameter
+            name, or a callable ``(name, parameter, module) -> tensor``; 0 leaves a weight alone.
         name: its name in logs.
 
     Raises:
@@ -43,6 +46,7 @@ class LHalf(ElementwisePenalty):
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
     takes_complex: ClassVar[bool] = False
 
@@ -51,6 +55,11 @@ class LHalf(ElementwisePenalty):
         modulus = wide(weight).abs()
         # the root's slope at 0 is infinite, and times 0 is NaN
         return (torch.where(modulus > 0, modulus, 1.0).sqrt() * (modulus > 0)).sum() * strength
+
+    def each(self, weight: Tensor, strength: float) -> Tensor:
+        r"""Return :math:`\lambda|w_i|^{1/2}`."""
+        modulus = weight.abs()
+        return torch.where(modulus > 0, modulus, 1.0).sqrt() * (modulus > 0) * strength
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\tfrac\lambda2\operatorname{sign}(w)|w|^{-1/2}`, and 0 at 0."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_reg.groups.forms import Groups
 from lightning_reg.groups.layout import Layout
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties._grouped import GroupedPenalty
 from lightning_reg.prox.group import group_maxima, group_weights, lower_maxima_, lower_views_
 from lightning_reg.schedules.base import ScheduleLike
@@ -32,6 +33,7 @@ class LInf(GroupedPenalty):
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to; real tensors.
         groups: which weights make a group, see :mod:`lightning_reg.groups.forms`.
+        factors: what λ is multiplied by for each group, as in :class:`~lightning_reg.GroupLasso`.
         name: its name in logs.
 
     Raises:
@@ -54,6 +56,7 @@ class LInf(GroupedPenalty):
     select: Select = "weights"
     _: KW_ONLY
     groups: Groups = "tensor"
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
     takes_complex: ClassVar[bool] = False
     gathers = True
@@ -61,7 +64,7 @@ class LInf(GroupedPenalty):
     def joint_value(self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float) -> Tensor:
         r"""Return :math:`\lambda\sum_g\max_{i \in g}|w_i|`."""
         maxima = group_maxima(weights, layouts)
-        return (maxima * group_weights(layouts, maxima, size_weighted=False)).sum() * strength
+        return (maxima * group_weights(layouts, maxima, size_weighted=False) * strength).sum()
 
     def joint_gradient(
         self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float
@@ -82,9 +85,11 @@ class LInf(GroupedPenalty):
             results.append((torch.sgn(view) * top * share).view(weight.shape))
         return results
 
-    def norm_prox_(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+    def norm_prox_(
+        self, views: Sequence[Tensor], layouts: Sequence[Layout], factor: float | Tensor = 1.0
+    ) -> None:
         """Replace views of the tensors by their prox with λ and a step of 1."""
-        lower_views_(views, None, layouts, group_weights(layouts, views[0], size_weighted=False))
+        lower_views_(views, None, layouts, group_weights(layouts, views[0], size_weighted=False) * factor)
 
     def joint_prox_(
         self,

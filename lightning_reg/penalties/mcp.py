@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_reg.penalties._elementwise import ElementwisePenalty
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.prox import nonconvex as prox_nonconvex
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -32,6 +33,8 @@ class MCP(ElementwisePenalty):
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to; real tensors.
         gamma: γ > 0; the lasso as it grows.
+        factors: what λ is multiplied by for each weight, a tensor, a dict of tensors or numbers by parameter
+            name, or a callable ``(name, parameter, module) -> tensor``; 0 leaves a weight alone.
         name: its name in logs.
 
     Raises:
@@ -48,6 +51,7 @@ class MCP(ElementwisePenalty):
     select: Select = "weights"
     _: KW_ONLY
     gamma: float = 3.0
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
     takes_complex: ClassVar[bool] = False
 
@@ -59,6 +63,10 @@ class MCP(ElementwisePenalty):
     def value(self, weight: Tensor, strength: float) -> Tensor:
         """Return the sum over all weights, in float32 or wider."""
         return prox_nonconvex.mcp(wide(weight).abs(), strength, self.gamma).sum()
+
+    def each(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the formula of each weight."""
+        return prox_nonconvex.mcp(weight.abs(), strength, self.gamma)
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\operatorname{sign}(w)(\lambda - |w|/\gamma)_+`, and 0 at 0."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_reg.penalties._elementwise import ElementwisePenalty
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.prox import nonconvex as prox_nonconvex
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -31,6 +32,8 @@ class SCAD(ElementwisePenalty):
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to; real tensors.
         a: where it becomes flat, in units of λ; above 2, as the authors have it.
+        factors: what λ is multiplied by for each weight, a tensor, a dict of tensors or numbers by parameter
+            name, or a callable ``(name, parameter, module) -> tensor``; 0 leaves a weight alone.
         name: its name in logs.
 
     Raises:
@@ -48,6 +51,7 @@ class SCAD(ElementwisePenalty):
     select: Select = "weights"
     _: KW_ONLY
     a: float = 3.7
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
     takes_complex: ClassVar[bool] = False
 
@@ -60,10 +64,14 @@ class SCAD(ElementwisePenalty):
         """Return the sum over all weights, in float32 or wider."""
         return prox_nonconvex.scad(wide(weight).abs(), strength, self.a).sum()
 
+    def each(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the formula of each weight."""
+        return prox_nonconvex.scad(weight.abs(), strength, self.a)
+
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\operatorname{sign}(w)\min(\lambda, (a\lambda - |w|)_+/(a-1))`, and 0 at 0."""
-        slope = ((self.a * strength - weight.abs()) / (self.a - 1.0)).clamp_(min=0.0, max=strength)
-        return torch.sgn(weight) * slope
+        slope = ((self.a * strength - weight.abs()) / (self.a - 1.0)).clamp_(min=0.0)
+        return torch.sgn(weight) * slope.minimum(torch.as_tensor(strength, dtype=slope.dtype))
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         """Return the weight thresholded: soft, then ever less."""

@@ -1,0 +1,158 @@
+"""A strength of its own for each weight or group: ``factors=`` of a penalty."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.penalties.bound import Bound
+from lightning_reg.prox.dual_averaging import hold_zeros_
+from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.precision import real_dtype, wide
+from lightning_reg.tensors.shards import local, over_shards, part
+from lightning_reg.tensors.steps import StepSize
+
+if TYPE_CHECKING:
+    from lightning_reg.penalties._elementwise import ElementwisePenalty
+
+__all__ = ["Factors", "WithFactors", "factor_of", "find_factors"]
+
+#: What λ is multiplied by: a tensor for the one that is selected, numbers or tensors by parameter name (1
+#: where there is none), or a callable ``(name, parameter, module) -> number or tensor``.
+Factors: TypeAlias = (
+    "Tensor | Mapping[str, float | Tensor] | Callable[[str, nn.Parameter, nn.Module], float | Tensor]"
+)
+
+
+def find_factors(who: str, factors: Factors, selected: Sequence[Selected]) -> list[float | Tensor]:
+    """Return what is given for each parameter.
+
+    Raises:
+        TypeError: none of the forms.
+        ValueError: a name that is not selected, or one tensor for several parameters.
+    """
+    if isinstance(factors, Tensor):
+        if len(selected) != 1:
+            raise ValueError(
+                f"{who}(factors=tensor) is for one parameter, and {len(selected)} are selected; give a "
+                "dict of tensors by parameter name"
+            )
+        return [factors]
+    if isinstance(factors, Mapping):
+        known = [alias for s in selected for alias in s.aliases]
+        for name in factors:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1) or known[:3]
+                raise ValueError(
+                    f"{who}(factors=...) names {name}, which is not selected; there is {near[0]}"
+                )
+        return [next((factors[a] for a in s.aliases if a in factors), 1.0) for s in selected]
+    if callable(factors):
+        return [factors(s.name, s.parameter, s.module) for s in selected]
+    raise TypeError(
+        f"{who}(factors={factors!r}) is neither a tensor nor a dict of them by name nor a callable "
+        "(name, parameter, module) -> tensor"
+    )
+
+
+def factor_of(who: str, name: str, factor: float | Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return a factor in float32 or wider, checked, in a shape that broadcasts to ``shape``.
+
+    Raises:
+        ValueError: another shape, or a number that is negative or not finite.
+    """
+    found = torch.as_tensor(factor, dtype=real_dtype(wide(like[:0]).dtype), device=like.device).detach()
+    try:
+        found.expand(tuple(shape))
+    except RuntimeError:
+        raise ValueError(
+            f"{who}(factors=...) is of shape {tuple(found.shape)} for {name}, which needs {tuple(shape)}"
+        ) from None
+    if not bool(((found >= 0) & found.isfinite()).all()):
+        raise ValueError(f"{who}(factors=...) of {name} are not all finite and 0 or more; a factor scales λ")
+    return found
+
+
+class WithFactors(Bound):
+    """A penalty of single weights with a strength of its own for each."""
+
+    def __init__(self, penalty: ElementwisePenalty, factors: Factors, selected: Sequence[Selected]) -> None:
+        self.penalty = penalty
+        self._selected = list(selected)  # keeps the tensors alive, so that an id is never used again
+        who = type(penalty).__name__
+        self._factors: dict[int, Tensor] = {}
+        for s, given in zip(selected, find_factors(who, factors, selected), strict=True):
+            like = local(s.parameter.detach())
+            factor = factor_of(who, s.name, given, s.parameter.shape, like.reshape(-1))
+            if factor.numel() > 1:
+                factor = part(factor.expand(s.parameter.shape), s.parameter)
+            self._factors[id(s.parameter)] = factor
+
+    def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
+        """Return this with the factors of ``weights`` for ``others``."""
+        twin = copy.copy(self)
+        pairs = zip(weights, others, strict=True)
+        twin._factors = {id(other): self._factors[id(weight)] for weight, other in pairs}
+        return twin
+
+    def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
+        """Return the sum over all weights, each times its factor."""
+        total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
+        if strength == 0.0:
+            return total
+        with torch.autocast(like.device.type, enabled=False):
+            for weight in weights:
+                some = self._strength(weight, strength)
+                total = total + over_shards(partial(self._sum, some), weight).to(total.device)
+        return total
+
+    def gradient(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the gradient of one tensor, of this process's part of it."""
+        return self.penalty.gradient(local(weight), self._strength(weight, strength)).to(weight.dtype)
+
+    @torch.no_grad()
+    def add_gradient_(
+        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
+    ) -> None:
+        """``targets += alpha · gradient(weights)``."""
+        for target, weight in zip(targets, weights, strict=True):
+            local(target).add_(self.gradient(weight, strength), alpha=alpha)
+
+    @torch.no_grad()
+    def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
+        """``w ← prox(w)``, with a strength for each weight."""
+        for weight, step in zip(weights, steps, strict=True):
+            mine, eta = local(weight), step.local().dense()
+            mine.copy_(self.penalty.prox(wide(mine), self._strength(weight, strength), eta))
+
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether the penalty does."""
+        return self.penalty.holds_zeros
+
+    @torch.no_grad()
+    def hold_zeros_(
+        self,
+        weights: Sequence[Tensor],
+        averages: Sequence[Tensor],
+        strength: float,
+        steps: Sequence[StepSize],
+        shares: Sequence[float],
+    ) -> None:
+        """Set to zero what the averages keep there."""
+        for weight, average, step, share in zip(weights, averages, steps, shares, strict=True):
+            threshold = self.penalty.threshold(self._strength(weight, strength), step.local().dense())
+            full = torch.as_tensor(threshold, device=weight.device).expand(local(weight).shape).contiguous()
+            hold_zeros_(local(weight), local(average), full, share)
+
+    def _sum(self, strength: Any, mine: Tensor) -> Tensor:
+        return self.penalty.each(wide(mine), strength).sum()
+
+    def _strength(self, weight: Tensor, strength: float) -> Any:
+        return self._factors[id(weight)] * strength
