@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_reg.groups.forms import Groups, check_groups, default_layout
 from lightning_reg.groups.layout import Layout
-from lightning_reg.groups.partition import choose, partition, selection
-from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
-from lightning_reg.penalties._factors import Factors, factor_of, find_factors
-from lightning_reg.penalties._guards import Share, check_steered
+from lightning_reg.groups.partition import choose, selection
+from lightning_reg.penalties._bound_groups import BoundGroups
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
-from lightning_reg.prox.dual_averaging import hold_groups_
-from lightning_reg.prox.group import group_norms, group_weights
-from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected
-from lightning_reg.tensors.precision import real_dtype
-from lightning_reg.tensors.shards import local, part, split_dims, sum_over_shards, whole
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["GroupedPenalty"]
@@ -102,221 +92,4 @@ class GroupedPenalty(Penalty):
 
     def bind(self, selected: Sequence[Selected]) -> Bound:
         """Find each tensor's groups from the module that owns it."""
-        return _BoundGroups(self, selected)
-
-
-class _BoundGroups(Bound):
-    """A group penalty with the layouts of one module's tensors."""
-
-    def __init__(self, penalty: GroupedPenalty, selected: Sequence[Selected]) -> None:
-        self.penalty = penalty
-        # by identity; Selected keeps the tensors alive, so that an id is never used again
-        self._selected = list(selected)
-        sets = partition(self._selected, penalty.groups)
-        target = penalty.strength
-        self._share: Share | None = None
-        if isinstance(target, TargetSparsity) and target.of != "weights":
-            check_steered(type(penalty).__name__, target, sets)
-            self._share = Share(target, [members[0][1].count for members in sets])
-        self._names = {i: members[0][0].name for i, members in enumerate(sets)}
-        self._members = {
-            id(s.parameter): _Member.of(s.parameter, layout, len(members) > 1)
-            for members in sets
-            for s, layout in members
-        }
-        self._set_of = {id(s.parameter): i for i, members in enumerate(sets) for s, _ in members}
-        self._factors: dict[int, Tensor] = {}
-        given = getattr(penalty, "factors", None)
-        if given is not None:
-            self._find_factors(given, sets)
-        self.couples = any(len(members) > 1 for members in sets)
-
-    def _find_factors(self, given: Factors, sets: Sequence[Sequence[tuple[Selected, Layout]]]) -> None:
-        who = type(self.penalty).__name__
-        firsts = [members[0] for members in sets]
-        found = find_factors(who, given, [s for s, _ in firsts])
-        for i, ((s, layout), factor) in enumerate(zip(firsts, found, strict=True)):
-            if any(split_dims(other.parameter) for other, _ in sets[i]):
-                raise ValueError(
-                    f"{who}(factors=...) needs {s.name} whole; leave them out under this strategy"
-                )
-            like = s.parameter.detach().reshape(-1)
-            self._factors[i] = factor_of(who, s.name, factor, (layout.count,), like).expand(layout.count)
-
-    def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
-        """Return this with the layouts of ``weights`` for ``others``."""
-        twin = copy.copy(self)
-        pairs = [(id(w), id(o)) for w, o in zip(weights, others, strict=True) if id(w) in self._set_of]
-        twin._members = {other: self._members[weight] for weight, other in pairs}
-        twin._set_of = {other: self._set_of[weight] for weight, other in pairs}
-        return twin
-
-    def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
-        """Sum over the blocks, outside autocast."""
-        if not weights or strength == 0.0:
-            return torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
-        with torch.autocast(like.device.type, enabled=False):
-            total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
-            for block, members in self._blocks(weights):
-                tensors, layouts, _ = self._open([weights[i] for i in block], members)
-                value = self.penalty.joint_value(tensors, layouts, self._strength(block, weights, strength))
-                if members[0].apart:
-                    value = sum_over_shards(value, weights[block[0]])
-                total = total + value.to(total.device)
-        return total
-
-    def gradient(self, weight: Tensor, strength: float) -> Tensor:
-        """Return the gradient of one tensor whose groups no other shares."""
-        if self.couples:
-            raise ValueError(
-                f"{type(self.penalty).__name__} on coupled groups needs dense gradients; use sparse=False "
-                "in the embedding"
-            )
-        tensors, layouts, _ = self._open([weight], [self._members[id(weight)]])
-        return self.penalty.joint_gradient(tensors, layouts, self._strength([0], [weight], strength))[0]
-
-    @torch.no_grad()
-    def add_gradient_(
-        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
-    ) -> None:
-        """``targets += alpha · gradient(weights)``, a block at a time."""
-        for block, members in self._blocks(weights):
-            tensors, layouts, gathered = self._open([weights[i] for i in block], members)
-            some = self._strength(block, weights, strength)
-            gradients = self.penalty.joint_gradient(tensors, layouts, some)
-            for i, gradient in zip(block, gradients, strict=True):
-                mine = part(gradient, weights[i]) if gathered else gradient
-                local(targets[i]).add_(mine, alpha=alpha)
-
-    @torch.no_grad()
-    def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
-        """``w ← prox(w)``, a block at a time."""
-        for block, members in self._blocks(weights):
-            tensors, layouts, gathered = self._open([weights[i] for i in block], members)
-            sizes = [steps[i].whole() if gathered else steps[i].local() for i in block]
-            index = self._set_of[id(weights[block[0]])]
-            if self._share is not None:
-                self._share.note(index, tensors)
-            self.penalty.joint_prox_(tensors, layouts, self._strength(block, weights, strength), sizes)
-            if self._share is not None:
-                self._share.keep_(index, tensors, layouts)
-            if gathered:
-                for i, tensor in zip(block, tensors, strict=True):
-                    local(weights[i]).copy_(part(tensor, weights[i]))
-
-    @property
-    def holds_zeros(self) -> bool:
-        """Every group penalty makes zeros."""
-        return True
-
-    @torch.no_grad()
-    def hold_zeros_(
-        self,
-        weights: Sequence[Tensor],
-        averages: Sequence[Tensor],
-        strength: float,
-        steps: Sequence[StepSize],
-        shares: Sequence[float],
-    ) -> None:
-        """Set to zero what the averages keep there, a block at a time."""
-        for block, members in self._blocks(weights):
-            tensors, layouts, gathered = self._open([weights[i] for i in block], members)
-            kept, _, _ = self._open([averages[i] for i in block], members)
-            sizes = [steps[i].whole() if gathered else steps[i].local() for i in block]
-            some = [shares[i] for i in block]
-            if self._share is not None:
-                self._share.note(self._set_of[id(weights[block[0]])], tensors)
-            factor = self._factors.get(self._set_of[id(weights[block[0]])])
-            weighted = factor is not None or isinstance(group_weights(layouts, tensors[0]), Tensor)
-            prox: Any = self.penalty.norm_prox_
-            if factor is not None:
-                prox = partial(prox, factor=factor)
-            hold_groups_(tensors, layouts, kept, sizes, some, strength, prox, together=weighted)
-            if gathered:
-                for i, tensor, average in zip(block, tensors, kept, strict=True):
-                    local(weights[i]).copy_(part(tensor, weights[i]))
-                    local(averages[i]).copy_(part(average, averages[i]))
-
-    @torch.no_grad()
-    def sizes(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return the norm of every group, by the root of its size; weights in no group do not count."""
-        return _joined(sizes for _, sizes in self.sizes_by_layer(weights))
-
-    def pressed_sizes(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return the same, and 0 for groups that live only because the wanted share is reached."""
-        return _joined(sizes for _, sizes in self._sizes(weights, pressed=True))
-
-    def sizes_by_layer(self, weights: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Yield them for each set of tensors that share their groups, named after its first tensor."""
-        return self._sizes(weights)
-
-    @torch.no_grad()
-    def _sizes(self, weights: Sequence[Tensor], pressed: bool = False) -> Iterator[tuple[str, Tensor]]:
-        for block, members in self._blocks(weights):
-            layouts = [member.spanning for member in members]
-            norms = group_norms([local(weights[i]) for i in block], layouts)
-            roots = torch.as_tensor(group_weights(layouts, norms)).to(norms).expand_as(norms)
-            index = self._set_of[id(weights[block[0]])]
-            if pressed and self._share is not None and not any(member.apart for member in members):
-                norms = self._share.pressed(index, norms)
-            yield self._names[index], (norms[roots > 0] / roots[roots > 0]).cpu()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return how many groups are dead, which a step that comes after the optimizer's cannot see."""
-        return {} if self._share is None else {"dead groups": torch.tensor(self._share.dead)}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take it up."""
-        if self._share is not None and len(state.get("dead groups", ())) == len(self._share.dead):
-            self._share.dead = state["dead groups"].tolist()
-
-    def _strength(self, block: Sequence[int], weights: Sequence[Tensor], strength: float) -> Any:
-        """λ of a block, or of each of its groups."""
-        factor = self._factors.get(self._set_of[id(weights[block[0]])])
-        return strength if factor is None else factor * strength
-
-    def _blocks(self, weights: Sequence[Tensor]) -> Iterator[tuple[list[int], list[_Member]]]:
-        """Positions in ``weights`` of tensors that share their groups, with their layouts."""
-        blocks: dict[int, list[int]] = {}
-        for i, weight in enumerate(weights):
-            if id(weight) in self._set_of:  # else a tensor that a coupled set has exchanged for another
-                blocks.setdefault(self._set_of[id(weight)], []).append(i)
-        for block in blocks.values():
-            yield block, [self._members[id(weights[i])] for i in block]
-
-    def _open(
-        self, weights: Sequence[Tensor], members: Sequence[_Member]
-    ) -> tuple[list[Tensor], list[Layout], bool]:
-        """The tensors that the formula works on, their layouts, and whether they were gathered."""
-        if self.penalty.gathers and any(isinstance(member.here, Spanning) for member in members):
-            return [whole(weight) for weight in weights], [member.all for member in members], True
-        return [local(weight) for weight in weights], [member.here for member in members], False
-
-
-def _joined(sizes: Iterable[Tensor]) -> Tensor:
-    found = list(sizes)
-    return torch.cat(found) if found else torch.zeros(0)
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A tensor's groups.
-
-    Attributes:
-        all: of the whole tensor.
-        here: of the part that this process holds; its own groups only, where none spans processes.
-        spanning: of that part, and with the numbers of all groups.
-        apart: whether each process holds groups of its own, so that values add up.
-    """
-
-    all: Layout
-    here: Layout
-    spanning: Layout
-    apart: bool
-
-    @classmethod
-    def of(cls, tensor: Tensor, layout: Layout, coupled: bool) -> _Member:
-        """Look at one tensor; coupled ones share the numbers of all groups."""
-        spanning = spanning_layout(tensor, layout)
-        here = spanning if coupled else local_layout(tensor, layout)
-        return cls(layout, here, spanning, bool(split_dims(tensor)) and not isinstance(here, Spanning))
+        return BoundGroups(self, selected)
