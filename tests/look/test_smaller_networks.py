@@ -1,0 +1,73 @@
+"""The recipe as documented: half of the units of a network with batch normalization, cut, and trained on."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_reg import GroupLasso, TargetSparsity, Units, attach, compact
+from lightning_reg.metrics import group_sparsity
+
+BATCH = 50
+
+
+def _digits():
+    x, y = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
+    x, y = torch.tensor(x / 16).float().view(-1, 1, 8, 8), torch.tensor(y)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    return x[order[:797]], y[order[:797]], x[order[797:]], y[order[797:]]  # 1,000 to test on
+
+
+def _net(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+
+
+def _train(net, x, y, epochs, penalty=None):
+    optimizer = torch.optim.Adam(net.train().parameters(), lr=3e-3)
+    steps = epochs * -(-len(x) // BATCH)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    if penalty is not None:
+        attach(net, optimizer, penalty, apply="proximal", total_steps=steps)
+    for _ in range(epochs):
+        for part in torch.randperm(len(x)).split(BATCH):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x[part]), y[part]).backward()
+            optimizer.step()
+            decay.step()
+    return net.eval()
+
+
+@pytest.mark.slow
+def test_half_of_the_units_of_a_network_with_batch_norm():
+    """Three seeds: the share within 2 points, mean accuracy within one of dense, the size that follows."""
+    x, y, test_x, test_y = _digits()
+
+    def accuracy(net):
+        with torch.no_grad():
+            return (net(test_x).argmax(1) == test_y).float().mean().item()
+
+    dense, small = [], []
+    for seed in range(3):
+        dense.append(accuracy(_train(_net(seed), x, y, 24)))
+        units = Units(x[:2])
+        net = _net(seed)
+        _train(net, x, y, 12, GroupLasso(TargetSparsity(0.5, until=0.5), groups=units))
+        assert abs(group_sparsity(net, units).item() - 0.5) <= 0.02
+        smaller = compact(net, x[:2])
+        first, second = smaller[0].out_channels, smaller[3].out_channels
+        assert first + second == math.floor(0.5 * 48) and min(first, second) >= 1
+        assert smaller[3].in_channels == first and smaller[7].in_features == 16 * second
+        torch.testing.assert_close(smaller(test_x), net(test_x), rtol=0, atol=1e-4)
+        small.append(accuracy(_train(smaller, x, y, 12)))
+    assert sum(small) / 3 >= sum(dense) / 3 - 0.01, (small, dense)
