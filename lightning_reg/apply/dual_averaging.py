@@ -2,7 +2,7 @@ r"""The memory of ``apply="proximal"``: an average for each weight, kept in the 
 
 :mod:`lightning_reg.prox.dual_averaging` has the formula. Of the t-th step that acts on a tensor, the average
 takes the share :math:`a_t = \min(1, k/(t + k - 1))`, so that it forgets what is older than about t/k steps.
-With k = 4, what the first three quarters of a run have left in it is a twentieth.
+With k = 4, what the first half of a run has left in it is a sixteenth.
 
 The state lies in ``optimizer.state[parameter]`` under a key of each term, beside what the optimizer keeps
 there, so it is saved, restored and sharded with that: the average, in units of λ, and the number of steps. A
