@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 
-from lightning_reg.apply import Apply, DualAveraging, Metric, check_apply, check_dual_averaging
+from lightning_reg.apply import Apply, DualAveraging, Metric, check_apply, check_dual_averaging, default_apply
 from lightning_reg.hosts.attachment import Attachment, attach
 from lightning_reg.hosts.log_names import numbered
-from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties.regularizer import Regularizer
 
 if TYPE_CHECKING:
     TrainerCallback = object
@@ -70,13 +70,14 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
 
     def __init__(
         self,
-        penalty: Penalty,
-        apply: Apply = "gradient",
+        penalty: Regularizer,
+        apply: Apply | None = None,
         log: bool = True,
         *,
         metric: Metric = "optimizer",
         dual_averaging: DualAveraging = True,
     ) -> None:
+        apply = default_apply(penalty, apply)
         check_apply(penalty, apply, metric)
         check_dual_averaging(dual_averaging, apply)
         if apply == "loss":
@@ -86,7 +87,7 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
             )
         self.penalty = penalty
         self.apply: Apply = apply
-        self.log = log
+        self.log = log and not penalty.is_constraint
         self.metric: Metric = metric
         self.dual_averaging: DualAveraging = dual_averaging
         self._handle: Attachment | None = None
@@ -166,7 +167,7 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
         state.stateful_callbacks.setdefault(_STATE_KEY, {})[self._name] = text
 
 
-def _name_in_run(penalty: Penalty, state: Any) -> str:
+def _name_in_run(penalty: Regularizer, state: Any) -> str:
     """The penalty's name, with a number from the second of that name on."""
     seen = vars(state).setdefault("_lightning_reg_seen", [])  # not a field, so it is not saved
     seen.append(penalty.log_name)
