@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from benchmarks import costs, lists, paths, report, steps
+from benchmarks import costs, lists, passes, paths, report, steps
 from benchmarks.harness import Row, record
 
 
@@ -22,6 +22,8 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "lists-2": lambda: on_lists(["ResNet-50", "tutorial"], 2),
     "large-1": lambda: on_lists(["ViT-B", "GPT-2 small"], 1),
     "large-2": lambda: on_lists(["ViT-B", "GPT-2 small"], 2),
+    "passes-1": lambda: passes.measure(1),
+    "passes-2": lambda: passes.measure(2),
     "memory": lists.memory,
     "decay-1": lambda: steps.weight_decay(1),
     "decay-2": lambda: steps.weight_decay(2),

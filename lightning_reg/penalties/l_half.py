@@ -73,7 +73,7 @@ class LHalf(ElementwisePenalty):
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         r"""Return the weight beyond :math:`\tfrac32(\eta\lambda)^{2/3}`, shortened, and 0 elsewhere."""
-        return prox_nonconvex.half_threshold(weight, step * strength)
+        return prox_nonconvex.half_threshold(wide(weight), step * strength).to(weight.dtype)
 
     def loop(self, strength: float) -> tuple[str, str, float, float]:
         """The loop that is :meth:`prox`, and its parameters."""

@@ -56,7 +56,7 @@ def act_on_groups_(
     run.share_out(
         [([[*addresses, ends[i], ends[i + 1], outer, groups, inner]], told) for i in range(parts)], numbers
     )
-    increment_version([weight])
+    increment_version(weight)
     return True
 
 

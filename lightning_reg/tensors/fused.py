@@ -143,7 +143,8 @@ def act_(
             continue
         table = [[*(0 if t is None else t.data_ptr() for t in some), row[0].numel()] for row, some in taken]
         run(table, [described(row) for row, _ in taken], numbers)
-        increment_version([row[0] for row, _ in taken])
+        for row, _ in taken:
+            increment_version(row[0])  # torch 2.6 takes one tensor
     return left
 
 
