@@ -248,7 +248,7 @@ def check(case: Malformed, folder: Path) -> None:
         redirect_stderr(err),
         mock.patch("lightning_reg.cli.run.run_script", started),
         mock.patch("lightning_reg.cli.run.launch", started),
-        mock.patch("lightning_reg.cli.tune._batches", started),
+        mock.patch("lightning_reg.cli.tune.batches_of_data", started),
         mock.patch("lightning_reg.cli.lightning_cli.OneLineCLI._run_subcommand", started),
     ):
         status = main([stand_for.get(argument, argument) for argument in case.arguments])

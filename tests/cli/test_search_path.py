@@ -76,7 +76,7 @@ def test_the_other_commands_find_it_too(
         assert main([command, "config.yaml"]) == 0
     finally:
         sys.modules.pop("found_here", None)
-    assert ("1, is the highest tried, and" in capsys.readouterr().out) == (command == "find")
+    assert ("suggested: strength" in capsys.readouterr().out) == (command == "find")
     assert (tmp_path / f"lightning-reg-{command}" / f"{command}.csv").exists()
 
 
