@@ -10,7 +10,8 @@ from torch import nn
 
 from lightning_reg import L1, ActivityPenalty
 from lightning_reg.dropout.inject import modules_after
-from lightning_reg.dropout.sites import candidates, select_sites
+from lightning_reg.dropout.selection import select_sites
+from lightning_reg.dropout.sites import candidates
 from lightning_reg.select.modules import select_modules
 from lightning_reg.select.parameters import select_parameters
 from lightning_reg.select.wrappers import places, unwrapped, visible_modules
