@@ -54,7 +54,11 @@ toc_object_entries_show_parents = "hide"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|torchmetrics|lightning|collections\.abc)\..*"),
-    ("py:class", "ScheduleLike|Select"),  # annotations of Penalty's attributes, written out in its docstring
+    (
+        "py:class",
+        "ScheduleLike|Select|ModuleSelect",
+    ),  # annotations of attributes, written out in their docstrings
+    ("py:class", r"lightning_reg\.select\.derived\.Derived"),  # inner, of one attribute
 ]
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

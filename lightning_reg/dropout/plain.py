@@ -21,7 +21,7 @@ __all__ = ["DropoutHandle", "Sampled", "mc_dropout", "schedule_dropout"]
 
 
 class DropoutHandle:
-    """A schedule at work on a model: what :func:`schedule_dropout` returns."""
+    """A schedule at work on a model: what :func:`~lightning_reg.schedule_dropout` returns."""
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ class Penalty(Regularizer, Bound):
         Args:
             weight: :math:`w`.
             strength: :math:`\lambda`.
-            step: :math:`\eta`, one number, or one for each weight where :attr:`prox_in_metric` holds.
+            step: :math:`\eta`, one number, or one for each weight where ``prox_in_metric`` holds.
 
         Raises:
             NotImplementedError: this penalty has no proximal operator.

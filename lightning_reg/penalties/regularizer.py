@@ -19,7 +19,7 @@ class Regularizer(ABC):
     """What the engine needs to know of a penalty or a constraint.
 
     The attributes are facts, which one function reads before training
-    (:func:`~lightning_reg.apply.check.check_apply`).
+    (``lightning_reg.apply.check.check_apply``).
 
     Attributes:
         strength: λ, a number, a schedule, or a callable ``(step, total_steps) -> float``.

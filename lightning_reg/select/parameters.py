@@ -82,7 +82,7 @@ class Selected:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of what the layer uses: all aliases, but not those of the parameters behind it."""
+        """All aliases of what the layer uses, and no name of the parameters behind it."""
         return self.aliases if self.derived is None else (self.name,)
 
     @property
