@@ -54,11 +54,8 @@ toc_object_entries_show_parents = "hide"
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|torchmetrics|lightning|collections\.abc)\..*"),
-    (
-        "py:class",
-        "ScheduleLike|Select|ModuleSelect",
-    ),  # annotations of attributes, written out in their docstrings
-    ("py:class", r"lightning_reg\.select\.derived\.Derived"),  # inner, of one attribute
+    # annotations of attributes, which their docstrings write out
+    ("py:class", r"ScheduleLike|Select|ModuleSelect|lightning_reg\.select\.derived\.Derived"),
 ]
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

@@ -114,7 +114,7 @@ def _parser(help_of: str = "") -> argparse.ArgumentParser:
         description=(
             "Train one small network on 300 of scikit-learn's digits, a fifth labelled at random: plain, and "
             "with L1, L2, dropout, early dropout and proximal L1, over three seeds. Print a table and what "
-            "it says, and save a figure. Needs no network and takes less than a minute."
+            "it says, and save a figure. Needs no network and takes about a minute."
         ),
     )
     demo.add_argument(
