@@ -25,6 +25,8 @@ from tests.faults_program import FAULT_AT, DropNet, Signal, run
 from tests.support import weights
 
 ROOT = Path(__file__).parents[1]
+#: Of TargetSparsity: these runs are too short for its share.
+pytestmark = pytest.mark.filterwarnings("ignore:.* after until=.*:UserWarning")
 
 
 def last(folder: Path) -> Path:

@@ -28,9 +28,6 @@ class GroupLasso(GroupedPenalty):
     With ``apply="proximal"`` whole groups become exactly zero: units, filters, input features, heads. Under
     Adam and its like the prox is taken in the optimizer's own metric. A gradient never makes an exact zero.
 
-    An average of weights (EMA, ``WeightAveraging``) is not sparse where the weights were not always zero:
-    apply the penalty's ``prox`` to the averaged weights once more, or prune by the trained ones.
-
     Args:
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to.

@@ -71,6 +71,7 @@ ScheduleLike: TypeAlias = "float | Schedule | Callable[[int, int | None], float]
 def needs_total_steps(schedule: ScheduleLike) -> bool:
     """Whether ``schedule`` names a fraction of the run. Plain callables are not asked.
 
+    >>> from lightning_reg import Linear
     >>> needs_total_steps(Linear(0.0, 1.0)), needs_total_steps(Linear(0.0, 1.0, until=100))
     (True, False)
     """
