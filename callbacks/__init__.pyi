@@ -1,7 +1,9 @@
 """The public names of the callbacks, each listed once: ``_lazy`` reads this file, as type checkers do."""
 
 from lightning_reg.callbacks.adaptive_dropout import AdaptiveDropout as AdaptiveDropout
+from lightning_reg.callbacks.constraints import NM as NM
 from lightning_reg.callbacks.constraints import Box as Box
+from lightning_reg.callbacks.constraints import KeepLargest as KeepLargest
 from lightning_reg.callbacks.constraints import MaxNorm as MaxNorm
 from lightning_reg.callbacks.constraints import NonNegative as NonNegative
 from lightning_reg.callbacks.constraints import NormBudget as NormBudget

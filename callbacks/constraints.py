@@ -7,7 +7,7 @@ from typing import Any, final
 from lightning_reg import constraints
 from lightning_reg.callbacks._penalty import RegularizerCallback
 
-__all__ = ["Box", "MaxNorm", "NonNegative", "NormBudget", "Refit", "UnitNorm"]
+__all__ = ["NM", "Box", "KeepLargest", "MaxNorm", "NonNegative", "NormBudget", "Refit", "UnitNorm"]
 
 
 class _ConstraintCallback(RegularizerCallback):
@@ -80,4 +80,22 @@ class Refit(_ConstraintCallback, constraints.Refit):
 
     >>> Refit(0.75).begin
     0.75
+    """
+
+
+@final
+class KeepLargest(_ConstraintCallback, constraints.KeepLargest):
+    """Cut the smallest weights until a share is zero, see :class:`lightning_reg.KeepLargest`.
+
+    >>> KeepLargest(0.9, scope="all").share
+    0.9
+    """
+
+
+@final
+class NM(_ConstraintCallback, constraints.NM):
+    """Keep the n largest of every m consecutive input weights, see :class:`lightning_reg.NM`.
+
+    >>> NM(2, 4).n
+    2
     """

@@ -8,8 +8,10 @@ from lightning_reg import penalties as penalties
 from lightning_reg import tune as tune
 from lightning_reg.apply import Apply as Apply
 from lightning_reg.apply.optimizers import register_optimizer as register_optimizer
+from lightning_reg.constraints import NM as NM
 from lightning_reg.constraints import Box as Box
 from lightning_reg.constraints import Constraint as Constraint
+from lightning_reg.constraints import KeepLargest as KeepLargest
 from lightning_reg.constraints import MaxNorm as MaxNorm
 from lightning_reg.constraints import NonNegative as NonNegative
 from lightning_reg.constraints import NormBudget as NormBudget

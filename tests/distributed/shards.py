@@ -25,10 +25,12 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from lightning_reg import (
     L1,
     L2SP,
+    NM,
     Coupled,
     GroupLasso,
     Hoyer,
     HoyerSquare,
+    KeepLargest,
     L2Norm,
     LInf,
     NuclearNorm,
@@ -236,6 +238,28 @@ def constrain(pair: tuple[nn.Module, nn.Module], groups: str) -> float:
     return max(before, apart(model, plain))
 
 
+def prune(pair: tuple[nn.Module, nn.Module]) -> float:
+    """Masks that compare weights of the whole tensor, or of all of them; ties too."""
+    found = 0.0
+    for constraint in (
+        KeepLargest(0.5),
+        KeepLargest(0.4, scope="all"),
+        KeepLargest(0.5, of="groups", groups=labels),
+        KeepLargest(0.4, of="groups", groups="columns", scope="all"),
+        NM(1, 2, ["linear.weight", "lstm.weight_ih*", "turned.weight", "attention.*weight"]),
+    ):
+        plain, model = copy.deepcopy(pair[0]), copy.deepcopy(pair[1])
+        for one in (plain, model):
+            term = Term(constraint, one)
+            parameters = [s.parameter for s in term.selected]
+            with torch.no_grad():
+                for parameter in parameters:
+                    parameter.mul_(2.0).round_()
+            term.bound.prox_(parameters, getattr(constraint, "share", 1.0), ())
+        found = max(found, apart(model, plain))
+    return found
+
+
 def measure(pair: tuple[nn.Module, nn.Module]) -> float:
     plain, model = pair
     functions: list[Callable[[nn.Module], Tensor]] = [
@@ -351,6 +375,7 @@ def checks() -> Iterator[tuple[Any, ...]]:
                 yield f"{way}-{name}-proximal-adam", way, train, penalty, "proximal", "adam"
         for groups in ("rows", "columns", "tensor"):
             yield f"{way}-constraints-{groups}", way, constrain, groups
+        yield f"{way}-pruned", way, prune
         yield f"{way}-metrics", way, measure
     yield "whole-partial_gradients", "whole", partial_gradients
     for name in ("l1", "l2_norm", "group_coupled"):
