@@ -240,7 +240,8 @@ def constrain(pair: tuple[nn.Module, nn.Module], groups: str) -> float:
 
 def prune(pair: tuple[nn.Module, nn.Module]) -> float:
     """Masks that compare weights of the whole tensor, or of all of them; ties too."""
-    found = 0.0
+    found, (plain, model) = 0.0, (copy.deepcopy(pair[0]), pair[1])
+    start = [[p.detach().clone() for p in one.parameters()] for one in (plain, model)]
     for constraint in (
         KeepLargest(0.5),
         KeepLargest(0.4, scope="all"),
@@ -248,13 +249,12 @@ def prune(pair: tuple[nn.Module, nn.Module]) -> float:
         KeepLargest(0.4, of="groups", groups="columns", scope="all"),
         NM(1, 2, ["linear.weight", "lstm.weight_ih*", "turned.weight", "attention.*weight"]),
     ):
-        plain, model = copy.deepcopy(pair[0]), copy.deepcopy(pair[1])
-        for one in (plain, model):
+        for one, begin in zip((plain, model), start, strict=True):
             term = Term(constraint, one)
             parameters = [s.parameter for s in term.selected]
             with torch.no_grad():
-                for parameter in parameters:
-                    parameter.mul_(2.0).round_()
+                for parameter, value in zip(one.parameters(), begin, strict=True):
+                    parameter.copy_(value).mul_(2.0).round_()
             term.bound.prox_(parameters, getattr(constraint, "share", 1.0), ())
         found = max(found, apart(model, plain))
     return found
