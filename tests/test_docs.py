@@ -90,7 +90,12 @@ class ShortTrainer(pl.Trainer):
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in [ROOT / "README.md", *PAGES] if blocks(page, "python")],
+    [
+        # paths and searches, each of many runs, take minutes
+        pytest.param(page, marks=[pytest.mark.slow] if page.stem == "choosing-strength" else [])
+        for page in [ROOT / "README.md", *PAGES]
+        if blocks(page, "python")
+    ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_every_python_block_runs_and_every_trainer_trains(page, tmp_path, monkeypatch):
