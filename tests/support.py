@@ -99,3 +99,8 @@ def weights(module: nn.Module) -> Tensor:
 
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
+
+
+def without_averages(apply: str | None) -> dict[str, bool]:
+    """The arguments with which ``apply`` is a loop by hand that remembers nothing."""
+    return {"dual_averaging": False} if apply == "proximal" else {}

@@ -27,7 +27,7 @@ from tests.distributed.cells import (
     sharded,
     whole,
 )
-from tests.support import QUIET, data, network
+from tests.support import QUIET, data, network, without_averages
 
 #: The columns of the page, by the launch that runs them: Lightning's name and the number of processes.
 COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
@@ -99,11 +99,17 @@ def fit(module: Networks, callbacks: list[Any], cell: Cell) -> None:
     trainer.fit(module)
 
 
+def callback(cell: Cell, network: str) -> PenaltyCallback:
+    """The cell's penalty on one network; a proximal step as the loop takes it, without averages."""
+    penalty = renamed(FAMILIES[cell.family], network)
+    return PenaltyCallback(penalty, cell.apply, log=False, **without_averages(cell.apply))
+
+
 def run(cell: Cell) -> Tensor | str:
     """The weights that the cell ends with, or the sentence that refuses it."""
     module = Networks(cell.optimizer)
     try:
-        fit(module, [PenaltyCallback(renamed(FAMILIES[cell.family], "nets.0"), cell.apply, log=False)], cell)
+        fit(module, [callback(cell, "nets.0")], cell)
     except ValueError as error:
         return str(error)
     return weights(module)
@@ -116,8 +122,7 @@ def run_together(cells: list[Cell]) -> list[Tensor | str]:
     callbacks = []
     for i, cell in enumerate(cells):
         try:
-            penalty = renamed(FAMILIES[cell.family], f"nets.{i}")
-            callbacks.append(PenaltyCallback(penalty, cell.apply, log=False))
+            callbacks.append(callback(cell, f"nets.{i}"))
             results.append("")
         except ValueError as error:
             results.append(str(error))

@@ -14,7 +14,7 @@ from torch.optim import SGD
 
 from lightning_reg import L1, attach
 from tests.hosts.test_attach_fabric import CLIPS, LR, STEPS, STRENGTH, default_dtype, micro_batches
-from tests.support import network
+from tests.support import network, without_averages
 
 MODES = ["gradient", "decoupled", "proximal"]
 JOBS: list[dict[str, Any]] = [
@@ -48,13 +48,13 @@ def train(strategy: str, apply: Any, accumulate: int, clip: str, when: str) -> T
     else:
         model, optimizer = bare, SGD(bare.parameters(), lr=LR)
     if when == "before":
-        handle = attach(model, optimizer, L1(STRENGTH), apply)
+        handle = attach(model, optimizer, L1(STRENGTH), apply, **without_averages(apply))
     if sharded:
         optimizer = fabric.setup_optimizers(optimizer)
     else:
         model, optimizer = fabric.setup(model, optimizer)
     if when == "after":
-        handle = attach(model, optimizer, L1(STRENGTH), apply)
+        handle = attach(model, optimizer, L1(STRENGTH), apply, **without_averages(apply))
     for i, (x, y) in enumerate(micro_batches(STEPS * accumulate, dtype)):
         mine = slice(4 * fabric.global_rank, 4 * fabric.global_rank + 4)
         steps = (i + 1) % accumulate == 0

@@ -61,6 +61,9 @@ the `apply`. A line with several settings stands for all their combinations, eac
 `plugins=[MixedPrecision("16-mixed", "cpu", scaler)]` for it. In `bf16-true`, `"decoupled"` and
 `"proximal"` round the weights stochastically, or small steps would be lost.
 
+`"proximal"` is the plain step here, with `dual_averaging=False`, as the loop takes it;
+[exact zeros](exact_zeros.md) says what the averages were held against.
+
 `ddp_spawn` is slow to start, so one run has every penalty and `apply` at once, each on a network of its
 own: {spawned}. {came_of_it}.
 

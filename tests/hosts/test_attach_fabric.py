@@ -17,7 +17,7 @@ from torch.optim import SGD, Adam
 
 from lightning_reg import L1, GroupLasso, Linear, attach
 from lightning_reg.select.parameters import select_parameters
-from tests.support import data, network, relative, weights
+from tests.support import data, network, relative, weights, without_averages
 
 MODES = ["gradient", "decoupled", "proximal"]
 STRENGTH = 0.05
@@ -84,12 +84,12 @@ def run(
     model = network().to(dtype)
     optimizer: Any = SGD(model.parameters(), lr=LR)
     if when == "before":
-        handle = attach(model, optimizer, L1(STRENGTH), apply)
+        handle = attach(model, optimizer, L1(STRENGTH), apply, **without_averages(apply))
     bare = model
     wrapped, optimizer = fabric.setup(model, optimizer)
     if when != "before":
-        plain = {"dual_averaging": False} if apply == "proximal" else {}
-        handle = attach(wrapped if when == "after" else bare, optimizer, L1(STRENGTH), apply, **plain)
+        given = wrapped if when == "after" else bare
+        handle = attach(given, optimizer, L1(STRENGTH), apply, **without_averages(apply))
     for i, (x, y) in enumerate(micro_batches(STEPS * accumulate, dtype)):
         with default_dtype(dtype):  # to which Fabric casts outputs
             fabric.backward(nn.functional.mse_loss(wrapped(x), y) / accumulate)
