@@ -109,7 +109,7 @@ def structure(value: Any, values: bool = False) -> Any:
     if isinstance(value, Tensor):
         return (type(value).__name__, value.dtype, tuple(value.shape), value.requires_grad)
     if isinstance(value, Mapping):
-        items = {_key(key): structure(item, values) for key, item in value.items()}
+        items = {_key(key): structure(item, values) for key, item in value.items() if not _is_average(key)}
         return (type(value).__name__, items)
     if isinstance(value, (list, tuple, set)):
         return (type(value).__name__, [structure(item, values) for item in value])
@@ -129,6 +129,11 @@ def structure(value: Any, values: bool = False) -> Any:
 
 def _is_ours(callback: object) -> bool:
     return type(callback).__module__.partition(".")[0] == "lightning_reg"
+
+
+def _is_average(key: object) -> bool:
+    """Whether the entry is an average of a proximal step, which lies in the optimizer's state."""
+    return isinstance(key, str) and key.startswith("lightning_reg/")
 
 
 def _key(key: Any) -> Any:
