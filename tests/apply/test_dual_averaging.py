@@ -205,6 +205,27 @@ def test_a_weight_returns_only_by_its_average() -> None:
     assert float(weight) == 2.0 and float(average) == 1.0
 
 
+def test_complex_weights_by_their_modulus() -> None:
+    """The formula written out with Python's numbers: s averages w/τ, and w goes where s stays inside."""
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(200, dtype=torch.complex128, generator=generator)
+    weight, average = 0.1 * start, torch.zeros_like(start)
+    by_hand = [0j] * 200
+    zeros = 0
+    for share in (1.0, 0.8, 0.5):
+        weight = weight + 0.05 * torch.randn(200, dtype=torch.complex128, generator=generator)
+        expected = []
+        for i, w in enumerate(weight.tolist()):
+            s = (1 - share) * by_hand[i] + share * w / 0.1
+            expected.append(0j if abs(s) < 1 else w)
+            by_hand[i] = s / max(1.0, abs(s))
+        hold_zeros_(weight, average, threshold=0.1, share=share)
+        torch.testing.assert_close(weight, torch.tensor(expected), rtol=0.0, atol=0.0)
+        torch.testing.assert_close(average, torch.tensor(by_hand), rtol=1e-12, atol=1e-12)
+        zeros += int((weight == 0).sum())
+    assert 0 < zeros < 600
+
+
 @pytest.mark.parametrize(
     ("penalty", "tau"),
     [
