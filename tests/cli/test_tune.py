@@ -120,7 +120,10 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["path", "find", "compare"])
-def test_help_lists_the_options_of_the_config(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_options_of_the_config(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "82")  # argparse leaves two columns free
     with pytest.raises(SystemExit):
         main([command, "--help"])
     said = capsys.readouterr().out
