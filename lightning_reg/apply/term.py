@@ -42,6 +42,7 @@ class Term:
         module: the module whose parameters are named.
         total_steps: length of the run in optimizer steps, where the strength needs it.
         label: a name that no other term at work on the module has; the penalty's where None.
+        in_place: whether it acts on what is stored, so that it acts on the norms that ``weight_norm`` keeps.
 
     Raises:
         ValueError: the selection matches nothing, or a weight that the penalty is not for.
@@ -56,8 +57,10 @@ class Term:
         module: nn.Module,
         total_steps: int | None = None,
         label: str | None = None,
+        in_place: bool = False,
     ) -> None:
         self.penalty = penalty
+        self._in_place = in_place and penalty.by_norms and not getattr(penalty, "factors", None)
         self.label = penalty.log_name if label is None else label
         self.module = module
         self.total_steps = total_steps
@@ -222,6 +225,8 @@ class Term:
         self._averages = _averages(self.module)
         self._seen = [id(parameter) for parameter in self.module.parameters()]
         self.selected = self.penalty.choose(parameters)
+        if self._in_place:
+            self.selected = [s.as_norms() for s in self.selected]
         if not self.selected and first:
             select_parameters(self.module, self.penalty.select)  # raises, as nothing matches
         self.penalty.check_weights(self.selected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class MaxNorm(GroupConstraint):
     References:
         Srivastava et al., *Dropout*, JMLR 15, 2014.
     """
+
+    by_norms: ClassVar[bool] = True
 
     limit: float
     select: Select = "weights"

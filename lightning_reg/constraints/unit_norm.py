@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class UnitNorm(GroupConstraint):
     References:
         Salimans and Kingma, *Weight Normalization*, NeurIPS 2016, for the set; the projection is exact.
     """
+
+    by_norms: ClassVar[bool] = True
 
     select: Select = "weights"
     _: KW_ONLY

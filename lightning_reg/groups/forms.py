@@ -20,7 +20,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,9 @@ def layout_of(selected: Selected, groups: object) -> Layout:
     (torch.Size([6, 2, 3, 3]), 4, 6)
     """
     parameter, module = selected.parameter, selected.module
+    if selected.norms_of is not None:
+        weight: Any = torch.empty(selected.norms_of, device="meta")
+        return _of_norms(replace(selected, parameter=weight, norms_of=None), groups, parameter)
     if not isinstance(groups, str):
         assert callable(groups)
         return _from_rule(selected, groups(selected.name, parameter, module))
@@ -131,6 +135,19 @@ def layout_of(selected: Selected, groups: object) -> Layout:
     if isinstance(module, _CONV) and len(shape) >= 2:
         return _convolution(shape, module, outputs)
     return default_layout(shape, "rows" if outputs else "columns")
+
+
+def _of_norms(weight: Selected, groups: object, norms: Tensor) -> Layout:
+    """The groups of a weight, of which only the norms of slices are stored: those of whole slices."""
+    layout = layout_of(weight, groups)
+    if isinstance(layout, Slices):
+        slices = layout.of_norms(weight.parameter.shape, norms.shape)
+        if slices is not None:
+            return slices
+    raise ValueError(
+        f"groups={groups!r} cuts through the slices of {weight.name} whose norms weight_norm keeps; use "
+        "groups of whole slices, such as 'rows' for its dim=0, or apply='gradient'"
+    )
 
 
 def _from_rule(selected: Selected, answer: object) -> Layout:

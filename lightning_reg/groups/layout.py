@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_reg.tensors.precision import accumulator, norm
 
-__all__ = ["Labels", "Layout", "Slices"]
+__all__ = ["Labels", "Layout", "Slices", "dims_of"]
 
 
 class Layout(ABC):
@@ -81,6 +81,7 @@ class Slices(Layout):
     Args:
         shape: the shape to see the tensor in: its own, or with dimensions split.
         keep: the dimensions of ``shape`` that tell groups apart; none of them for one group in all.
+        each: how many weights an entry stands for: 1, or more where it is the norm of a slice.
 
     >>> layout = Slices((2, 3), keep=(0,))
     >>> layout.norm(torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]]))
@@ -89,6 +90,7 @@ class Slices(Layout):
 
     shape: tuple[int, ...]
     keep: tuple[int, ...]
+    each: int = 1
 
     @property
     def count(self) -> int:
@@ -98,7 +100,28 @@ class Slices(Layout):
     @property
     def sizes(self) -> float:
         """Weights in each group."""
-        return float(prod(size for dim, size in enumerate(self.shape) if dim not in self.keep))
+        return float(self.each * prod(size for dim, size in enumerate(self.shape) if dim not in self.keep))
+
+    def of_norms(self, shape: Sequence[int], norms: Sequence[int]) -> Slices | None:
+        """Return the groups of a tensor that holds the norms of slices, where each group is whole slices.
+
+        Args:
+            shape: of the weight that this lays out.
+            norms: of the tensor of norms: that of the weight, or 1, in each dimension.
+
+        >>> Slices((2, 3, 4), keep=(0,)).of_norms((6, 4), (6, 1))
+        Slices(shape=(2, 3, 1), keep=(0,), each=4)
+        """
+        dims = dims_of(tuple(shape), self.shape)
+        if dims is None:
+            return None
+        split = list(self.shape)
+        for size, kept, parts in zip(shape, norms or [1] * len(shape), dims, strict=True):
+            for dim in parts if kept != size else ():
+                split[dim] = 1
+        if any(split[dim] != self.shape[dim] for dim in self.keep):
+            return None
+        return Slices(tuple(split), self.keep, prod(shape) // max(1, prod(norms)))
 
     @property
     def _reduced(self) -> tuple[int, ...]:
@@ -249,3 +272,20 @@ class Labels(Layout):
     def unmatrix(self, matrix: Tensor, view: Tensor) -> Tensor:
         """Return each weight's entry."""
         return matrix[self._index, self._position]
+
+
+def dims_of(shape: tuple[int, ...], view: tuple[int, ...]) -> list[list[int]] | None:
+    """Return which dimensions of a view each dimension of a tensor is split into; None where none line up."""
+    groups: list[list[int]] = []
+    dim = 0
+    for length in shape:
+        group: list[int] = []
+        size = 1
+        while dim < len(view) and (not group or size < length):
+            group.append(dim)
+            size *= view[dim]
+            dim += 1
+        if size != length or not group:
+            return None
+        groups.append(group)
+    return groups if dim == len(view) else None

@@ -7,13 +7,13 @@ numbers of all groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
-from lightning_reg.groups.layout import Labels, Layout, Slices
+from lightning_reg.groups.layout import Labels, Layout, Slices, dims_of
 from lightning_reg.tensors.shards import box, is_sharded, local, max_over_shards, split_dims, sum_over_shards
 
 __all__ = ["Spanning", "local_layout", "spanning_layout"]
@@ -32,13 +32,13 @@ def local_layout(tensor: Tensor, layout: Layout) -> Layout:
     if not split:
         return layout
     if isinstance(layout, Slices):
-        dims = _dims(tuple(tensor.shape), layout.shape)
+        dims = dims_of(tuple(tensor.shape), layout.shape)
         # every process must come to the same answer, hence none that depends on where a cut falls
         if dims is not None and all(len(dims[d]) == 1 and dims[d][0] in layout.keep for d in split):
             where, shape = box(tensor), list(layout.shape)
             for d in split:
                 shape[dims[d][0]] = where[d][1]
-            return Slices(tuple(shape), layout.keep)
+            return replace(layout, shape=tuple(shape))
     return spanning_layout(tensor, layout)
 
 
@@ -149,28 +149,11 @@ class Spanning(Layout):
         return padded.reshape(-1)
 
 
-def _dims(shape: tuple[int, ...], view: tuple[int, ...]) -> list[list[int]] | None:
-    """Which dimensions of a view each dimension of a tensor is split into; None where they do not line up."""
-    groups: list[list[int]] = []
-    dim = 0
-    for length in shape:
-        group: list[int] = []
-        size = 1
-        while dim < len(view) and (not group or size < length):
-            group.append(dim)
-            size *= view[dim]
-            dim += 1
-        if size != length or not group:
-            return None
-        groups.append(group)
-    return groups if dim == len(view) else None
-
-
 def _cut(
     shape: tuple[int, ...], layout: Slices, where: list[tuple[int, int]]
 ) -> tuple[Slices, tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
     """The slices of a box, and the place of its groups among all; None where a cut crosses a split."""
-    dims = _dims(shape, layout.shape)
+    dims = dims_of(shape, layout.shape)
     if dims is None:
         return None
     sizes, firsts = list(layout.shape), [0] * len(layout.shape)
@@ -182,7 +165,7 @@ def _cut(
             firsts[group[0]], sizes[group[0]] = first // inner, size // inner
     keep = sorted(layout.keep)
     return (
-        Slices(tuple(sizes), layout.keep),
+        replace(layout, shape=tuple(sizes)),
         tuple(layout.shape[dim] for dim in keep),
         tuple(firsts[dim] for dim in keep),
         tuple(sizes[dim] for dim in keep),
@@ -193,7 +176,7 @@ def _labels(shape: tuple[int, ...], layout: Slices, where: list[tuple[int, int]]
     """The group of each weight of a box."""
     kept = [n if dim in layout.keep else 1 for dim, n in enumerate(layout.shape)]
     index = torch.arange(layout.count).reshape(kept)
-    dims = _dims(shape, layout.shape)
+    dims = dims_of(shape, layout.shape)
     if dims is None:
         return _narrow(index.expand(layout.shape).reshape(shape), where)
     # dimensions that tell no groups apart stay of length one, so that no index of the whole tensor is made

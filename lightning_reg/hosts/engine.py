@@ -110,7 +110,7 @@ class Engine:
         self.apply: Apply = apply
         self.metric: Metric = metric
         self.host = host
-        self.term = Term(penalty, module, total_steps, label)
+        self.term = Term(penalty, module, total_steps, label, in_place=apply == "proximal")
         self.term.dual_averaging = dual_averaging
         self.added = False  # the gradient of the coming step
         self.steps_seen = 0

@@ -55,6 +55,7 @@ class GroupLasso(GroupedPenalty):
         2006; Deleu and Bengio, *Structured Sparsity Inducing Adaptive Optimizers for Deep Learning*, 2021.
     """
 
+    by_norms: ClassVar[bool] = True
     turn: ClassVar[int] = 30
 
     strength: ScheduleLike

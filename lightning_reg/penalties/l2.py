@@ -58,6 +58,7 @@ class L2(ElementwisePenalty):
         Training*, 2025, for the correction; Chen et al., *Cautious Weight Decay*, 2025.
     """
 
+    by_norms: ClassVar[bool] = True
     turn: ClassVar[int] = 40
 
     strength: ScheduleLike

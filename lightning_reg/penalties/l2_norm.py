@@ -47,6 +47,7 @@ class L2Norm(Penalty):
         2006, for one group a tensor, without the size weight.
     """
 
+    by_norms: ClassVar[bool] = True
     turn: ClassVar[int] = 35
 
     strength: ScheduleLike

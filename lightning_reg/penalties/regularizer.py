@@ -28,6 +28,8 @@ class Regularizer(ABC):
         takes_complex: whether the formula holds for complex weights, whose modulus it then takes.
         is_constraint: whether it is a set: its proximal operator is a projection, without a strength.
         stops_penalties: whether, at a strength above 0, penalties that make zeros stop beside it.
+        by_norms: whether weights count only through the Euclidean norms of their groups, so that it can act
+            on the norms that ``weight_norm`` keeps.
         turn: where it comes among the proximal operators of one step: the lower, the earlier. 10 for
             single weights, 20 for cones, 30 for operators that scale groups, 40 for a scaling of all weights
             (L2), 50 for bounds on single weights, 60 for bounds on norms. In this order the composition is
@@ -40,6 +42,7 @@ class Regularizer(ABC):
     takes_complex: ClassVar[bool] = True
     is_constraint: ClassVar[bool] = False
     stops_penalties: ClassVar[bool] = False
+    by_norms: ClassVar[bool] = False
     turn: ClassVar[int] = 10
 
     def __init_subclass__(cls) -> None:

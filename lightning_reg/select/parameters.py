@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from lightning_reg.select.derived import Derived, derived_tensors
@@ -60,6 +61,7 @@ class Selected:
             the first one behind it that is trained.
         scale_of: of the norms that ``weight_norm`` keeps, the name of the weight that they scale; else empty.
         kept: whether the model itself says that the parameter is not decayed.
+        norms_of: the shape of the weight whose slices' norms ``parameter`` holds, see :meth:`as_norms`.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Selected:
     derived: Derived | None = None
     scale_of: str = ""
     kept: bool = False
+    norms_of: torch.Size | None = None
 
     def used(self) -> Tensor:
         """Return the tensor that the layer uses: the parameter, or what is computed of it, with its graph."""
@@ -79,6 +82,13 @@ class Selected:
         """Return this with the tensor in use, without graph, in place of the parameter."""
         used: Any = self.used().detach()
         return self if self.derived is None else replace(self, parameter=used)
+
+    def as_norms(self) -> Selected:
+        """Return this with the norms that ``weight_norm`` keeps of its slices in place of the parameter."""
+        if self.derived is None or self.derived.scale is None:
+            return self
+        shape = self.derived.sources[0].shape
+        return replace(self, parameter=self.derived.scale, derived=None, norms_of=shape)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ from torch.nn.utils import prune
 from torch.optim import SGD
 
 from lightning_reg import L1, L2, GroupLasso, NuclearNorm, attach
-from lightning_reg.constraints import MaxNorm
+from lightning_reg.constraints import MaxNorm, NonNegative, UnitNorm
+from lightning_reg.groups.forms import layout_of
 from lightning_reg.look.layers import layer_states
 from lightning_reg.metrics import group_sparsity, sparsity
+from lightning_reg.select.parameters import select_parameters
+from lightning_reg.tensors.steps import StepSize
 from tests.select.test_weights import DERIVED
 
 PENALTIES = [L1(0.1), L2(0.1), GroupLasso(0.1), NuclearNorm(0.1)]
@@ -82,10 +87,10 @@ def test_decay_goes_through_the_map(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", BY_MAP)
-@pytest.mark.parametrize("term", [L1(0.1), MaxNorm(1.0)], ids=["penalty", "constraint"])
+@pytest.mark.parametrize("term", [L1(0.1), NonNegative()], ids=["penalty", "constraint"])
 def test_what_acts_in_place_is_refused_with_the_layers_name(kind: str, term: Any) -> None:
     net = _net(kind)
-    way = {} if isinstance(term, MaxNorm) else {"apply": "proximal"}
+    way = {} if isinstance(term, NonNegative) else {"apply": "proximal"}
     with pytest.raises(ValueError, match=r"0\.weight is computed from other parameters by \w+, so that"):
         attach(net, SGD(net.parameters(), lr=0.1), term, **way)
 
@@ -94,7 +99,7 @@ def test_the_scale_of_a_weight_norm_can_be_selected_instead() -> None:
     net = _net("weight_norm")
     optimizer = SGD(net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"or select its scale, '0.parametrizations.weight.original0'"):
-        attach(net, optimizer, GroupLasso(0.1), apply="proximal")
+        attach(net, optimizer, L1(0.1), apply="proximal")
     attach(net, optimizer, L1(5.0, "0.parametrizations.weight.original0"), apply="proximal")
     net(torch.ones(1, 4)).sum().backward()
     for _ in range(3):
@@ -132,3 +137,88 @@ def test_metrics_see_the_mask_and_the_next_one() -> None:
     layer(torch.ones(1, 10)).sum().backward()
     optimizer.step()
     assert sparsity(layer) == 0.75
+
+
+def _normed(layer: nn.Module, new: bool, **options: Any) -> nn.Module:
+    norm = nn.utils.parametrizations.weight_norm if new else nn.utils.weight_norm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of the old one
+        return norm(layer, **options)
+
+
+NORMED = [
+    pytest.param(lambda: nn.Linear(4, 6), {}, "rows", id="linear"),
+    pytest.param(lambda: nn.Conv1d(4, 6, 3), {}, "filters", id="conv"),
+    pytest.param(lambda: nn.ConvTranspose1d(4, 6, 3), {"dim": 1}, "rows", id="transposed"),
+    pytest.param(lambda: nn.Linear(4, 6), {"dim": 1}, "columns", id="columns"),
+    pytest.param(lambda: nn.Linear(4, 6), {"dim": None}, "tensor", id="tensor"),
+    pytest.param(lambda: nn.Linear(4, 6), {}, "tensor", id="all rows"),
+    pytest.param(lambda: nn.LSTM(4, 6), {"name": "weight_hh_l0"}, "rows", id="recurrent"),
+]
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["new", "old"])
+@pytest.mark.parametrize(("make", "options", "groups"), NORMED)
+def test_groups_of_whole_slices_act_on_the_norms(make: Any, options: Any, groups: Any, new: bool) -> None:
+    """The weight in use has had the proximal operator of the plain weight, but in the step of its norms."""
+    torch.manual_seed(0)
+    plain, step = make(), 0.5
+    layer = _normed(copy.deepcopy(plain), new, **options)
+    name = options.get("name", "weight")
+    (weight,) = select_parameters(layer, name)
+    assert weight.derived is not None and weight.derived.scale is not None
+    (one,) = select_parameters(plain, name)
+    norms = layout_of(one, groups).norm(layout_of(one, groups).view(one.parameter.detach()))
+    size = one.parameter.numel() / norms.numel()
+    penalty = GroupLasso(float(norms.median()) / step / size**0.5, name, groups=groups)
+    handle = attach(layer, SGD(layer.parameters(), lr=step), penalty, apply="proximal", dual_averaging=False)
+    torch.testing.assert_close(handle.value(), penalty(layer).detach())  # that of the weight
+    for source in weight.sources:
+        source.grad = torch.zeros_like(source)
+    before = weight.derived.sources[0].detach().clone()
+    handle._loop.optimizer.step()
+    expected = penalty.bind([one])
+    with torch.no_grad():
+        expected.prox_([one.parameter], penalty.strength, [StepSize(step)])
+    torch.testing.assert_close(weight.used(), one.parameter)
+    assert torch.equal(weight.derived.sources[0], before) and bool((weight.derived.scale == 0).any())
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "old weight_norm"])
+def test_what_depends_on_norms_acts_on_those_of_a_weight_norm(kind: str) -> None:
+    for constraint, norms in ((MaxNorm(0.3), 0.3), (UnitNorm(), 1.0)):
+        net = _net(kind)
+        optimizer = SGD(net.parameters(), lr=0.1)
+        handle = attach(net, optimizer, constraint)
+        for _ in range(3):
+            net(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+        net(torch.ones(1, 4))
+        found = net[0].weight.norm(dim=1)
+        torch.testing.assert_close(found.max(), torch.tensor(norms))
+        assert isinstance(constraint, MaxNorm) or found.allclose(torch.tensor(norms))
+        handle.remove()
+    with pytest.raises(ValueError, match=r"groups='columns' cuts through the slices of 0\.weight"):
+        attach(net, optimizer, MaxNorm(0.3, groups="columns"))
+
+
+def test_a_weight_normed_layer_meets_the_group_lasso_of_the_plain_one() -> None:
+    """The norms' certified solution: where no group is zero, the gradient in use is that of the norms."""
+    torch.manual_seed(0)
+    x, true = torch.randn(256, 6), torch.randn(6, 4) * torch.tensor([1.0, 0.02, 0.7, 0.02])
+    y = x @ true
+    net = _normed(nn.Linear(6, 4, bias=False), True)
+    optimizer = SGD(net.parameters(), lr=0.5)
+    attach(net, optimizer, GroupLasso(0.05), apply="proximal")
+    for _ in range(150):
+        optimizer.zero_grad()
+        (0.5 * (net(x) - y).square().sum(1).mean()).backward()
+        optimizer.step()
+    weight = torch.zeros(4, 6)
+    gram, correlation = x.T @ x / 256, y.T @ x / 256
+    for _ in range(200):  # proximal gradient on the plain weight
+        moved = weight - 0.3 * (weight @ gram - correlation)
+        norms = moved.norm(dim=1, keepdim=True)
+        weight = moved * (norms - 0.3 * 0.05 * 6**0.5).clamp(min=0) / norms
+    torch.testing.assert_close(net.weight.detach(), weight, atol=1e-4, rtol=1e-3)
+    assert int((weight.norm(dim=1) == 0).sum()) == 2
