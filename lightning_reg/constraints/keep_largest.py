@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_reg.constraints.base import BoundConstraint, Constraint
-from lightning_reg.groups.forms import Groups, check_groups, layout_of
+from lightning_reg.groups.forms import Groups, check_groups
 from lightning_reg.groups.layout import Layout
-from lightning_reg.groups.partition import spans_tensors
+from lightning_reg.groups.partition import choose, partition, selection
+from lightning_reg.penalties._guards import A_CONSTANT, check_no_biases, warn_of_norm_alone
+from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.schedules.base import Position, ScheduleLike, check_position
 from lightning_reg.schedules.shapes import Polynomial
 from lightning_reg.select.parameters import Select, Selected
@@ -41,16 +43,18 @@ class KeepLargest(Constraint):
         share: s in (0, 1), the share of *zeros* at the end, as in :class:`~lightning_reg.TargetSparsity`: 0.9
             keeps the largest tenth.
         of: cut single ``"weights"`` or whole ``"groups"``, whose size is their root mean square.
-        scope: compare the weights of each ``"tensor"``, one of which always stays, or of ``"all"`` tensors
-            that are trainable, where a whole layer may be cut.
+        scope: compare the weights (or groups) of each ``"tensor"`` (or layer), or of ``"all"`` that are
+            trainable. One of a tensor or layer always stays, but of weights in ``"all"``, where a whole layer
+            may be cut.
         begin: where the share starts to grow, a fraction of the run or an optimizer step.
         until: where it is reached. ``until=1`` cuts once, before the second step.
-        groups: which weights make a group, see :mod:`lightning_reg.groups.forms`.
+        groups: which weights make a group, see :mod:`lightning_reg.groups.forms`; ``"units"`` are what
+            :func:`~lightning_reg.compact` cuts.
         select: what it applies to, the weights where not given.
         name: its name in checkpoints.
 
     Raises:
-        ValueError: one of these out of its range, or groups that span several tensors.
+        ValueError: one of these out of its range.
 
     >>> KeepLargest(0.9, scope="all").strength(25, 100)
     0.7875
@@ -91,16 +95,19 @@ class KeepLargest(Constraint):
                 "greater than `begin`"
             )
         check_groups(self.groups)
-        if self.of == "groups" and spans_tensors(self.groups):
-            raise ValueError(
-                f"KeepLargest works on groups within a tensor, and groups={self.groups!r} couples several; "
-                "use groups='rows'"
-            )
+        if self.of == "groups":
+            object.__setattr__(self, "select", selection(self.select, self.groups))
 
     @property
     def strength(self) -> ScheduleLike:  # type: ignore[override]
         """The share of zeros at each step."""
         return Polynomial(0.0, self.share, self.begin, self.until)
+
+    def choose(self, parameters: Sequence[Selected]) -> list[Selected]:
+        """Return what ``select`` takes, or what the groups themselves say."""
+        if self.of == "weights":
+            return super().choose(parameters)
+        return choose(parameters, self.select, self.groups)
 
     def bind(self, selected: Sequence[Selected]) -> BoundConstraint:
         """Return what cuts these parameters."""
@@ -111,14 +118,26 @@ class _Pruned(BoundConstraint):
     """The tensors that are compared, and from ``until`` on what is held at zero."""
 
     constraint: KeepLargest
+    _sets: Sequence[Sequence[tuple[Selected, Layout | None]]]
 
     def __init__(self, constraint: KeepLargest, selected: Sequence[Selected]) -> None:
         super().__init__(constraint)
-        self._all: list[Tensor] = [s.parameter for s in selected]
-        self._layouts: dict[int, Layout] = {}
+        self._selected = selected
         if constraint.of == "groups":
-            self._layouts = {id(s.parameter): layout_of(s, constraint.groups) for s in selected}
+            self._sets = partition(selected, constraint.groups)
+            check_no_biases("KeepLargest(of='groups')", self._sets)
+        else:
+            self._sets = [[(s, None)] for s in selected]
+        self._places = {
+            id(s.parameter): (i, layout) for i, members in enumerate(self._sets) for s, layout in members
+        }
         self._held: dict[int, Tensor] = {}  # by identity of a tensor, which the term keeps alive
+
+    def warn(self) -> None:
+        """Warn of filters whose norm is not in their group."""
+        if self.constraint.of == "groups":
+            groups = partition(self._selected, self.constraint.groups)
+            warn_of_norm_alone("KeepLargest(of='groups')", groups, A_CONSTANT)
 
     @torch.no_grad()
     def before_step_(self, weights: Sequence[Tensor], strength: float) -> None:
@@ -147,38 +166,48 @@ class _Pruned(BoundConstraint):
 
     def _smallest(self, weights: Sequence[Tensor], share: float) -> list[Tensor]:
         """Return masks of what to cut of each tensor, or of the part of it in this process."""
-        if self.constraint.scope == "tensor" or not weights:
-            return [self._mask(w, _smallest(*self._sizes(w), share)) for w in weights]
-        wanted = {id(w) for w in weights}
-        compared = [w for w in self._all if w.requires_grad or id(w) in wanted]
-        sizes, counts = zip(*map(self._sizes, compared), strict=True)
-        cut = _smallest(torch.cat([s.to(sizes[0].device) for s in sizes]), sum(counts), share)
-        pieces = zip(compared, torch.split(cut, [s.numel() for s in sizes]), strict=True)
-        masks = {id(w): self._mask(w, piece) for w, piece in pieces if id(w) in wanted}
-        return [masks[id(w)] for w in weights]
+        wanted = {self._places[id(w)][0] for w in weights}
+        if self.constraint.scope == "all" and weights:
+            trained = {
+                i for i, one in enumerate(self._sets) if any(s.parameter.requires_grad for s, _ in one)
+            }
+            compared = sorted(wanted | trained)
+            sizes, counts = zip(*map(self._sizes, compared), strict=True)
+            stay = len(sizes) if self.constraint.of == "groups" else 1
+            kept = [_with_the_largest_kept(s) if stay > 1 else s for s in sizes]
+            cut = _smallest(torch.cat([s.to(sizes[0].device) for s in kept]), sum(counts), share, stay)
+            cuts = dict(zip(compared, torch.split(cut, [s.numel() for s in sizes]), strict=True))
+        else:
+            cuts = {i: _smallest(*self._sizes(i), share) for i in sorted(wanted)}
+        return [self._mask(w, cuts[self._places[id(w)][0]]) for w in weights]
 
-    def _sizes(self, weight: Tensor) -> tuple[Tensor, int]:
-        """Return the size of every weight or group of the whole tensor, and how many count."""
-        modulus = whole(weight.detach()).abs()
-        layout = self._layouts.get(id(weight))
-        if layout is None:
-            return modulus.flatten(), modulus.numel()
-        norms = layout.norm(layout.view(modulus))
-        members = torch.as_tensor(layout.sizes, device=norms.device).expand_as(norms)
-        free = members == 0  # what is in no group is never cut
-        return (norms / members.clamp_min(1.0).sqrt()).masked_fill(free, torch.inf), int((~free).sum())
+    def _sizes(self, index: int) -> tuple[Tensor, int]:
+        """Return the size of every weight or group of a set of whole tensors, and how many count."""
+        moduli = [whole(s.parameter.detach()).abs() for s, _ in self._sets[index]]
+        layouts = [layout for _, layout in self._sets[index] if layout is not None]
+        if not layouts:
+            return moduli[0].flatten(), moduli[0].numel()
+        norms = group_norms(moduli, layouts)
+        roots = torch.as_tensor(group_weights(layouts, norms)).to(norms).expand_as(norms)
+        free = roots == 0  # what is in no group is never cut
+        return (norms / roots.masked_fill(free, 1.0)).masked_fill(free, torch.inf), int((~free).sum())
 
     def _mask(self, weight: Tensor, cut: Tensor) -> Tensor:
-        layout = self._layouts.get(id(weight))
+        layout = self._places[id(weight)][1]
         if layout is not None:
             view = layout.view(torch.empty(weight.shape, device="meta"))
-            cut = layout.spread(cut, view).expand(view.shape)
+            cut = layout.spread(cut.to(weight.device), view).expand(view.shape)
         return part(cut.reshape(weight.shape), weight)
 
 
-def _smallest(sizes: Tensor, among: int, share: float) -> Tensor:
+def _with_the_largest_kept(sizes: Tensor) -> Tensor:
+    """Return sizes of which the largest is beyond comparison, so that no layer dies whole."""
+    return sizes.index_fill(0, sizes.argmax().view(1), torch.inf) if sizes.numel() else sizes
+
+
+def _smallest(sizes: Tensor, among: int, share: float, stay: int = 1) -> Tensor:
     """Return a mask of the smallest; of equal ones the last, and nothing that is not a number."""
-    count = min(round(share * among), among - 1)
+    count = min(round(share * among), among - stay)
     if count <= 0:
         return torch.zeros_like(sizes, dtype=torch.bool)
     sizes = sizes.nan_to_num(nan=torch.inf, posinf=torch.inf)

@@ -3,7 +3,8 @@
 ``groups=`` is one of
 
 - ``"rows"`` (the default): a unit's incoming weights. Rows of a linear layer, filters of a convolution, the
-  rows of all gates of a recurrent layer's hidden unit, one embedding vector a token, one entry of a bias;
+  rows of all gates of a recurrent layer's hidden unit, one embedding vector a token. An entry of a bias goes
+  with its row where both are selected;
 - ``"columns"``: what one input feature feeds. Columns of a linear or recurrent layer, input channels of a
   convolution, one dimension of an embedding;
 - ``"filters"`` and ``"channels"``: the same for convolutions only, output and input; grouped and transposed

@@ -34,6 +34,8 @@ def choose(parameters: Sequence[Selected], select: Select, groups: Groups) -> li
 def partition(selected: Sequence[Selected], groups: Groups) -> list[list[tuple[Selected, Layout]]]:
     """Return sets of tensors, each with its layout; tensors of one set share their groups.
 
+    Of rows and filters, a bias that is selected beside its weight belongs to the same groups.
+
     Raises:
         ValueError: a parameter has no such groups; the sentence names it and a form that it has.
 
@@ -46,7 +48,22 @@ def partition(selected: Sequence[Selected], groups: Groups) -> list[list[tuple[S
     found = groups if isinstance(groups, Coupled) else _units(groups)
     if found is not None:
         return found.resolve(selected) if selected else []
-    return [[(s, layout_of(s, groups))] for s in selected]
+    sets = [[(s, layout_of(s, groups))] for s in selected]
+    return _with_biases(sets) if groups in ("rows", "filters") else sets
+
+
+def _with_biases(sets: list[list[tuple[Selected, Layout]]]) -> list[list[tuple[Selected, Layout]]]:
+    """Put each bias into the set of the weight of its own layer: alone it would be a group for each entry."""
+    weights = {(id(s.module), s.attribute): members for members in sets for s, _ in members[:1]}
+    joined = []
+    for members in sets:
+        ((s, layout),) = members[:1]
+        own = weights.get((id(s.module), s.attribute.replace("bias", "weight")))
+        if own is not None and own is not members and own[0][1].count == layout.count:
+            own.append((s, layout))
+        else:
+            joined.append(members)
+    return joined
 
 
 def _units(groups: Groups) -> Units | None:

@@ -111,6 +111,8 @@ class Engine:
         self.metric: Metric = metric
         self.host = host
         self.term = Term(penalty, module, total_steps, label, in_place=apply == "proximal")
+        if apply == "proximal":
+            self.term.bound.warn()
         self.term.dual_averaging = dual_averaging
         self.added = False  # the gradient of the coming step
         self.steps_seen = 0

@@ -15,7 +15,7 @@ from lightning_reg.groups.layout import Layout
 from lightning_reg.groups.partition import partition
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
 from lightning_reg.penalties._factors import Factors, factor_of, find_factors
-from lightning_reg.penalties._guards import Share, check_steered
+from lightning_reg.penalties._guards import Share, check_steered, warn_of_norm_alone
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import group_norms, group_weights
@@ -129,6 +129,11 @@ class BoundGroups(Bound):
             if gathered:
                 for i, tensor in zip(block, tensors, strict=True):
                     local(weights[i]).copy_(part(tensor, weights[i]))
+
+    def warn(self) -> None:
+        """Warn of filters whose norm is not in their group; a steered strength has refused them."""
+        if self._share is None:
+            warn_of_norm_alone(type(self.penalty).__name__, partition(self._selected, self.penalty.groups))
 
     @property
     def holds_zeros(self) -> bool:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lightning_reg.groups.behind import norms_behind
 from lightning_reg.groups.forms import layout_of
 from lightning_reg.groups.layout import Layout
 from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected, is_norm
 
-__all__ = ["Share", "check_steered"]
+__all__ = ["A_CONSTANT", "Share", "check_no_biases", "check_steered", "warn_of_norm_alone"]
 
-_NORM = nn.modules.batchnorm._NormBase
 _BEFORE_NORM = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -34,14 +35,14 @@ def check_steered(
     Raises:
         ValueError: the sentence says which, and what to use instead.
     """
-    for members in sets:
-        for s, layout in members:
-            if len(members) == 1 and s.parameter.dim() < 2 and layout.count > 1 and not is_norm(s.module):
-                raise ValueError(
-                    f"{who}({target!r}) would count each weight of {s.name} as a group of its own; use "
-                    f"groups='units', or leave it out with select=['weights', '!{s.name}']"
-                )
-            _check_not_rescaled(who, s, layout, members)
+    check_no_biases(f"{who}({target!r})", sets)
+    found = norm_alone(sets)
+    if found is not None:
+        name, use = _way_out(found[1])
+        raise ValueError(
+            f"{who}(TargetSparsity(...)) on the filters of {found[0].name} alone: the {name} behind undoes "
+            f"their shrinking, so that no strength has a hold on them; {use}"
+        )
     counts = [members[0][1].count for members in sets]
     most = sum(count - floor_of(target, count) for count in counts)
     if most < math.floor(target.share * sum(counts)):
@@ -51,22 +52,70 @@ def check_steered(
         )
 
 
-def _check_not_rescaled(
-    who: str, s: Selected, layout: Layout, members: Sequence[tuple[Selected, Layout]]
+def check_no_biases(who: str, sets: Sequence[Sequence[tuple[Selected, Layout]]]) -> None:
+    """Refuse to count each entry of a bias as a group of its own.
+
+    Raises:
+        ValueError: the sentence names one, and says what to use instead.
+    """
+    for ((s, layout),) in (members for members in sets if len(members) == 1):
+        if s.parameter.dim() < 2 and layout.count > 1 and not is_norm(s.module):
+            raise ValueError(
+                f"{who} would count each weight of {s.name} as a group of its own; use groups='units', or "
+                f"leave it out with select=['weights', '!{s.name}']"
+            )
+
+
+def norm_alone(
+    sets: Sequence[Sequence[tuple[Selected, Layout]]],
+) -> tuple[Selected, nn.Module | str] | None:
+    """Return the first filters whose batch normalization is not in their group, and the norm.
+
+    It undoes their shrinking, so that this costs nothing.
+    """
+    rows = [
+        (s, {id(other.module) for other, _ in members})
+        for members in sets
+        for s, layout in members
+        if isinstance(s.module, _BEFORE_NORM) and s.parameter.dim() > 1 and layout == layout_of(s, "rows")
+    ]
+    behind = norms_behind(rows[0][0].containers[0]) if rows else {}
+    for s, inside in rows:
+        norm = behind.get(s.module)
+        if norm is not None and (isinstance(norm, str) or not (_scales(norm) and id(norm) in inside)):
+            return s, norm
+    return None
+
+
+def _scales(norm: nn.Module) -> bool:
+    return bool(getattr(norm, "affine", False))
+
+
+def _way_out(norm: nn.Module | str) -> tuple[str, str]:
+    """The name of a norm, and what to do about it."""
+    if isinstance(norm, str) or not _scales(norm):
+        name = norm if isinstance(norm, str) else type(norm).__name__
+        return name, "give it a scale (affine=True) and use groups='units'"
+    by_hand = "couple its weight and bias with them by Coupled"
+    units = isinstance(norm, nn.modules.batchnorm._NormBase)
+    return type(norm).__name__, f"use groups='units', or {by_hand}" if units else by_hand
+
+
+#: What is wrong with zeros that a given strength makes.
+NO_HOLD = "undoes their shrinking, so that the strength does not decide which become zero"
+#: What is wrong with zeros of a given share.
+A_CONSTANT = "makes a constant of a filter of zeros, which compact cannot always cut"
+
+
+def warn_of_norm_alone(
+    who: str, sets: Sequence[Sequence[tuple[Selected, Layout]]], why: str = NO_HOLD
 ) -> None:
-    """Refuse filters whose batch normalization is not in their group: shrinking them costs nothing."""
-    if not isinstance(s.module, _BEFORE_NORM) or s.parameter.dim() < 2:
-        return
-    leaves = [m for m in s.containers[0].modules() if not any(True for _ in m.children())]
-    after = leaves[leaves.index(s.module) + 1 :][:1] if s.module in leaves else []
-    if not after or not isinstance(after[0], _NORM) or after[0].num_features != layout.count:
-        return
-    inside = {id(other.module) for other, _ in members}
-    if after[0].affine and id(after[0]) not in inside and layout == layout_of(s, "rows"):
-        raise ValueError(
-            f"{who}(TargetSparsity(...)) on the filters of {s.name} alone: the {type(after[0]).__name__} "
-            "behind undoes their shrinking, so that no strength has a hold on them; use groups='units', or "
-            "couple its weight and bias with them by Coupled"
+    """Warn of filters whose batch normalization is not in their group."""
+    found = norm_alone(sets)
+    if found is not None:
+        name, use = _way_out(found[1])
+        warnings.warn(
+            f"{who} on the filters of {found[0].name} alone: the {name} behind {why}; {use}", stacklevel=2
         )
 
 

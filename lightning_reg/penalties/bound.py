@@ -48,6 +48,9 @@ class Bound(ABC):
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, with a step for each tensor, or for each weight."""
 
+    def warn(self) -> None:  # noqa: B027 - mostly nothing to say
+        """Say, before the first step, what of the network keeps zeros from meaning what they should."""
+
     @property
     def holds_zeros(self) -> bool:
         """Whether the prox makes zeros, and :meth:`hold_zeros_` keeps them from the noise of batches."""

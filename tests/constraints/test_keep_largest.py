@@ -219,8 +219,6 @@ def test_on_one_process_of_a_mesh_it_is_the_same(tmp_path: Any) -> None:
         {"begin": 1.5},
         {"until": -1},
         {"begin": 0.5, "until": 0.5},
-        {"of": "groups", "groups": "units"},
-        {"of": "groups", "groups": Units()},
         {"groups": "row"},
     ],
     ids=str,
@@ -234,3 +232,53 @@ def test_a_run_of_unknown_length_needs_steps() -> None:
     net = network()
     with pytest.raises(ValueError, match="total_steps"):
         attach(net, torch.optim.SGD(net.parameters(), lr=0.1), KeepLargest(0.5))
+
+
+def test_units_are_cut_whole_in_each_layer_or_over_all() -> None:
+    """The size of a unit is the root mean square of all that belongs to it."""
+    torch.manual_seed(0)
+    for scope in ("tensor", "all"):
+        net = nn.Sequential(
+            nn.Conv2d(1, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 4, 3),
+            nn.Flatten(),
+            nn.Linear(64, 2),
+        )
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.normal_()
+        sets = [[*net[0].parameters(), *net[1].parameters()], list(net[3].parameters())]
+        sizes = [
+            torch.cat([p.detach().flatten(1) if p.dim() > 1 else p.detach()[:, None] for p in one], 1)
+            .square()
+            .mean(1)
+            for one in sets
+        ]
+        compared = sizes if scope == "tensor" else [torch.cat(sizes)]
+        edges = [one.sort().values[len(one) // 2] for one in compared]
+        cut(net, KeepLargest(0.5, of="groups", scope=scope, groups=Units(torch.zeros(2, 1, 8, 8))))
+        for one, size, edge in zip(sets, sizes, edges * 2, strict=False):
+            for parameter in one:
+                alive = parameter.detach().flatten(1).any(1) if parameter.dim() > 1 else parameter != 0
+                assert torch.equal(alive, size >= edge)
+        assert net[5].bias.all()
+
+
+def test_groups_that_are_no_units_are_refused_or_warned_of() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(216, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"0\.weight alone: the BatchNorm2d behind makes a constant"):
+        attach(net, optimizer, KeepLargest(0.5, of="groups", until=1), total_steps=10)
+    with pytest.raises(ValueError, match=r"each weight of 0\.bias as a group of its own"):
+        attach(net, optimizer, KeepLargest(0.5, of="groups", until=1, select="0.bias"), total_steps=10)
+
+
+def test_no_layer_dies_whole_however_small_its_groups_are() -> None:
+    net = network()
+    with torch.no_grad():
+        net[0].weight.mul_(1e-6)
+    first, second = cut(net, KeepLargest(0.6, of="groups", scope="all"))
+    assert (first.norm(dim=1) > 0).sum() == 1
+    assert second.any()

@@ -73,3 +73,19 @@ def test_a_tensor_alone_tells_no_heads() -> None:
         group_sparsity(torch.ones(4, 4), "heads")
     with pytest.raises(ValueError, match="needs a module"):
         group_sparsity(torch.ones(4, 4), _thirds)
+
+
+def test_a_bias_goes_with_its_rows() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.LSTM(3, 5))
+    sets = partition(select_parameters(net, "all"), "rows")
+    assert [[s.name for s, _ in members] for members in sets] == [
+        ["0.weight", "0.bias"],
+        ["1.weight", "1.bias"],
+        ["2.weight_ih_l0", "2.bias_ih_l0"],
+        ["2.weight_hh_l0", "2.bias_hh_l0"],
+    ]
+    assert all(layout.count == members[0][1].count for members in sets for _, layout in members)
+    layer = nn.Linear(3, 4)
+    rows = torch.cat([layer.weight, layer.bias[:, None]], 1).detach()
+    value = GroupLasso(0.5, select="all")(layer).detach()
+    torch.testing.assert_close(value, 0.5 * 2.0 * rows.norm(dim=1).sum())

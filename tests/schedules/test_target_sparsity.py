@@ -11,7 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_reg import L1, Coupled, GroupLasso, RegularizedModule, TargetSparsity, attach
+from lightning_reg import (
+    L1,
+    Coupled,
+    GroupLasso,
+    LInf,
+    RegularizedModule,
+    SparseGroupLasso,
+    TargetSparsity,
+    Units,
+    attach,
+)
 from lightning_reg.apply.check import check_apply
 from lightning_reg.penalties.bound import SAMPLE, Bound
 from lightning_reg.schedules.target_sparsity import Controller
@@ -248,7 +258,7 @@ def test_what_a_share_cannot_be_is_refused_before_training(strength: Any, option
 @pytest.mark.parametrize(
     "penalty",
     [
-        GroupLasso(0.1, "0.weight"),  # a strength that is given is held by nothing
+        GroupLasso(0.1, "0.weight"),  # of a strength that is given a warning is said in training
         GroupLasso(TargetSparsity(0.5), "0.weight", groups="tensor"),
         GroupLasso(TargetSparsity(0.5), "1.weight"),  # network slimming
         GroupLasso(TargetSparsity(0.5), "4.weight", groups="columns"),
@@ -261,6 +271,31 @@ def test_what_a_share_cannot_be_is_refused_before_training(strength: Any, option
 def test_what_is_right_is_not_refused(penalty: GroupLasso) -> None:
     model = _conv_net()
     penalty.bind(select_parameters(model, penalty.select))
+
+
+@pytest.mark.parametrize("kind", [GroupLasso, SparseGroupLasso, LInf])
+def test_filters_without_their_norm_are_refused_or_warned_of(kind: type[GroupLasso]) -> None:
+    """Whatever the norm is called and wherever it is defined."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 2)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    says = r"filters of 0\.weight alone: the BatchNorm2d behind undoes .* use groups='units'"
+    steered, given = kind(TargetSparsity(0.5), groups="rows"), kind(0.1, groups="rows")
+    with pytest.raises(ValueError, match=says):
+        attach(model, optimizer, steered, apply="proximal", total_steps=10)
+    with pytest.warns(UserWarning, match=says):
+        attach(model, optimizer, given, apply="proximal").remove()
+    attach(model, optimizer, given, apply="gradient").remove()  # no zeros are asked for
+    for groups in (
+        Units(torch.zeros(2, 1, 8, 8)),
+        Coupled([{"0.weight": "rows", "2.weight": "rows", "2.bias": "rows"}]),
+    ):
+        attach(model, optimizer, kind(0.1, groups=groups), apply="proximal").remove()
+    model[2] = nn.BatchNorm2d(8, affine=False)
+    with pytest.raises(ValueError, match=r"give it a scale \(affine=True\)"):
+        units = kind(TargetSparsity(0.5), groups=Units(torch.zeros(2, 1, 8, 8)))
+        attach(model, optimizer, units, apply="proximal", total_steps=10)
 
 
 def test_a_controller_goes_on_from_its_state():
