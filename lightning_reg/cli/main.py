@@ -81,6 +81,7 @@ def _options(command: str) -> str:
         "path": [tune.regularization_path],
         "find": [tune.find_strength, tune.find_dropout],
         "compare": [tune.compare],
+        "stability": [tune.stability_selection],
     }
     lines = []
     for function in functions[command]:
@@ -137,6 +138,7 @@ def _parser(help_of: str = "") -> argparse.ArgumentParser:
         ("path", "train a model at many strengths, each started from its neighbour"),
         ("find", "try strengths, or dropout rates, in a short run each"),
         ("compare", "find the best strength of several kinds of regularization, and compare these with none"),
+        ("stability", "train the path on many halves of the data, and tell which weights most of them keep"),
     ):
         command = commands.add_parser(
             name,
@@ -185,7 +187,19 @@ def _compare(arguments: argparse.Namespace) -> int:
     return compare_config(arguments.config, arguments.output)
 
 
-_COMMANDS = {"demo": _demo, "path": _path, "find": _find, "compare": _compare}
+def _stability(arguments: argparse.Namespace) -> int:
+    from lightning_reg.cli.tune import stability
+
+    return stability(arguments.config, arguments.output)
+
+
+_COMMANDS = {
+    "demo": _demo,
+    "path": _path,
+    "find": _find,
+    "compare": _compare,
+    "stability": _stability,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,9 @@
-"""``lightning-reg path`` and ``lightning-reg find``: choosing a strength by a config.
+"""``lightning-reg path``, ``find`` and ``stability``: choosing strengths, or weights, by a config.
 
 The config names what is trained, and takes the options of
-:func:`~lightning_reg.tune.regularization_path`, :func:`~lightning_reg.tune.find_strength` or, with no need of
-a penalty, :func:`~lightning_reg.tune.find_dropout`::
+:func:`~lightning_reg.tune.regularization_path`, :func:`~lightning_reg.tune.stability_selection`,
+:func:`~lightning_reg.tune.find_strength` or, with no need of a penalty,
+:func:`~lightning_reg.tune.find_dropout`::
 
     model: {class_path: my.Net}
     data: {class_path: my.DataModule}
@@ -28,9 +29,19 @@ from lightning_reg.penalties import Penalty
 from lightning_reg.tune.finder import check_rates, check_strengths, find_dropout, find_strength
 from lightning_reg.tune.frame import PathFrame, Row
 from lightning_reg.tune.path import check_path, regularization_path
+from lightning_reg.tune.stability import check_stability, stability_selection
 from lightning_reg.tune.sweep import Sweep
 
-__all__ = ["NOT_OPTIONS", "batches_of_data", "find", "has_validation", "path", "progress_on", "read_config"]
+__all__ = [
+    "NOT_OPTIONS",
+    "batches_of_data",
+    "find",
+    "has_validation",
+    "path",
+    "progress_on",
+    "read_config",
+    "stability",
+]
 
 
 #: Arguments of the functions that a config's ``options`` do not hold.
@@ -48,6 +59,7 @@ NOT_OPTIONS = frozenset(
         "on_point",
         "on_run",
         "on_kind",
+        "on_subsample",
     ]
 )
 
@@ -151,6 +163,38 @@ def find(config: Path, output: Path, dropout: bool = False) -> int:
     if remark := sweep.remark():
         console.print(remark, soft_wrap=True)
     console.print(f"wrote {output / 'find.csv'} and {output / 'find.png'}")
+    return 0
+
+
+def stability(config: Path, output: Path) -> int:
+    """Select what is stable as ``config`` says, and write ``stability.csv`` and ``stability.png``.
+
+    Returns:
+        The exit status: 130 where it was interrupted; the same command then goes on from there.
+    """
+    console = Console()
+    made, options = read_config(config, stability_selection)
+    check_stability(**{name: options[name] for name in signature(check_stability).parameters})
+    train, _ = batches_of_data(made.data)
+    output.mkdir(parents=True, exist_ok=True)
+    with progress_on(console) as progress:
+        task = progress.add_task("stability", total=options["subsamples"])
+        try:
+            found = stability_selection(
+                made.model,
+                made.penalty,
+                train,
+                directory=output / "subsamples",
+                on_subsample=lambda _: progress.advance(task),
+                **options,
+            )
+        except (KeyboardInterrupt, SystemExit):  # Lightning makes the one out of the other
+            console.print(f"stopped; {output} keeps the finished subsamples; run it again to go on")
+            return 130
+    found.to_csv(output / "stability.csv")
+    found.plot().savefig(output / "stability.png", dpi=150)
+    console.print(str(found), soft_wrap=True, highlight=False, markup=False)
+    console.print(f"wrote {output / 'stability.csv'} and {output / 'stability.png'}")
     return 0
 
 

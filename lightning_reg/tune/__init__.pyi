@@ -11,6 +11,8 @@ from lightning_reg.tune.kinds import Kind as Kind
 from lightning_reg.tune.lambda_max import lambda_max as lambda_max
 from lightning_reg.tune.lambda_max import lambda_max_by_layer as lambda_max_by_layer
 from lightning_reg.tune.path import regularization_path as regularization_path
+from lightning_reg.tune.stability import Stability as Stability
+from lightning_reg.tune.stability import stability_selection as stability_selection
 from lightning_reg.tune.study import ray_map as ray_map
 from lightning_reg.tune.study import strength_study as strength_study
 from lightning_reg.tune.sweep import Sweep as Sweep

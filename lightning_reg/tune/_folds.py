@@ -1,4 +1,4 @@
-"""Cross-validation of a path: the data in parts, and the mean over them."""
+"""Parts of the data: folds of a cross-validation with the mean over them, and random halves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorD
 
 from lightning_reg.tune.frame import Row
 
-__all__ = ["split", "with_folds"]
+__all__ = ["halves", "samples", "some", "split", "with_folds"]
 
 
 def split(data: Any, count: int, seed: int) -> list[tuple[Any, Any]]:
@@ -25,25 +25,55 @@ def split(data: Any, count: int, seed: int) -> list[tuple[Any, Any]]:
     Raises:
         ValueError: there is no data set to divide, or not that many samples.
     """
-    loader = data if isinstance(data, DataLoader) and data.batch_size is not None else None
-    whole = data.dataset if loader is not None else data
-    if not isinstance(whole, Dataset) or not hasattr(whole, "__len__"):
-        raise ValueError(
-            f"folds={count} needs a data set to divide, not {type(data).__name__}; give a Dataset"
-        )
-    size = len(whole)
+    size = samples(data, f"folds={count}")
     if not 2 <= count <= size:
         raise ValueError(f"folds={count} is out of range for {size} samples; give 2 or more, 5 as a rule")
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     parts = order.tensor_split(count)
     pairs = [(torch.cat([*parts[:k], *parts[k + 1 :]]), parts[k]) for k in range(count)]
-    sets = [(_subset(whole, rest), _subset(whole, part)) for rest, part in pairs]
-    if loader is None:
-        return sets
-    return [
-        (_loader(rest, loader, isinstance(loader.sampler, RandomSampler)), _loader(part, loader))
-        for rest, part in sets
-    ]
+    return [(some(data, rest), some(data, part, held_out=True)) for rest, part in pairs]
+
+
+def halves(data: Any, count: int, seed: int) -> list[Any]:
+    """Return ``count`` random subsamples of half the data, without replacement; the first n are those of n.
+
+    Args:
+        data: a data set, or a loader of one, whose batches the subsamples then have.
+        count: how many.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there is no data set to draw from, or not enough samples.
+    """
+    size = samples(data, "stability_selection")
+    if size < 4:
+        raise ValueError(f"stability_selection cannot halve {size} samples; give four or more")
+    generator = torch.Generator().manual_seed(seed)
+    return [some(data, torch.randperm(size, generator=generator)[: size // 2]) for _ in range(count)]
+
+
+def samples(data: Any, asks: str) -> int:
+    """Return how many samples there are.
+
+    Raises:
+        ValueError: there is no data set to divide, which ``asks`` needs.
+    """
+    whole = data.dataset if _is_loader(data) else data
+    if not isinstance(whole, Dataset) or not hasattr(whole, "__len__"):
+        raise ValueError(f"{asks} needs a data set to divide, not {type(data).__name__}; give a Dataset")
+    return len(whole)
+
+
+def some(data: Any, chosen: Tensor, held_out: bool = False) -> Any:
+    """Return the chosen samples, of a loader in its batches, in a fixed order if they are held out."""
+    if not _is_loader(data):
+        return _subset(data, chosen)
+    shuffle = not held_out and isinstance(data.sampler, RandomSampler)
+    return _loader(_subset(data.dataset, chosen), data, shuffle)
+
+
+def _is_loader(data: Any) -> bool:
+    return isinstance(data, DataLoader) and data.batch_size is not None
 
 
 def with_folds(rows: list[Row], folds: list[list[Row]]) -> list[Row]:

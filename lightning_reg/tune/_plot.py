@@ -11,9 +11,10 @@ from lightning_reg.tune.frame import Row
 if TYPE_CHECKING:
     from lightning_reg.tune.comparison import Comparison
     from lightning_reg.tune.frame import PathFrame
+    from lightning_reg.tune.stability import Stability
     from lightning_reg.tune.sweep import Sweep
 
-__all__ = ["plot_comparison", "plot_path", "plot_sweep"]
+__all__ = ["plot_comparison", "plot_path", "plot_stability", "plot_sweep"]
 
 #: Lines up to which each has a name beside the axes.
 MAX_NAMES = 10
@@ -114,6 +115,34 @@ def plot_comparison(comparison: Comparison) -> Any:
     margin = (max(scores) - min(scores)) or 1.0
     right.set_ylim(min(scores) - margin, max(scores) + 0.3 * margin)  # ruined runs lie below
     _legend(right, len(searches) + 1)
+    return figure
+
+
+def plot_stability(found: Stability, threshold: float, false_discoveries: float) -> Any:
+    """Draw frequencies against the strength: stable units in colour, others grey, and the path's end."""
+    figure, axes = _new_figure(1)
+    _style(axes, "", "strength", "share of subsamples that select it")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    end = found.end(threshold, false_discoveries)
+    stable = list(found.stable(threshold, false_discoveries)) if end else []
+    places = {name: index for index, name in enumerate(found.names)}
+    grey = [found.frequencies[:, index] for name, index in places.items() if name not in stable]
+    for line in grey:
+        axes.plot(found.strengths, line, color=_INK, linewidth=0.7, alpha=0.45)
+    for index, name in enumerate(stable):
+        label = name if index < MAX_NAMES else None
+        colour = _COLOURS[index % len(_COLOURS)]
+        axes.plot(
+            found.strengths, found.frequencies[:, places[name]], color=colour, linewidth=1.8, label=label
+        )
+    label = f"threshold {threshold:g}"
+    axes.axhline(threshold, color=_INK, linestyle="--", linewidth=1.0, label=label)
+    last = found.strengths[max(end, 1) - 1]
+    label = f"bound: {found.bound(threshold, strength=last):.2g} false"
+    axes.axvline(last, color=_INK, linestyle=":", linewidth=1.4, label=label)
+    axes.set_ylim(-0.03, 1.03)
+    _legend(axes, min(len(stable), MAX_NAMES) + 2)
     return figure
 
 

@@ -33,11 +33,11 @@ class Recipe:
     predict: bool
     batch_size: int | None
     max_epochs: int
-    patience: int | None
     tolerance: float
-    metric: Callable[[Any, Any], float] | None
     seed: int
     trainer: dict[str, Any]
+    patience: int | None = None
+    metric: Callable[[Any, Any], float] | None = None
 
 
 def train_point(

@@ -19,7 +19,7 @@ from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune.frame import PathFrame, Row
 from lightning_reg.tune.lambda_max import is_linear, lambda_max
 
-__all__ = ["check_path", "regularization_path"]
+__all__ = ["about", "below_lambda_max", "check_path", "regularization_path"]
 
 #: How independent pieces of a path are run: ``map``, or :func:`~lightning_reg.tune.ray_map`.
 Map: TypeAlias = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
@@ -107,12 +107,9 @@ def regularization_path(
     check_module(module, "regularization_path")
     first = make(module, seed)
     if strengths is None:
-        precision = TrainingPrecision(trainer or {})
-        precision.convert_(first)
-        top = lambda_max(first, penalty, batches_of(data, batch_size), loss=precision.loss(first))
-        if top == 0.0:
-            raise ValueError("lambda_max is 0: the selected weights do nothing for the loss; give strengths=")
-        strengths = _log_spaced(top, ratio, points)
+        strengths = below_lambda_max(
+            first, penalty, batches_of(data, batch_size), points, ratio, trainer or {}
+        )
     strengths = sorted(_positive(strengths), reverse=warm_start != "up")
     recipe = Recipe(
         module=module,
@@ -127,7 +124,7 @@ def regularization_path(
         trainer=trainer or {},
     )
     kept = PathDirectory(None if directory is None else Path(directory))
-    kept.claim(_about(recipe, strengths, warm_start, folds))
+    kept.claim(about(recipe, strengths, warm_start) | {"folds": folds})
     chains = {"path": (data, validation)}
     if folds is not None:
         chains |= {f"fold{k}": part for k, part in enumerate(split(data, folds, seed), 1)}
@@ -204,9 +201,23 @@ def _run(
     return rows
 
 
-def _about(
-    recipe: Recipe, strengths: list[float], warm_start: str | None, folds: int | None
-) -> dict[str, Any]:
+def below_lambda_max(
+    module: nn.Module, penalty: Penalty, batches: Any, points: int, ratio: float, trainer: dict[str, Any]
+) -> list[float]:
+    """Return ``points`` strengths from ``lambda_max`` to ``ratio`` times it, in equal ratios.
+
+    Raises:
+        ValueError: no weight that is selected does anything for the loss.
+    """
+    precision = TrainingPrecision(trainer)
+    precision.convert_(module)
+    top = lambda_max(module, penalty, batches, loss=precision.loss(module))
+    if top == 0.0:
+        raise ValueError("lambda_max is 0: the selected weights do nothing for the loss; give strengths=")
+    return [top * ratio ** (i / (points - 1)) for i in range(points)]
+
+
+def about(recipe: Recipe, strengths: list[float], warm_start: str | None) -> dict[str, Any]:
     """What tells one path from another, as far as it can be written down."""
     penalty = replace(recipe.penalty, strength=0.0)  # type: ignore[type-var]
     return {
@@ -214,17 +225,12 @@ def _about(
         "strengths": strengths,
         "warm_start": warm_start,
         "predict": recipe.predict,
-        "folds": folds,
         "batch_size": recipe.batch_size,
         "max_epochs": recipe.max_epochs,
         "patience": recipe.patience,
         "tolerance": recipe.tolerance,
         "seed": recipe.seed,
     }
-
-
-def _log_spaced(top: float, ratio: float, points: int) -> list[float]:
-    return [top * ratio ** (i / (points - 1)) for i in range(points)]
 
 
 def _positive(strengths: Sequence[float]) -> list[float]:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_reg.cli.main import main
 from lightning_reg.cli.tune import NOT_OPTIONS
-from lightning_reg.tune import compare, find_strength, regularization_path
+from lightning_reg.tune import compare, find_strength, regularization_path, stability_selection
 from tests.support import Net, data
 
 pytest.importorskip("jsonargparse")
@@ -47,6 +47,13 @@ class Dropping(Net):
         super().__init__()
         self.net.insert(1, nn.Dropout(0.25))
 
+
+OF: dict[str, Any] = {
+    "path": regularization_path,
+    "find": find_strength,
+    "compare": compare,
+    "stability": stability_selection,
+}
 
 CONFIG = """
 model: {class_path: MODEL}
@@ -119,7 +126,17 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(run.stat().st_mtime_ns == time for run, time in kept.items())
 
 
-@pytest.mark.parametrize("command", ["path", "find", "compare"])
+def test_stability(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = config(tmp_path, "points: 2, subsamples: 2, max_epochs: 2"), tmp_path / "out"
+    assert main(["stability", file, "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "2/2" in said and ("are stable" in said or "too many" in said)
+    units = sum(p.numel() for p in Net().parameters() if p.dim() > 1)
+    assert len(lines(out / "stability.csv")) == units and len(list(out.glob("subsamples/*.pt"))) == 2
+    assert (out / "stability.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("command", ["path", "find", "compare", "stability"])
 def test_help_lists_the_options_of_the_config(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +144,7 @@ def test_help_lists_the_options_of_the_config(
     with pytest.raises(SystemExit):
         main([command, "--help"])
     said = capsys.readouterr().out
-    function = {"path": regularization_path, "find": find_strength, "compare": compare}[command]
+    function = OF[command]
     for name in set(signature(function).parameters) - NOT_OPTIONS:
         assert f"\n  {name} (" in said, name
     assert max(map(len, said.splitlines())) <= 80 and ":func:" not in said and "``" not in said
