@@ -27,9 +27,11 @@ from lightning_reg.tensors.precision import accumulator, wide
 from lightning_reg.tensors.shards import is_sharded, local
 from lightning_reg.tensors.steps import StepSize
 
-__all__ = ["check_dual_averaging", "forget_averages", "forgetting", "hold_zeros_", "is_average"]
+__all__ = ["check_dual_averaging", "forget_averages", "forgetting", "hold_zeros_", "is_average", "key_of"]
 
 _PREFIX = "lightning_reg/"
+#: Beside the average itself: its low bits, its steps, and what :mod:`~lightning_reg.apply.clipped` keeps.
+_PARTS = ("low", "step", "clip", "clips")
 #: k where nothing else is asked for.
 USUAL = 4.0
 
@@ -78,7 +80,7 @@ def hold_zeros_(
         strength: λ, not 0.
         k: see above.
     """
-    key = _key(term)
+    key = key_of(term)
     held, sizes, averages, shares = [], [], [], []
     for weight, step in zip(weights, steps, strict=True):
         if step.numerator == 0.0:
@@ -120,9 +122,9 @@ def hold_zeros_(
 
 def forget_averages(term: Term, optimizer: Optimizer) -> None:
     """Take the term's averages out of the optimizer's state."""
-    key = _key(term)
+    key = key_of(term)
     for parameter, state in list(optimizer.state.items()):
-        found = [state.pop(name, None) for name in (key, f"{key}/low", f"{key}/step")]
+        found = [state.pop(name, None) for name in (key, *(f"{key}/{part}" for part in _PARTS))]
         if not state and any(value is not None for value in found):
             del optimizer.state[parameter]  # an optimizer without a state of its own
 
@@ -132,7 +134,8 @@ def is_average(name: str) -> bool:
     return name.startswith(_PREFIX)
 
 
-def _key(term: Term) -> str:
+def key_of(term: Term) -> str:
+    """Return the key of the term in an optimizer's state."""
     return _PREFIX + term.label
 
 

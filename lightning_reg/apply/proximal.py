@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.apply.dual_averaging import forgetting, hold_zeros_
+from lightning_reg.apply.clipped import clipped_steps
+from lightning_reg.apply.dual_averaging import forgetting, hold_zeros_, key_of
 from lightning_reg.apply.optimizers import euclidean_step_sizes, step_sizes
 from lightning_reg.apply.stochastic_rounding import act_rounded_
 from lightning_reg.apply.term import Metric, Term, found_inf
@@ -20,10 +22,18 @@ __all__ = ["prox_"]
 
 
 @without_grad
-def prox_(term: Term, optimizer: Optimizer, strength: float, step: int, metric: Metric = "optimizer") -> None:
+def prox_(
+    term: Term,
+    optimizer: Optimizer,
+    strength: float,
+    step: int,
+    metric: Metric = "optimizer",
+    factors: Mapping[int, float] = MappingProxyType({}),
+) -> None:
     """``w ← prox(w)`` for each tensor that ``optimizer`` has just stepped, its zeros held by dual averaging.
 
     16-bit weights are rounded stochastically, by bits that ``step``, the optimizer steps taken, decides.
+    ``factors`` are those by which the gradients were clipped, see :mod:`lightning_reg.apply.clipped`.
     """
     if strength == 0.0 or found_inf(optimizer):
         return
@@ -32,7 +42,8 @@ def prox_(term: Term, optimizer: Optimizer, strength: float, step: int, metric: 
     steps: list[StepSize] = []
     for group, parameters in term.stepped(optimizer):  # in one call: a group of weights may span several
         weights += parameters
-        steps += sizes(optimizer, group, parameters)
+        whole = sizes(optimizer, group, parameters)
+        steps += clipped_steps(key_of(term), optimizer, group, parameters, whole, factors)
     if weights:
         term.mask_(weights)
         k = forgetting(term.dual_averaging)

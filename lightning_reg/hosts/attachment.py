@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from lightning_reg.apply import (
     forget_averages,
 )
 from lightning_reg.apply.backward import GradientInBackward
+from lightning_reg.hosts.clipping import clipping_noticed
 from lightning_reg.hosts.engine import Engine, Host
 from lightning_reg.hosts.step_hooks import StepHooks
 from lightning_reg.hosts.watch import Silence
@@ -53,13 +55,15 @@ def attach(
             averages over about the last t/k of t steps; True is 4.
 
     Returns:
-        A handle with ``remove()``, ``add_gradient()``, ``value()``, ``state_dict()`` and
+        A handle with ``remove()``, ``add_gradient()``, ``clipping()``, ``value()``, ``state_dict()`` and
         ``load_state_dict()``.
 
     Raises:
         TypeError: ``model`` is not a module, or ``optimizer`` not one of torch's.
         ValueError: a combination that would be wrong, a selection that matches nothing or nothing that the
             optimizer holds, or a bad schedule.
+
+    Beside ``"proximal"``, clip by norm in ``with handle.clipping():``, or λ would not count as λ.
 
     The gradient is added in ``optimizer.step()``, hence after any clipping. Call
     ``handle.add_gradient()`` before you clip to have it exactly as if it came from the loss; the step then
@@ -244,6 +248,18 @@ class Attachment:
             self._in_backward = GradientInBackward(self._engine.term, self._loop.optimizer)
         self._in_backward.arm(self.strength, float(scaler.get_scale()) if scaler is not None else 1.0)
         self._engine.added = True
+
+    def clipping(self) -> AbstractContextManager[None]:
+        """Return a context to clip by norm in, so that a proximal step is as long as the clipped gradient's.
+
+        For the other ways to apply it does nothing. One handle's serves all handles on the optimizer::
+
+            with handle.clipping():
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        """
+        if self._engine.apply != "proximal":
+            return nullcontext()
+        return clipping_noticed(self._loop.given)
 
     @property
     def strength(self) -> float:

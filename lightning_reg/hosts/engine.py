@@ -28,6 +28,7 @@ from lightning_reg.apply.decoupled import Awaited
 from lightning_reg.apply.reached import NotReached
 from lightning_reg.apply.term import found_inf
 from lightning_reg.apply.warm_up import warm_up
+from lightning_reg.hosts.clipping import SeemsClipped
 from lightning_reg.hosts.step_hooks import StepHooks
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
@@ -67,6 +68,9 @@ class Host(ABC):
 
     def stepped(self, optimizer: Optimizer) -> None:  # noqa: B027 - most hosts count by themselves
         """A step is over, and was taken."""
+
+    def detached(self) -> None:  # noqa: B027 - most hosts leave nothing
+        """Leave no trace."""
 
 
 class Engine:
@@ -118,6 +122,7 @@ class Engine:
         self.steps_seen = 0
         self._checked = False
         self._not_reached = NotReached()
+        self._clipping = SeemsClipped()
         self._hooked: dict[int, tuple[Optimizer, StepHooks | None]] = {}
         self._announced: set[int] = set()
         self._awaited: dict[int, Sequence[Awaited]] = {}  # decays that wait for the update
@@ -185,6 +190,8 @@ class Engine:
             self.term.note(optimizer)
             if self.penalty.is_constraint:
                 look_before_(self.term, optimizer, self.strength())
+            else:
+                self._clipping.look(optimizer)
         elif self.apply == "decoupled":
             awaited = decay_(self.term, optimizer, self.strength(), self.host.step())
             self._awaited[id(optimizer)] = awaited
@@ -200,7 +207,8 @@ class Engine:
         if self.penalty.is_constraint:
             project_(self.term, optimizer, self.strength())
         elif self.apply == "proximal":
-            prox_(self.term, optimizer, self.strength(), self.host.step(), self.metric)
+            factors = StepHooks.of(optimizer).factors
+            prox_(self.term, optimizer, self.strength(), self.host.step(), self.metric, factors)
         elif self.apply == "decoupled":
             decay_where_agreed_(self._awaited.pop(id(optimizer), ()), self.host.step())
         self.term.forget(optimizer)
@@ -240,3 +248,4 @@ class Engine:
         self._hooked = {}
         self._announced = set()
         self._not_reached.end()
+        self.host.detached()

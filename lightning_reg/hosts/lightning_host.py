@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Apply
+from lightning_reg.hosts.clipping import BY_VALUE, notice_clipping_of, notice_no_more
 from lightning_reg.hosts.engine import Engine, Host
 from lightning_reg.hosts.strategies import reach_of
 from lightning_reg.hosts.trainer import run_length, scaler_of
@@ -87,6 +88,17 @@ class LightningHost(Host):
                 "not known; give log=False, or use ModelParallelStrategy (FSDP2)"
             )
 
+    def detached(self) -> None:
+        """Let the module clip unseen again."""
+        notice_no_more(self.module, self)
+
+    def notice_clipping(self) -> None:
+        """See by what factor the run clips gradients, which a proximal step must know."""
+        if self.trainer.gradient_clip_val and self.trainer.gradient_clip_algorithm == "value":
+            warnings.warn(BY_VALUE, stacklevel=2)
+        else:
+            notice_clipping_of(self.module, self)
+
     def warn_of_a_longer_run(self, engine: Engine) -> None:
         """Warn where a schedule's run is over and manual steps go on: their number is a guess."""
         total_steps = engine.term.total_steps
@@ -106,9 +118,11 @@ def length_for(penalty: Regularizer, trainer: Trainer, total_steps: int | None =
     return total_steps
 
 
-def started(engine: Engine, trainer: Trainer) -> Engine:
+def started(engine: Engine, host: LightningHost) -> Engine:
     """Let ``engine`` take part in the steps of the Trainer's optimizers."""
-    for optimizer in trainer.optimizers:
+    for optimizer in host.trainer.optimizers:
         if type(optimizer).__name__ != "_MockOptimizer":  # Lightning's, where the module gives none
             engine.hook(optimizer)
+    if engine.apply == "proximal" and not engine.penalty.is_constraint:
+        host.notice_clipping()
     return engine

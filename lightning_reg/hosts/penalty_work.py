@@ -77,7 +77,7 @@ class PenaltyWork:
             dual_averaging=dual_averaging,
             label=label,
         )
-        self.engine = started(engine, trainer)
+        self.engine = started(engine, self.host)
         self.averages: AveragesKeepZeros | None = None
         if apply == "proximal":
             self.averages = AveragesKeepZeros(engine.term, trainer.callbacks)  # type: ignore[attr-defined]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from types import FrameType
 from typing import Any, Protocol
 
+from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["InStep", "StepHooks"]
+__all__ = ["InStep", "StepHooks", "found_hooks"]
 
 
 class InStep(Protocol):
@@ -37,6 +39,10 @@ class StepHooks:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.members: list[InStep] = []
+        #: By identity of a parameter: the factor by which its gradient was clipped for the coming step.
+        self.factors: dict[int, float] = {}
+        self.measures = False  # a clipping under way
+        self._clipped: dict[int, float] = {}  # the norms that it has left
         self._step: FrameType | None = None  # the call of the outermost step under way
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -46,13 +52,23 @@ class StepHooks:
     @staticmethod
     def of(optimizer: Optimizer) -> StepHooks:
         """Return those of ``optimizer``, made where it has none."""
-        return _found(optimizer) or StepHooks(optimizer)
+        return found_hooks(optimizer) or StepHooks(optimizer)
 
     @staticmethod
     def members_of(optimizer: Optimizer) -> list[InStep]:
         """Return what acts in the steps of ``optimizer``, in its order."""
-        hooks = _found(optimizer)
+        hooks = found_hooks(optimizer)
         return hooks.members if hooks is not None else []
+
+    def note_clipping(self, parameter: Tensor, before: float, after: float, factor: float) -> None:
+        """Note by what ``factor`` a gradient was clipped, and its norms ``before`` and ``after``.
+
+        Clipping the same gradient twice multiplies the factors; another gradient begins anew.
+        """
+        key = id(parameter)
+        again = abs(self._clipped.get(key, math.inf) - before) <= 1e-6 * before
+        self.factors[key] = factor * (self.factors.get(key, 1.0) if again else 1.0)
+        self._clipped[key] = after
 
     def add(self, member: InStep) -> None:
         """Let ``member`` take part from the coming step on."""
@@ -95,9 +111,12 @@ class StepHooks:
         self._step = None
         for member in self.members:
             member.after_step(optimizer)
+        if self.factors:
+            self.factors, self._clipped = {}, {}
 
 
-def _found(optimizer: Optimizer) -> StepHooks | None:
+def found_hooks(optimizer: Optimizer) -> StepHooks | None:
+    """Return those of ``optimizer``, or None."""
     for hook in optimizer._optimizer_step_post_hooks.values():
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, StepHooks):

@@ -253,7 +253,7 @@ class RegularizedModule(LightningModule):
         running = trainer is not None and (trainer.state.fn, trainer.state.status) == ("fit", "running")
         if isinstance(host, LightningHost) and running and apply != "loss":
             host.check_host(penalty, apply, logs=False)
-            started(engine, host.trainer)
+            started(engine, host)
         return engine
 
 

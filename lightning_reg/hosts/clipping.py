@@ -1,0 +1,183 @@
+r"""How much a host has clipped the gradients, which a proximal step must know.
+
+Clipping by norm multiplies the gradients with a factor :math:`c \le 1`, so that the optimizer's step is c
+times as long. A proximal step of the whole length would weigh λ with 1/c. So what is around the clipping
+measures c, from the norms of each tensor's gradient before and after, and leaves it with the optimizer's
+hooks until the step is over. Clipping by value changes a gradient's direction, and has no such factor.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_reg.apply.replaced import Replaced
+from lightning_reg.hosts.step_hooks import found_hooks
+from lightning_reg.hosts.wrappers import bare_optimizer
+from lightning_reg.tensors.shards import is_sharded, local
+
+__all__ = ["BY_VALUE", "SeemsClipped", "clipping_noticed", "notice_clipping_of", "notice_no_more"]
+
+BY_VALUE = (
+    "clipping by value changes the direction of gradients, so that apply='proximal' solves another problem "
+    "than the one stated; clip by norm"
+)
+BY_NORM = (
+    "every gradient has the norm {norm:.4g}, as after clipping; apply='proximal' takes λ for λ only where it "
+    "sees by how much: clip in `with handle.clipping():`, or in Lightning by self.clip_gradients"
+)
+#: Up to which a tensor's own factor is taken for rounding of the common one.
+ROUNDING = 1e-4
+#: The same for the largest entries, which 16-bit gradients round more.
+ROUNDING_OF_ONE = 1e-2
+
+
+@contextmanager
+def clipping_noticed(optimizer: Optimizer) -> Iterator[None]:
+    """Measure by what factors the gradients of ``optimizer`` are clipped inside."""
+    bare = bare_optimizer(optimizer)
+    hooks = found_hooks(bare)
+    if hooks is None or hooks.measures:  # nobody acts in its steps, or one clipping is inside another
+        yield
+        return
+    held = [p for group in bare.param_groups for p in group["params"] if p.grad is not None]
+    before, largest = _norms(held), _norms(held, math.inf)
+    hooks.measures = True
+    try:
+        yield
+    finally:
+        hooks.measures = False
+    after = _norms(held)
+    factors = _factors(before, after)
+    if any(abs(c - 1.0) > ROUNDING for c in factors) and _bent(
+        before, after, largest, _norms(held, math.inf)
+    ):
+        warnings.warn(BY_VALUE, stacklevel=4)
+        return
+    for parameter, *noticed in zip(held, before, after, factors, strict=True):
+        hooks.note_clipping(parameter, *noticed)
+
+
+@torch.no_grad()
+def _norms(parameters: Sequence[Tensor], order: float = 2.0) -> list[float]:
+    """The norm of each gradient, over all processes that hold a part of it."""
+    found: list[Tensor] = []
+    for parameter in parameters:
+        gradient = parameter.grad
+        assert gradient is not None
+        values = gradient.coalesce().values() if gradient.is_sparse else gradient
+        dtype = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else None
+        norm: Any = torch.linalg.vector_norm(values, order, dtype=dtype)
+        found.append(norm.full_tensor() if is_sharded(norm) else norm)
+    if not found:
+        return []
+    stacked: list[float] = torch.stack([n.to(found[0].device, torch.float64) for n in found]).tolist()
+    return stacked
+
+
+def _factors(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    """The factor of each tensor: the common one, where there is one and where the gradient is 0."""
+    total = math.hypot(*before)
+    common = math.hypot(*after) / total if 0.0 < total < math.inf else 1.0
+    if not 0.0 < common < math.inf:
+        return [1.0] * len(before)
+    own = [new / old if old > 0.0 and new > 0.0 else common for old, new in zip(before, after, strict=True)]
+    return [common if abs(c - common) <= ROUNDING * common else c for c in own]
+
+
+def _bent(*norms: Sequence[float]) -> bool:
+    """Whether a tensor's largest entry was clipped more than the rest of it."""
+    for before, after, largest, left in zip(*norms, strict=True):
+        if before > 0.0 and largest > 0.0 and left / largest < (1.0 - ROUNDING_OF_ONE) * after / before:
+            return True
+    return False
+
+
+class _Clips(Replaced[object]):
+    """A module's method that clips, with what it does to the gradients measured."""
+
+    def __call__(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        with clipping_noticed(optimizer):
+            return self.__wrapped__(optimizer, *args, **kwargs)
+
+
+class _ConfigureGradientClipping(_Clips):
+    name = "configure_gradient_clipping"
+
+    def __call__(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        own = getattr(self.__wrapped__, "__module__", "").startswith(("lightning.", "pytorch_lightning."))
+        if own and not args and not kwargs.get("gradient_clip_val"):
+            return self.__wrapped__(optimizer, **kwargs)  # which does nothing, at each step of most runs
+        return super().__call__(optimizer, *args, **kwargs)
+
+
+class _ClipGradients(_Clips):
+    name = "clip_gradients"
+
+
+def notice_clipping_of(module: nn.Module, user: object) -> None:
+    """Measure what a LightningModule's clipping does, until ``user`` needs it no more."""
+    _way(module).add(module, user)
+
+
+def notice_no_more(module: nn.Module, user: object) -> None:
+    """Undo :func:`notice_clipping_of`."""
+    _way(module).remove(module, user)
+
+
+def _way(module: Any) -> type[_Clips]:
+    return _ConfigureGradientClipping if module.automatic_optimization else _ClipGradients
+
+
+class SeemsClipped:
+    """Warns where gradients look clipped, and nobody has said by how much: all have the same norm."""
+
+    #: Steps that it looks at.
+    LOOKS = 12
+    #: Steps in a row of one norm.
+    ENOUGH = 3
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self._norm = -1.0
+        self._same = 0
+        self._direction: Tensor | None = None
+
+    def look(self, optimizer: Optimizer) -> None:
+        """Look at the gradients of a step to come."""
+        if self.looks == self.LOOKS:
+            return
+        self.looks += 1
+        hooks = found_hooks(optimizer)
+        held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not held or hooks is None or hooks.factors or any(p.grad.is_sparse for p in held):
+            return
+        norms = _norms(held)
+        norm, largest = math.hypot(*norms), held[max(range(len(norms)), key=norms.__getitem__)]
+        if not 0.0 < norm < math.inf:
+            return
+        direction = local(largest.grad).detach().flatten()[:1000].clone()
+        turned = _is_cut(norm) or (
+            self._direction is not None
+            and self._direction.shape == direction.shape
+            and bool(((direction - self._direction).abs() > 1e-3 * norm).any())
+        )
+        self._same = self._same + 1 if turned and abs(norm - self._norm) <= 1e-5 * norm else 0
+        self._norm, self._direction = norm, direction
+        if self._same == self.ENOUGH:
+            self.looks = self.LOOKS
+            warnings.warn(BY_NORM.format(norm=norm), stacklevel=2)
+        if self.looks == self.LOOKS:
+            self._direction = None
+
+
+def _is_cut(norm: float) -> bool:
+    """Whether a norm is a little less than a number that one writes: torch divides by the norm and 1e-6."""
+    return 1e-7 < 1.0 - norm / float(f"{norm:.2g}") < 1e-5
