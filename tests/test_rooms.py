@@ -56,6 +56,8 @@ def _imports_of(node: ast.AST, file: str, level: str) -> Iterator[Import]:
         inner = level
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
             inner = "function"
+        elif isinstance(child, ast.expr):
+            continue  # no import inside
         elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             inner = "typing"
         room = file.partition("/")[0]

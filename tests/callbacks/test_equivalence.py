@@ -29,7 +29,7 @@ ACCUMULATION = [1, 4]
 CLIPPING = [None, "norm", "value"]
 PRECISION = ["32-true", "64-true", "bf16-mixed", "16-mixed"]
 
-#: steps, and the relative distance allowed to ``gradient``; ``loss`` is allowed none
+#: micro-batches, and the relative distance allowed to ``gradient``; ``loss`` is allowed none
 FAIR = {"32-true": (200, 1e-5), "64-true": (200, 1e-12), "bf16-mixed": (20, 1e-6), "16-mixed": (20, 1e-6)}
 
 
@@ -65,7 +65,7 @@ def loop(
     precision: str,
 ) -> Tensor:
     """The tutorial's training, as one writes it without Lightning."""
-    steps, _ = FAIR[precision]
+    steps = FAIR[precision][0] // accumulate
     dtype = torch.float64 if precision == "64-true" else torch.float32
     autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     net = network().to(dtype)
@@ -104,7 +104,8 @@ def options(accumulate: int, clip: str | None, precision: str) -> dict[str, Any]
 
 
 def check(optimizer: str, penalty: str, accumulate: int, clip: str | None, precision: str) -> None:
-    steps, tolerance = FAIR[precision]
+    micro_batches, tolerance = FAIR[precision]
+    steps = micro_batches // accumulate
     make = OPTIMIZERS[optimizer]
     ours, by_hand = PENALTIES[penalty]
     dtype = torch.float64 if precision == "64-true" else torch.float32

@@ -54,7 +54,7 @@ def test_l2_on_sgd_is_weight_decay(variant: dict[str, Any], accumulate: int) -> 
         optimizer=lambda p: torch.optim.SGD(p, lr=0.02, **variant),
         precision="64-true",
         loader=batches(dtype=torch.float64),
-        steps=100,
+        steps=100 // accumulate,
         accumulate_grad_batches=accumulate,
         max_epochs=-1,
     )
@@ -62,7 +62,7 @@ def test_l2_on_sgd_is_weight_decay(variant: dict[str, Any], accumulate: int) -> 
         optimizer=lambda p: torch.optim.SGD(p, lr=0.02, weight_decay=0.1, **variant),
         precision="64-true",
         loader=batches(dtype=torch.float64),
-        steps=100,
+        steps=100 // accumulate,
         accumulate_grad_batches=accumulate,
         max_epochs=-1,
     )
