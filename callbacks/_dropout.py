@@ -51,7 +51,7 @@ class DropoutCallback(BothCallback):
 def watch_steps(trainer: Any, watch: Watch) -> None:
     """Watch the training step that comes, through the strategy: the module itself is left as it is."""
     strategy = trainer.strategy
-    if not watch.due or getattr(strategy.__dict__.get("training_step"), "watch", None) is watch:
+    if getattr(strategy.__dict__.get("training_step"), "watch", None) is watch or not watch.next_step():
         return
     step = strategy.training_step
 

@@ -34,7 +34,7 @@ def block_of(root: nn.Module, name: str) -> str:
             if block and not alike:
                 return block
             block = ".".join(parts[: depth + 1])
-        module = unwrapped(module)._modules.get(part) if module is not None else None
+        module = dict(unwrapped(module)._modules.items()).get(part) if module is not None else None
     return block or name
 
 

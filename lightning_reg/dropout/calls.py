@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_reg.dropout.known import Kind
 
 __all__ = [
+    "COMPARISONS",
     "COUNTED",
     "DECISIONS",
     "DRAWS",
@@ -19,6 +20,7 @@ __all__ = [
     "READS",
     "count",
     "draws_inside",
+    "first_number",
     "flat",
     "is_training",
     "kind_of",
@@ -56,16 +58,23 @@ DRAWS = frozenset(
     }
 )
 #: Functions that take no more than a shape from a tensor.
-FILLS = frozenset({"full_like", "new_full", "new_tensor", "fill_", "full"})
+FILLS = frozenset(
+    {
+        *("full_like", "new_full", "new_tensor", "fill_", "full"),
+        *("ones_like", "zeros_like", "ones", "zeros", "new_ones", "new_zeros"),
+    }
+)
 #: Functions that give Python a tensor's number.
 READS = frozenset({"item", "tolist", "__float__", "numpy"})
-#: Functions that turn noise into kept and dropped.
-DECISIONS = frozenset(
+COMPARISONS = frozenset(
     {
         *("lt", "le", "gt", "ge", "lt_", "le_", "gt_", "ge_", "less", "less_equal", "greater"),
-        *("greater_equal", "floor", "floor_", "ceil", "ceil_", "round", "round_", "trunc", "trunc_"),
-        *("__lt__", "__le__", "__gt__", "__ge__"),
+        *("greater_equal", "__lt__", "__le__", "__gt__", "__ge__"),
     }
+)
+#: Functions that turn noise into kept and dropped.
+DECISIONS = frozenset(
+    {*COMPARISONS, "floor", "floor_", "ceil", "ceil_", "round", "round_", "trunc", "trunc_"}
 )
 
 
@@ -154,3 +163,9 @@ def plain_numbers(output: Any) -> Iterator[float]:
     for value in flat((output.reshape(-1).tolist() if hasattr(output, "reshape") else output,)):
         if isinstance(value, (int, float)):
             yield float(value)
+
+
+def first_number(values: list[Any]) -> float | None:
+    """The first plain number among arguments, or None."""
+    numbers = (v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool))
+    return next((float(v) for v in numbers), None)

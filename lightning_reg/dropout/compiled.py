@@ -19,7 +19,7 @@ def compiled_modules(root: nn.Module) -> frozenset[int]:
     """
     inside: set[int] = set()
     for module in root.modules():
-        wrapped = module._modules.get("_orig_mod")
+        wrapped = dict(module._modules.items()).get("_orig_mod")  # a ScriptModule's have no get
         if wrapped is not None:
             inside.update(id(m) for m in wrapped.modules())
         if module.__dict__.get("_compiled_call_impl") is not None:

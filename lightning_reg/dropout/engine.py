@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 
 from lightning_reg.dropout.blocks import depth_factors
 from lightning_reg.dropout.compiled import compiled_modules, graphs_so_far, read_by_parent
+from lightning_reg.dropout.outcome import outcome
 from lightning_reg.dropout.report import DropoutReport, some
-from lightning_reg.dropout.rules import Rates, Rule
+from lightning_reg.dropout.rules import Rates
 from lightning_reg.dropout.selection import SelectSites, select_sites
 from lightning_reg.dropout.settings import Compiled, RateInEval, nearest_level
 from lightning_reg.dropout.sites import DropoutSite
-from lightning_reg.dropout.steering import release, rule_for, steer, take_again
+from lightning_reg.dropout.steered import Clock, Steered
+from lightning_reg.dropout.steering import rule_for, take_again
 from lightning_reg.dropout.watch import Watch
 
 __all__ = ["SiteEngine", "watch_of"]
-
-#: Whose steps a site counts: the number of an optimizer, or None for all of them.
-Clock: TypeAlias = "int | None"
 
 #: The watch of each root that is steered; its engines share it.
 _watches: weakref.WeakKeyDictionary[nn.Module, tuple[Watch, list[SiteEngine]]] = weakref.WeakKeyDictionary()
@@ -31,21 +29,6 @@ _watches: weakref.WeakKeyDictionary[nn.Module, tuple[Watch, list[SiteEngine]]] =
 
 #: How often graphs may be made, at first, before numbers are given in levels.
 _GRAPHS = 3
-
-
-@dataclass(eq=False)
-class _Steered:
-    """A site in the run: what its rate is multiplied by, whose steps it counts, and how it is set."""
-
-    site: DropoutSite
-    factor: float
-    clock: Clock
-    rule: Rule | None
-    row: int
-    levels: bool
-    original: Any = None
-    taken: bool = False
-    written: float | None = None
 
 
 class SiteEngine:
@@ -76,27 +59,27 @@ class SiteEngine:
         clock_of: Callable[[DropoutSite], Clock] = lambda site: None,
         name: str = "schedule_dropout",
     ) -> None:
-        self.root, self.low, self.high, self.name = root, low, high, name
+        self.root, self.select, self.low, self.high, self.name = root, select, low, high, name
         self.compile_levels, self.compiled, self.rate_in_eval = compile_levels, compiled, rate_in_eval
         #: numbers that are a graph each under ``torch.compile``
         self.floats: list[str] = []
         #: names of rates that somebody else has written, too
         self.others: dict[str, None] = {}
-        self._steered: list[_Steered] = []
-        self._waiting: list[_Steered] = []
+        self._steered: list[Steered] = []
+        self._waiting: list[Steered] = []
         self._held: list[DropoutSite] = []
         self._woken: list[nn.Module] = []
+        self._dozing: set[tuple[int, Any]] = set()
         self._rows: list[tuple[Clock, float]] = []
         self._applied: dict[Clock, float] | None = None
+        self._relative, self._by_depth, self._clock_of = relative, by_depth, clock_of
         self._seen = 0
         self._graphs, self._risen = graphs_so_far(), 0
         self.watch, engines = watch_of(root)
         chosen = select_sites(root, self.watch.sites, select)
         _refuse_shared(chosen, engines, name)
-        self.keys = {site.key for site in chosen}
-        profile = depth_factors(root, chosen) if by_depth else [1.0] * len(chosen)
-        for site, part in zip(chosen, profile, strict=True):
-            self._list(site, part * site.built if relative else part, clock_of(site))
+        self.keys: set[tuple[int, Any]] = set()
+        self._add(chosen)
         if self.floats and compiled == "refuse":
             raise ValueError(
                 f"{some(self.floats)}: under torch.compile each value of such a rate is a graph; "
@@ -104,12 +87,12 @@ class SiteEngine:
                 "out by `select`"
             )
         engines.append(self)
-        self.watch.wanted.update(dict.fromkeys(self.keys))
-        device = next((p.device for p in root.parameters()), torch.device("cpu"))
-        self._rates = Rates(device, len(self._rows))
+        self.watch.follow()
+        self._generation = self.watch.generation
+        self._tabulate()
         for one in self._steered:
             if self._changes(one):
-                self._take(one)
+                one.take(self, self._rates.rows)
 
     @property
     def sites(self) -> list[DropoutSite]:
@@ -124,7 +107,7 @@ class SiteEngine:
             look: also look whether somebody else has written a rate, where nothing changes.
         """
         take_again()
-        news = self._take_news() | self._count_graphs()
+        news = self._follow() | self._take_news() | self._count_graphs()
         if numbers == self._applied and not news and not look:
             return
         for one in self._waiting:
@@ -136,11 +119,10 @@ class SiteEngine:
             if one.levels:
                 number = nearest_level(number, self.low, self.high, self.compile_levels)
             rate = min(1.0, number * one.factor)
+            if not one.taken and rate != one.site.built:  # else left as built: not even the class changes
+                one.take(self, self._rates.rows)
             if one.taken:
-                self._write(one, rate)
-            elif rate != one.site.built:  # left as built: not even the class changes
-                self._take(one)
-                self._write(one, rate)
+                one.write(rate)
         self._applied = dict(numbers)
 
     @property
@@ -149,10 +131,16 @@ class SiteEngine:
         return {one.clock for one in (*self._steered, *self._waiting)} or {None}
 
     def check(self) -> None:
-        """Look whether somebody else has written a rate."""
+        """Look, after an epoch, who else writes rates or modes, and which modules and lists are new."""
+        self.watch.rescan()
+        there, names = {site.key for site in self.watch.sites}, {site.name for site in self.watch.sites}
         for one in self._steered:
-            if one.written is not None and one.site._read() != one.written:
+            one.look()
+            replaced = one.site.key not in there and one.site.name in names
+            if one.others_write or replaced:
                 self.others[one.site.name] = None
+            if self.root.training and one.site.known and not one.site.module.training:
+                self._dozing.add(one.site.key)
 
     def evaluation(self) -> None:
         """Set the rates for evaluation, for dropout that is on in it, too."""
@@ -161,9 +149,9 @@ class SiteEngine:
         for one in self._steered:
             rate = one.site.built if self.rate_in_eval == "built" else float(self.rate_in_eval)
             if not one.taken and rate != one.site.built:
-                self._take(one)
+                one.take(self, self._rates.rows)
             if one.taken:
-                self._write(one, rate)
+                one.write(rate)
         self._applied = None
 
     def asleep(self) -> list[DropoutSite]:
@@ -179,10 +167,7 @@ class SiteEngine:
     def release(self) -> None:
         """Put back the rates, the classes and the modes as built; a second call does nothing."""
         for one in reversed(self._steered):
-            if one.taken and one.site.owner is one.site.module:
-                release(one.site.module, one.site.attribute, self)
-            elif one.taken:
-                one.site._write(one.original)
+            one.put_back(self)
         for module in self._woken:
             module.training = False
         self._steered, self._waiting, self._woken = [], [], []
@@ -195,28 +180,31 @@ class SiteEngine:
 
     def report(self) -> DropoutReport:
         """Say what is steered, what was not reached yet, and what is not steered, and why."""
-        seen, apart = self.watch.seen, self.watch.apart
-        report = DropoutReport()
-        for one in self._steered:
-            site = one.site
-            if site.key in seen:
-                report.steered.append((site.name, seen[site.key].rate, seen[site.key].share))
-            elif site.known and not site.module.training:
-                report.named[site.name] = "its module is in evaluation mode"
-            elif id(site.module) in apart:
-                report.steered.append((site.name, site.get(), None))
-            else:
-                report.waiting.append(site.name)
-        report.unread.extend(
-            one.site.name for one in self._waiting if one.site.name not in self.watch.doubtful
-        )
+        report = outcome(self._steered, self._waiting, self._dozing, self.watch)
         report.held.extend(site.name for site in self._held)
-        report.named.update(self.watch.doubtful)
         report.named.update((name, "somebody else writes it, too") for name in self.others)
-        report.randomness.extend(self.watch.unsteered)
         return report
 
-    def _list(self, site: DropoutSite, factor: float, clock: Clock) -> None:
+    def _add(self, chosen: list[DropoutSite]) -> list[Steered]:
+        """List the chosen sites that are not listed yet."""
+        profile = depth_factors(self.root, chosen) if self._by_depth else [1.0] * len(chosen)
+        added: list[Steered] = []
+        for site, part in zip(chosen, profile, strict=True):
+            if site.key not in self.keys:
+                self.keys.add(site.key)
+                self.watch.wanted.setdefault(site.key, None)
+                factor = part * site.built if self._relative else part
+                added.append(self._listed(site, factor, self._clock_of(site)))
+        for one in added:
+            if one.levels and self._changes(one) and one.site.known:
+                self.floats.append(one.site.name)
+                if self.compiled == "hold":
+                    self._held.append(one.site)
+                    continue
+            (self._steered if one.site.known else self._waiting).append(one)
+        return added
+
+    def _listed(self, site: DropoutSite, factor: float, clock: Clock) -> Steered:
         inside = id(site.module) in self.watch.apart
         rule = rule_for(site.module) if site.known and site.owner is site.module else None
         if inside and rule is not None and read_by_parent(self.root, site.module, site.attribute):
@@ -226,23 +214,42 @@ class SiteEngine:
             self._rows.append(row)
         index = self._rows.index(row) if rule is not None else 0
         levels = rule is None and inside and site.kind not in ("recurrent", "layer")
-        one = _Steered(site, factor, clock, rule, index, levels)
-        if levels and self._changes(one) and site.known:
-            self.floats.append(site.name)
-            if self.compiled == "hold":
-                return self._held.append(site)
-        (self._steered if site.known else self._waiting).append(one)
+        return Steered(site, factor, clock, rule, index, levels)
 
-    def _changes(self, one: _Steered) -> bool:
+    def _tabulate(self) -> None:
+        device = next((p.device for p in self.root.parameters()), torch.device("cpu"))
+        self._rates = Rates(device, len(self._rows))
+
+    def _follow(self) -> bool:
+        """Steer the sites that have come since the last look, and let go of those that have gone."""
+        if self.watch.dirty:
+            self.watch.rescan()
+        if self._generation == self.watch.generation:
+            return False
+        self._generation = self.watch.generation
+        there, rows = {site.key for site in self.watch.sites}, len(self._rows)
+        for listed in (self._steered, self._waiting):
+            for one in [one for one in listed if one.site.key not in there]:
+                one.put_back(self)
+                listed.remove(one)
+                self.keys.discard(one.site.key)
+        others = {key for engine in watch_of(self.root)[1] if engine is not self for key in engine.keys}
+        fresh = [site for site in self.watch.sites if site.key not in others]
+        try:
+            chosen = select_sites(self.root, fresh, self.select)
+        except ValueError:  # all that there was has gone
+            chosen = []
+        self._add(chosen)
+        self.watch.arm()
+        if len(self._rows) > rows:
+            self._tabulate()
+            for one in self._steered:
+                if one.taken:
+                    one.take(self, self._rates.rows)
+        return True
+
+    def _changes(self, one: Steered) -> bool:
         return self.low != self.high or self.low * one.factor != one.site.built
-
-    def _take(self, one: _Steered) -> None:
-        site = one.site
-        one.taken = True
-        one.original = site._read()
-        if site.owner is site.module:
-            rates = self._rates.rows[one.row] if one.rule is not None else None
-            steer(site.module, site.attribute, self, rule=one.rule, rates=rates)
 
     def _take_news(self) -> bool:
         """Steer what was seen to act since the last look."""
@@ -274,12 +281,6 @@ class SiteEngine:
             one.levels = True
             self.floats.append(one.site.name)
         return bool(hidden)
-
-    def _write(self, one: _Steered, rate: float) -> None:
-        if one.written is not None and one.site._read() != one.written:
-            self.others[one.site.name] = None
-        one.site.set(rate)
-        one.written = rate
 
 
 def watch_of(root: nn.Module) -> tuple[Watch, list[SiteEngine]]:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.dropout.calls import (
+    COMPARISONS,
     COUNTED,
     DECISIONS,
     DRAWS,
@@ -23,6 +24,7 @@ from lightning_reg.dropout.calls import (
     READS,
     count,
     draws_inside,
+    first_number,
     flat,
     is_training,
     kind_of,
@@ -32,11 +34,11 @@ from lightning_reg.dropout.calls import (
     rate_of,
     tensors,
 )
-from lightning_reg.dropout.generators import Generators
 from lightning_reg.dropout.known import Kind
 from lightning_reg.dropout.seen import Seen
 from lightning_reg.dropout.sites import DropoutSite
 from lightning_reg.dropout.steering import RATE_AFTER
+from lightning_reg.dropout.unsteered import Unsteered
 from lightning_reg.dropout.watched import is_watched, plain, site_of, wanted, watched
 
 if TYPE_CHECKING:
@@ -52,14 +54,13 @@ class Mode(TorchFunctionMode):
         super().__init__()
         self.watch = watch
         self.sites = sites
-        self.generators = Generators(watch.root.modules())
-        self.compared_drawn = False
+        self.unsteered = Unsteered(watch.root, watch.names)
         self.converted_in: dict[int, tuple[int, float]] = {}
-        #: what was drawn and nothing else, and which sites went into it
+        #: what is made of draws, rates and constants alone: whether drawn, and which sites went into it
         self.noise: dict[int, tuple[weakref.ref[Tensor], bool, frozenset[int]]] = {}
         self.numbers_drawn: set[float] = set()
-        self.literal: dict[str, None] = {}
-        self.draws: dict[int, str] = {}
+        for tensor in watch.named_tensors:
+            self._made(tensor, False)
 
     @contextmanager
     def numbers(self) -> Iterator[None]:
@@ -67,9 +68,12 @@ class Mode(TorchFunctionMode):
         placed: list[tuple[DropoutSite, Any, Any]] = []
         for i, site in enumerate(self.sites):
             before = site._read()
-            number = watched(before, i, self, self._asked(site))
-            if number is not None and _written(site, number) and site._read() is number:
+            asked = self._asked(site)
+            number = watched(before, i, self, None if asked is None else site._raw(asked))
+            if number is not None and site.takes(number) and site._read() is number:
                 placed.append((site, before, number))
+            else:
+                self.watch.refused.add(site.key)
         try:
             yield
         finally:
@@ -145,56 +149,60 @@ class Mode(TorchFunctionMode):
                 seen.offered += before
         self._name_tensors((*args, *kwargs.values()))
         if not reached and rate and not is_watched(rate) and not self._belongs(where, rate):
-            self.literal.setdefault(f"{self._place(where)}: {name} with a rate of {rate:g} in the code")
+            self.unsteered.literal(where, name, rate)
 
     def _other(self, name: str, values: list[Any], reached: set[int], output: Any) -> None:
         """Follow what was drawn: a draw by a rate, or a comparison with one, makes the number a rate."""
-        draw = name in DRAWS
         given = [v for v in values if isinstance(v, Tensor)]
         tags = [self._tags(v) for v in given]
         sites = reached.union(*(held for _, held in tags))
         noise = any(is_noise for is_noise, _ in tags)
-        if draw:
+        pure = all(self._is_made(v) for v in given)  # nothing of the data is in it
+        if name in DRAWS:
             if sites:
                 self._seen_at_a_draw(name, sites, output)
             elif not self._converted():
-                self._draw(name, output)
+                self._draw(name, values, pure, output)
             self._name_tensors(values)
             return
         if name in READS:
             if noise:
                 self.numbers_drawn.update(plain_numbers(output))
             return
-        if sites and noise and name in DECISIONS:
-            kind: Kind = "layer" if all(t.numel() == 1 for t in given) else "row"
-            for site in sites:
-                self._use(site, kind)
-            for tensor in given:
-                self.draws.pop(id(tensor), None)
         if noise and name in DECISIONS:
+            if sites:
+                kind: Kind = "layer" if all(t.numel() == 1 for t in given) else "row"
+                for site in sites:
+                    self._use(site, kind)
+                self.unsteered.explained(given)
+            elif pure and name in COMPARISONS:
+                self.unsteered.literal(_running(), "a mask", first_number(values))
+                self.unsteered.explained(given)
             self._name_tensors(values)
-        # what is made of noise and rates alone is followed; what the data are in is not
-        if (sites or noise) and (name in FILLS or all(is_noise or held for is_noise, held in tags)):
+        if not pure and name not in FILLS:
+            self.watch.elsewhere.update(self.sites[i].key for i in reached)
+        elif name in FILLS or given or sites:  # followed; what the data are in is not
             for tensor in tensors(output):
-                self.noise[id(tensor)] = (weakref.ref(tensor), noise, frozenset(sites))
+                self._made(tensor, noise, frozenset(sites))
                 if noise:
-                    source = next((self.draws.pop(id(t)) for t in given if id(t) in self.draws), None)
-                    if source is not None:
-                        self.draws[id(tensor)] = source
+                    self.unsteered.passed_on(given, tensor)
 
     def _seen_at_a_draw(self, name: str, sites: set[int], output: Any) -> None:
         for site in sites:
             self._use(site, "row" if name in MASKS else "unknown")
         for tensor in tensors(output):
-            self.noise[id(tensor)] = (weakref.ref(tensor), True, frozenset())
+            self._made(tensor, True)
 
-    def _draw(self, name: str, output: Any) -> None:
-        place = f"{self._place(_running())}: {name}"
+    def _draw(self, name: str, values: list[Any], pure: bool, output: Any) -> None:
+        where = _running()
+        rate = first_number(values)
+        if name in ("bernoulli", "bernoulli_") and (pure or rate is not None):
+            if not self._belongs(where, rate):
+                self.unsteered.literal(where, name, rate)
+        else:
+            self.unsteered.draw(where, name, output)
         for tensor in tensors(output):
-            self.noise[id(tensor)] = (weakref.ref(tensor), True, frozenset())
-            if id(tensor) in self.draws:  # of a tensor that is gone
-                self.literal.setdefault(self.draws.pop(id(tensor)))
-            self.draws[id(tensor)] = place
+            self._made(tensor, True)
 
     def _converted(self) -> bool:
         """Use the site whose rate was made a plain number in the module that is running."""
@@ -211,20 +219,23 @@ class Mode(TorchFunctionMode):
     def compared(self, site: int, other: object) -> bool:
         """A number was compared in Python: with what was drawn, or with something else."""
         if type(other).__name__ == "ndarray":
-            drawn = any(self.generators.drew(float(v)) for v in other.flat[:8])  # type: ignore[attr-defined]
+            drawn = any(self._drew(float(v)) for v in other.flat[:8])  # type: ignore[attr-defined]
         elif isinstance(other, (int, float)) and not is_watched(other):
             if other in (0, 1):
                 return False  # a test whether to drop at all
-            drawn = float(other) in self.numbers_drawn or self.generators.drew(float(other))
+            drawn = self._drew(float(other))
         else:
             return False
         if drawn:
-            self.compared_drawn = True
+            self.unsteered.compared_drawn = True
             self._use(site, "layer")
         else:
             name = self.sites[site].name
             self.watch.doubtful.setdefault(name, "compared in Python with a number that was not seen drawn")
         return drawn
+
+    def _drew(self, number: float) -> bool:
+        return number in self.numbers_drawn or self.unsteered.generators.drew(number)
 
     def converted(self, site: int, value: float) -> None:
         """A rate became a plain number in the module that is running: ``float(rate * area)``."""
@@ -234,10 +245,7 @@ class Mode(TorchFunctionMode):
 
     def report(self) -> None:
         """Say which randomness of the whole step no rate steers."""
-        said = [*self.literal, *dict.fromkeys(self.draws.values())]
-        moved = self.generators.moved()
-        if moved and not self.compared_drawn:
-            said.extend(f"{name} is drawn from" for name in moved)
+        said = self.unsteered.said()
         self.watch.unsteered.extend(text for text in said if text not in self.watch.unsteered)
 
     def _use(self, index: int, kind: Kind) -> None:
@@ -247,7 +255,7 @@ class Mode(TorchFunctionMode):
         seen = self.watch.seen.get(site.key)
         if seen is None:
             asked = self._asked(site)
-            rate = float(plain(site._read())) if asked is None else asked
+            rate = site._raw(float(plain(site._read()))) if asked is None else asked
             self.watch.seen[site.key] = Seen(kind, _running(), rate)
             self.watch.doubtful.pop(site.name, None)
         elif seen.kind == "unknown":
@@ -257,21 +265,26 @@ class Mode(TorchFunctionMode):
         entry = self.noise.get(id(value)) if isinstance(value, Tensor) else None
         return entry[1:] if entry is not None and entry[0]() is value else (False, frozenset())
 
+    def _is_made(self, value: Tensor) -> bool:
+        entry = self.noise.get(id(value))
+        return entry is not None and entry[0]() is value
+
+    def _made(self, tensor: Tensor, noise: bool, sites: frozenset[int] = frozenset()) -> None:
+        self.noise[id(tensor)] = (weakref.ref(tensor), noise, sites)
+
     def _name_tensors(self, values: Any) -> None:
         for value in flat(values):
             name = self.watch.tensors.get(id(value)) if isinstance(value, Tensor) else None
             if name is not None:
                 self.watch.doubtful[name] = "a tensor; make it a number to schedule it"
 
-    def _belongs(self, where: nn.Module | None, rate: float) -> bool:
+    def _belongs(self, where: nn.Module | None, rate: float | None) -> bool:
         """Whether a plain rate is that of a known site which is not watched, or was injected."""
-        if where is None or where.__dict__.get(RATE_AFTER) == rate:
-            return where is not None
-        return any(s.module is where and s.get() == rate for s in self.watch.sites if s.known)
-
-    def _place(self, where: nn.Module | None) -> str:
-        where = self.watch.root if where is None else where
-        return f"{self.watch.names.get(id(where)) or 'the root'} ({type(where).__name__})"
+        if where is None or rate is None:
+            return False
+        held = [s.get() for s in self.watch.sites if s.known and s.module is where]
+        held.append(where.__dict__.get(RATE_AFTER, -1.0))
+        return rate in held or 1.0 - rate in held or rate in [1.0 - value for value in held]
 
 
 def _running() -> nn.Module | None:
@@ -283,12 +296,3 @@ def _running() -> nn.Module | None:
             return held
         frame = frame.f_back
     return None
-
-
-def _written(site: DropoutSite, value: Any) -> bool:
-    """Write a number, if its owner takes it: an OmegaConf container and a frozen dataclass do not."""
-    try:
-        site._write(value)
-    except Exception:  # each library of configurations has errors of its own
-        return False
-    return True

@@ -18,9 +18,10 @@ from lightning_reg.dropout.known import Kind, is_rate, known_kinds, registered
 from lightning_reg.dropout.steering import SteeredRate, built_rate
 from lightning_reg.select.wrappers import visible_modules
 
-__all__ = ["DropoutSite", "candidates", "find_sites"]
+__all__ = ["DropoutSite", "candidates", "find_sites", "slots_of"]
 
 _RATES_OF_DROP_CLASSES = frozenset({"p", "prob", "rate"})
+_KEEP = ("keep_prob", "keep_rate", "keepprob")
 #: Attributes of a module that begin with "_" and hold the user's configuration.
 _PRIVATE = ("config", "cfg", "hparams", "args")
 _NO_CONFIGURATIONS = ("torch.", "lightning.", "pytorch_lightning.", "torchmetrics")
@@ -42,6 +43,7 @@ class DropoutSite:
         attribute: the attribute's name, the key, or the index.
         aliases: every name of a shared site, ``name`` included.
         holders: the modules that hold the owner.
+        keeps: whether the number is a probability of keeping, as ``keep_prob`` is; rates are of dropping.
 
     >>> [site] = find_sites(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
     >>> site.name, site.kind, site.get()
@@ -60,10 +62,11 @@ class DropoutSite:
     aliases: tuple[str, ...]
     known: bool = True
     holders: tuple[nn.Module, ...] = ()
+    keeps: bool = False
 
     def get(self) -> float:
         """Return the current rate."""
-        return float(self._read())
+        return self._raw(float(self._read()))
 
     def set(self, rate: float) -> None:
         """Set the rate; copies and pickles of a configuration keep the built one.
@@ -75,14 +78,16 @@ class DropoutSite:
             raise ValueError(
                 f"the rate {rate} for {self.name} is not a probability; give a number from 0 to 1"
             )
+        raw, built = self._raw(rate), self._raw(self.built)
         if self.owner is self.module:
-            self._write(rate)
+            self._write(raw)
         elif rate != self.built:
-            self._write(SteeredRate(rate, self.built))
+            held = self._read()
+            self._write(SteeredRate(raw, held.built if isinstance(held, SteeredRate) else built))
         elif isinstance(self._read(), SteeredRate):
             self._write(self._read().built)
         else:
-            self._write(self.built)
+            self._write(built)
 
     @property
     def rate(self) -> float:
@@ -93,6 +98,10 @@ class DropoutSite:
     def key(self) -> tuple[int, Any]:
         """What tells one place from another, which is the owner's identity and the attribute."""
         return (id(self.owner), self.attribute)
+
+    def _raw(self, rate: float) -> float:
+        """The number that is held for a rate, and the rate for the number that is held."""
+        return 1.0 - rate if self.keeps else rate
 
     def _read(self) -> Any:
         if isinstance(self.owner, (MutableMapping, MutableSequence)):
@@ -106,6 +115,14 @@ class DropoutSite:
             self.module.__dict__[self.attribute] = value  # nothing that nn.Module would register
         else:
             setattr(self.owner, self.attribute, value)
+
+    def takes(self, value: Any) -> bool:
+        """Write a number, if its owner takes it: an OmegaConf container and a frozen dataclass do not."""
+        try:
+            self._write(value)
+        except Exception:  # each library of configurations has errors of its own
+            return False
+        return True
 
     def __repr__(self) -> str:
         mark = "" if self.known else ", not of a known class"
@@ -150,8 +167,18 @@ def candidates(module: nn.Module) -> list[DropoutSite]:
             if site is None:
                 built = built_rate(owner, attribute, value)
                 known = kind is not None
+                keeps = not known and "keep" in str(attribute).lower()
                 found[key] = DropoutSite(
-                    name, kind or "unknown", built, holder, owner, attribute, (name,), known, (holder,)
+                    name,
+                    kind or "unknown",
+                    1.0 - built if keeps else built,
+                    holder,
+                    owner,
+                    attribute,
+                    (name,),
+                    known,
+                    (holder,),
+                    keeps,
                 )
             elif name not in site.aliases:
                 holders = site.holders if holder in site.holders else (*site.holders, holder)
@@ -188,7 +215,8 @@ def _inside(holder: Any, prefix: str, named: bool, depth: int) -> Iterator[tuple
     elif isinstance(holder, MutableSequence):
         items = list(enumerate(holder))
     else:
-        items = list(vars(holder).items())
+        slots = [name for base in type(holder).__mro__ for name in slots_of(base) if hasattr(holder, name)]
+        items = [*getattr(holder, "__dict__", {}).items(), *((name, getattr(holder, name)) for name in slots)]
     for attribute, value in items:
         here = named or (isinstance(attribute, str) and _names_drop(attribute))
         if is_rate(value):
@@ -199,7 +227,8 @@ def _inside(holder: Any, prefix: str, named: bool, depth: int) -> Iterator[tuple
 
 
 def _names_drop(attribute: str) -> bool:
-    return "drop" in attribute.lower()
+    lower = attribute.lower()
+    return "drop" in lower or any(word in lower for word in _KEEP)
 
 
 def _public(attribute: str) -> str:
@@ -208,16 +237,22 @@ def _public(attribute: str) -> str:
 
 def _holds_more(attribute: str, value: object) -> bool:
     """Whether to look for rates on this value: a container, a namespace, a configuration."""
+    if attribute == "_hparams_initial":  # Lightning's copy
+        return False
     if attribute.startswith("_") and not any(word in attribute for word in _PRIVATE):
         return False
     if isinstance(value, (MutableMapping, MutableSequence)):
         return True
     return (
-        hasattr(value, "__dict__")
+        (hasattr(value, "__dict__") or any(map(slots_of, type(value).__mro__)))
         and not callable(value)
         and not isinstance(value, (type, nn.Module, Tensor))
-        and not type(value).__module__.startswith(
-            ("torch.", "lightning.", "pytorch_lightning.", "torchmetrics")
-        )
+        and not type(value).__module__.startswith(_NO_CONFIGURATIONS)
         and type(value).__module__ != "builtins"
     )
+
+
+def slots_of(cls: type) -> list[str]:
+    """Return the names of the slots that a class declares itself."""
+    slots = cls.__dict__.get("__slots__", ())
+    return [name for name in ([slots] if isinstance(slots, str) else slots) if not name.startswith("__")]

@@ -14,8 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    register_module_forward_pre_hook,
+    register_module_module_registration_hook,
+)
 
+from lightning_reg.dropout.calls import draws_inside
+from lightning_reg.dropout.holders import Readers
 from lightning_reg.dropout.mode import Mode
 from lightning_reg.dropout.seen import Seen
 from lightning_reg.dropout.sites import DropoutSite, candidates
@@ -43,33 +48,90 @@ class Watch:
     def __init__(self, root: nn.Module, apart: frozenset[int] = frozenset()) -> None:
         self.root = root
         self.apart = apart
-        self.sites = candidates(root)
-        self.tensors = dict(_tensors_named_drop(root))
+        self.sites: list[DropoutSite] = []
+        #: tensors of one number that are named as rates are
+        self.named_tensors: list[Tensor] = []
         self.seen: dict[tuple[int, Any], Seen] = {}
+        #: numbers that reached a torch function, and no draw
+        self.elsewhere: set[tuple[int, Any]] = set()
+        #: numbers whose owner takes no other
+        self.refused: set[tuple[int, Any]] = set()
         #: names that were used in a way that does not tell whether they are rates
         self.doubtful: dict[str, str] = {}
         #: randomness that no rate steers, as sentences
         self.unsteered: list[str] = []
-        self.names = {id(m): path for path, m in reversed(list(visible_modules(root)))}
         #: the sites that somebody steers, and the rates wanted of them; None while it is the built one
         self.wanted: dict[tuple[int, Any], float | None] = {}
         #: whether a whole step was watched
         self.stepped = False
+        #: how often the sites have changed, and whether modules have come since they were listed
+        self.generation = -1
+        self.dirty = False
+        self._at = 0
         self._called: set[int] = set()
+        self._calls: dict[int, int] = {}
         self._armed: list[nn.Module] = []
         self._depth = 0
+        self._registration: Any = None
+        self.rescan()
 
     def __deepcopy__(self, memo: object) -> None:
         return None  # a copy of a watched module is not watched
+
+    def rescan(self) -> None:
+        """List the sites anew, for modules, lists and configurations that have come or gone."""
+        before = {site.key: site for site in self.sites}
+        self.sites = [before.get(site.key, site) for site in candidates(self.root)]
+        self.names = {id(m): path for path, m in reversed(list(visible_modules(self.root)))}
+        for module in [m for m in self._armed if m is not self.root and id(m) not in self.names]:
+            self._disarm(module)
+        self._readers = Readers(self.root)
+        named = list(_tensors_named_drop(self.root))
+        self.tensors = {id(tensor): name for tensor, name in named}
+        self.named_tensors = [tensor for tensor, _ in named]
+        for path, module in visible_modules(self.root):
+            if isinstance(module, torch.jit.ScriptModule) and _drops(module):
+                self.doubtful[path] = "a script module that drops; steer it before it is scripted"
+        self.generation += before.keys() != {site.key for site in self.sites} or self.generation < 0
+        self.dirty = False
+
+    def follow(self) -> None:
+        """Notice, until :meth:`close`, the modules that are put into the root's."""
+        if self._registration is None:
+            self._registration = register_module_module_registration_hook(self._registered)
+
+    def _registered(self, module: nn.Module, name: str, child: nn.Module | None) -> None:
+        self.dirty = self.dirty or id(module) in self.names
 
     def open(self) -> list[DropoutSite]:
         """The sites that were not seen yet, of those that somebody steers."""
         return [s for s in self.sites if s.key not in self.seen and s.key in self.wanted]
 
-    @property
-    def due(self) -> bool:
-        """Whether the next whole step needs watching: beside compiled modules only for unknown numbers."""
-        return not self.stepped and (not self.apart or any(not s.known for s in self.open()))
+    def overlooked(self, site: DropoutSite) -> bool:
+        """Whether code that no watched forward has run reads this number, as far as can be told."""
+        unclear = site.key in self.seen or site.key in self.elsewhere or site.name in self.doubtful
+        if unclear or site.known or site.built == 0:
+            return False
+        path = self.names.get(id(site.module), "")
+        parts = [part for part in site.name[len(path) :].strip(".").split(".") if not part.isdigit()]
+        if len(parts) == 1:
+            classes = [type(holder) for holder in site.holders]
+            return any(self._readers.read(cls, parts[0]) for cls in classes)
+        copied = any(other.known and other.built == site.built for other in self.sites)
+        return not copied and self._readers.read_apart(parts[-1])
+
+    def next_step(self) -> bool:
+        """Count a whole step that comes, and say whether to watch it.
+
+        The first is watched, and where code reads a number that no forward has used, some of those that
+        follow: a batch may take another branch. Beside compiled modules only unknown numbers are watched.
+        """
+        self._at += 1
+        if self.apart and all(site.known for site in self.open()):
+            return False
+        if not self.stepped:
+            return True
+        return _often(self._at) and any(map(self.overlooked, self.open()))
 
     def again(self) -> None:
         """Watch a whole step once more, if there are numbers that were not seen to be rates."""
@@ -87,12 +149,17 @@ class Watch:
 
     @contextmanager
     def forward(self, module: nn.Module) -> Iterator[None]:
-        """Watch one forward of a module that was not called before."""
+        """Watch the first forward of a module, and some more where code that has not run reads a number."""
         whole = module is self.root
+        calls = self._calls[id(module)] = self._calls.get(id(module), 0) + 1
+        if not _often(calls):
+            yield
+            return
         with self._watching(self.sites if whole else self.open(), whole):
             yield
         self._called.add(id(module))
-        self._disarm(module)
+        if not any(self.overlooked(s) for s in self.open() if whole or module in s.holders):
+            self._disarm(module)
 
     def arm(self, root: bool = False) -> None:
         """Watch the first forward of each module that holds an unseen site and was not called yet."""
@@ -109,6 +176,9 @@ class Watch:
         """Watch nothing any more."""
         for module in list(self._armed):
             self._disarm(module)
+        if self._registration is not None:
+            self._registration.remove()
+            self._registration = None
 
     def _disarm(self, module: nn.Module) -> None:
         self._armed = [armed for armed in self._armed if armed is not module]
@@ -139,9 +209,21 @@ class Watch:
             mode.report()
 
 
-def _tensors_named_drop(root: nn.Module) -> Iterator[tuple[int, str]]:
+def _often(count: int) -> bool:
+    """The first eight, and then every power of two."""
+    return count <= 8 or count & (count - 1) == 0
+
+
+def _drops(module: torch.jit.ScriptModule) -> bool:
+    try:
+        return draws_inside(module)
+    except RuntimeError:  # without a forward
+        return False
+
+
+def _tensors_named_drop(root: nn.Module) -> Iterator[tuple[Tensor, str]]:
     for path, module in visible_modules(root):
         for store in (module.__dict__, module._buffers, module._parameters):
             for name, value in store.items():
                 if isinstance(value, Tensor) and "drop" in name.lower() and value.numel() == 1:
-                    yield id(value), f"{path}.{name}" if path else name
+                    yield value, f"{path}.{name}" if path else name

@@ -105,6 +105,8 @@ def _make(base: Any) -> type:
         body[f"__r{stem}__"] = _arithmetic(base, f"__r{stem}__", _swapped(function))
     for name in ("__neg__", "__pos__", "__abs__"):
         body[name] = _unary(base, name)
+    if base is not int:
+        body["__round__"] = _rounded(base)
     return type(f"Watched{base.__name__.capitalize()}", (base,), body)
 
 
@@ -142,6 +144,14 @@ def _unary(base: Any, name: str) -> Callable[[Any], Any]:
     return lambda self: _passed_on(
         self, getattr(base, name)(self), getattr(base, name)(self.__dict__[_SITE][3])
     )
+
+
+def _rounded(base: Any) -> Callable[..., Any]:
+    def method(self: Any, digits: Any = None) -> Any:
+        number = base.__round__(self, digits)
+        return _passed_on(self, number, round(self.__dict__[_SITE][3], digits))
+
+    return method
 
 
 def _passed_on(self: Any, result: Any, asked: Any) -> Any:

@@ -189,8 +189,8 @@ def test_rates_in_containers_that_refuse_others_are_reported_and_left_alone():
     watched = watch(net, lambda: net(torch.ones(2, 2)))
     assert seen(watched) == {"inner.p": "element"}
     assert watched.unsteered == [
-        "the root (Configured): dropout with a rate of 0.1 in the code",
-        "the root (Configured): dropout with a rate of 0.3 in the code",
+        "the root (Configured): dropout with a rate of 0.1 in the code (perhaps _hparams.dropout)",
+        "the root (Configured): dropout with a rate of 0.3 in the code (perhaps config.drop_rate)",
     ]
     assert net._hparams == {"dropout": 0.1} and net.inner.p == 0.4
 
