@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from lightning_reg.groups.coupled import Coupled
     from lightning_reg.groups.units import Units
 
-__all__ = ["GroupForm", "Groups", "check_groups", "default_layout", "head_count", "layout_of"]
+__all__ = [
+    "HEAD_COUNTS",
+    "KEY_VALUE_COUNTS",
+    "GroupForm",
+    "Groups",
+    "check_groups",
+    "default_layout",
+    "head_count",
+    "layout_of",
+]
 
 GroupForm: TypeAlias = Literal["rows", "columns", "filters", "channels", "heads", "tensor"]
 GroupRule: TypeAlias = "Callable[[str, nn.Parameter, nn.Module], Layout | Tensor | GroupForm]"
@@ -43,10 +52,12 @@ Groups: TypeAlias = "GroupForm | Literal['units'] | GroupRule | Coupled | Units"
 
 _CONV = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
-_HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
-_KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads")
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads")
+KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads")
 _INTO_HEADS = frozenset({"q_proj", "query", "to_q", "wq", "q", "q_lin"})
-_INTO_KEY_VALUE = frozenset({"k_proj", "v_proj", "key", "value", "to_k", "to_v", "wk", "wv", "k", "v"})
+_INTO_KEY_VALUE = frozenset(
+    {"k_proj", "v_proj", "key", "value", "to_k", "to_v", "wk", "wv", "k", "v", "k_lin", "v_lin"}
+)
 _INTO_FUSED = frozenset({"qkv", "qkv_proj", "in_proj", "to_qkv", "Wqkv"})
 _OUT_OF_HEADS = frozenset({"out_proj", "o_proj", "proj", "to_out", "wo", "out_lin"})
 
@@ -205,14 +216,20 @@ def _heads(selected: Selected) -> Layout:
     module = selected.module
     layer = name[-2] if len(name) > 1 else ""
     # the attention is the innermost module around the tensor that says how many heads it has
-    around = [m for m in reversed(selected.containers) if _count(m, _HEAD_COUNTS)]
+    around = [m for m in reversed(selected.containers) if _count(m, HEAD_COUNTS)]
     if not around:
+        width = _width_of_heads(selected)
+        if width and isinstance(module, nn.Linear) and attribute in ("weight", "bias"):
+            if layer in _INTO_HEADS | _INTO_KEY_VALUE:
+                return _split(selected, 0, shape[0] // width)
+            if layer in _OUT_OF_HEADS and len(shape) == 2:
+                return _split(selected, 1, shape[1] // width)
         raise ValueError(
             f"groups='heads' finds no number of heads around {selected.name}; select attention layers, or "
             "give a callable that returns labels"
         )
-    heads = _count(around[0], _HEAD_COUNTS)
-    key_value = _count(around[0], _KEY_VALUE_COUNTS) or heads
+    heads = _count(around[0], HEAD_COUNTS)
+    key_value = _count(around[0], KEY_VALUE_COUNTS) or heads
     if isinstance(module, nn.MultiheadAttention):
         if attribute in ("in_proj_weight", "in_proj_bias"):
             return _split(selected, 0, heads, parts=3)
@@ -244,7 +261,12 @@ def _split(selected: Selected, dim: int, heads: int, parts: int = 1) -> Layout:
 
 def head_count(module: nn.Module) -> int:
     """Return how many attention heads a module says that it has, or 0."""
-    return _count(module, _HEAD_COUNTS)
+    return _count(module, HEAD_COUNTS)
+
+
+def _width_of_heads(selected: Selected) -> int:
+    """How wide a head is, where the module around a projection says that and not how many there are."""
+    return _count(selected.containers[-2], ("head_dim",)) if len(selected.containers) > 1 else 0
 
 
 def _count(module: nn.Module, names: tuple[str, ...]) -> int:

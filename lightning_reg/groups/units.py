@@ -23,7 +23,7 @@ from lightning_reg.groups.tracing import (
 )
 from lightning_reg.select.parameters import Select, Selected, matches, named_parameters
 
-__all__ = ["UnitSet", "Units"]
+__all__ = ["UnitSet", "Units", "head_sets"]
 
 _CONV = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
@@ -120,7 +120,7 @@ class Units:
         twin = traceable_copy(model, asker)
         graph = dependency_graph(twin, _on_device(self._example_of(model), twin), asker)
         names = {id(s.parameter): s.name for s in named_parameters(twin)}
-        heads = _heads(named_parameters(twin))
+        heads = head_sets(named_parameters(twin))
         sets: list[UnitSet] = []
         taken = {name for forms in heads for name in forms}
         for layer in twin.modules():
@@ -202,8 +202,8 @@ def _layout(shape: tuple[int, ...], dim: int, units: Tensor, count: int) -> Layo
     return Labels(index.expand(shape).contiguous())
 
 
-def _heads(parameters: Sequence[Selected]) -> list[UnitSet]:
-    """The heads of every attention layer: rows of its query, key and value projections."""
+def head_sets(parameters: Sequence[Selected]) -> list[UnitSet]:
+    """Return the heads of every attention layer: rows of its query, key and value projections."""
     around: dict[int, list[tuple[Selected, Layout]]] = {}
     for s in parameters:
         try:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_reg.groups.forms import head_count, layout_of
 from lightning_reg.groups.tracing import call_with, dependency_graph, unit_count
+from lightning_reg.look.heads import cut_heads_
 from lightning_reg.select.derived import store_in_use_
 from lightning_reg.select.parameters import named_parameters
 from lightning_reg.tensors.shards import is_flattened, is_sharded
@@ -33,8 +34,9 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
     parametrization, which the copy has no more), or the scale of the batch normalization behind it is
     (network slimming), in every layer that a residual sum joins to it. A constant of 0 is cut. Another one is
     moved into the bias of the layer that reads it, where this is linear or an unpadded convolution; a unit
-    whose constant cannot be moved is kept. One unit of each layer is always kept, and attention layers are
-    kept whole: what is cut of a transformer are its feed-forward units.
+    whose constant cannot be moved is kept. An attention head is dead where its queries, keys and values are
+    all zero; a ``MultiheadAttention`` that loses heads becomes a module of our own, called in the same way.
+    One unit of each layer is always kept.
 
     To have units die as a whole, penalise them with ``groups="units"``, see :class:`~lightning_reg.Units`.
     :func:`~lightning_reg.size_table` says what was won.
@@ -59,13 +61,15 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
             raise ValueError(
                 "compact(...) follows one forward; give it an example_input that the model takes"
             )
-    kept = _refuse(model)
+    _refuse(model)
     smaller = _with_weights_in_use(model).eval()
+    with torch.no_grad():
+        before = call_with(smaller, example_input)
+        cut_heads_(smaller, lambda: _equal(before, call_with(smaller, example_input)))
+    kept = _refuse(smaller)
     heads = {module for name, module in smaller.named_modules() if name in kept}
     for parameter in smaller.parameters():
         parameter.requires_grad_(True)  # the package follows autograd's graph
-    with torch.no_grad():
-        before = call_with(smaller, example_input)
     graph = dependency_graph(smaller, example_input, "compact(...)")
     roots = [m for m in smaller.modules() if _is_layer(m) and m not in heads and m in graph.module2node]
     for layer in roots:
@@ -75,6 +79,7 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
     if not _equal(before, after):
         raise RuntimeError("compact(...) would change the outputs of this model, so it was not cut")
     frozen = {name for s in named_parameters(model) if not s.parameter.requires_grad for name in s.names}
+    frozen |= {name.replace("in_proj_", "in_proj.") for name in frozen}  # of an attention that is cut
     for name, parameter in smaller.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return smaller.train(model.training)
