@@ -1,7 +1,7 @@
 """Half of the units of four networks: ``python -m benchmarks.structured [--networks ...] [--data ...]``.
 
 For each seed: the dense network; the same with a group lasso on its units, whose share is steered to 0.5,
-held in the last three quarters of the run, and cut at its end. Both train for as many epochs. One line of JSON a run,
+held from a quarter of the run on, and cut at its end. Both train for as many epochs. One line of JSON a run,
 and a table in the end.
 """
 
