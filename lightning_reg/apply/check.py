@@ -100,14 +100,14 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     Raises:
         ValueError: the sentence names both sides, and a combination that works.
     """
-    name = type(optimizer).__name__
+    name, groups = type(optimizer).__name__, term.groups(optimizer)
     penalty = type(term.penalty).__name__
     if apply == "proximal":
         _check_stored(term)
     if term.penalty.is_constraint:
         if not term.bound.elementwise:
             check_whole((s.parameter for s in term.selected), penalty)
-        check_placeable(optimizer, penalty)
+        check_placeable(optimizer, penalty, groups)
         return
     if isinstance(optimizer, LBFGS) and apply != "loss":
         raise ValueError(
@@ -120,7 +120,7 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
             "use apply='decoupled', or SGD or Adagrad"
         )
     # pytorch-optimizer keeps it beside the groups
-    maximizes = any(g.get("maximize", getattr(optimizer, "maximize", False)) for g in optimizer.param_groups)
+    maximizes = any(g.get("maximize", getattr(optimizer, "maximize", False)) for g in groups)
     if maximizes and apply != "proximal":
         raise ValueError(
             f"{name}(maximize=True) climbs, so apply={apply!r} would reward what {penalty} is to punish; "
@@ -130,14 +130,14 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     if apply == "loss" or steered or not term.bound.elementwise:
         what = repr(term.penalty) if apply != "loss" else "apply='loss'"
         check_whole((s.parameter for s in term.selected), what)
-    check_mode(optimizer, apply, euclidean=metric == "euclidean")
+    check_mode(optimizer, apply, metric == "euclidean", groups)
     if apply in ("gradient", "loss"):
         _warn_of_dense(term, apply)
     if apply == "decoupled":
         _warn_of_own_decay(term, optimizer)
     if apply != "proximal" or metric != "optimizer":
         return
-    if has_one_step(optimizer):
+    if has_one_step(optimizer, groups):
         return
     if not term.penalty.prox_in_metric:
         raise ValueError(

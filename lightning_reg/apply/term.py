@@ -183,6 +183,10 @@ class Term:
         members = (p for group in optimizer.param_groups for p in self._members(group))
         return [p for p in dict.fromkeys(members) if p.requires_grad]
 
+    def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+        """Return the groups of ``optimizer`` that hold tensors of the selection, or lazy ones that may be."""
+        return [g for g in optimizer.param_groups if self._members(g) or any(map(is_lazy, g["params"]))]
+
     def _members(self, group: dict[str, Any]) -> list[nn.Parameter]:
         """The chosen tensors of a parameter group; found anew only where the group has changed."""
         parameters = group["params"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,19 +13,19 @@ from lightning_reg.apply import (
     Apply,
     DualAveraging,
     Metric,
-    Term,
     add_gradient_,
     default_apply,
     forget_averages,
 )
 from lightning_reg.apply.backward import GradientInBackward
 from lightning_reg.hosts.clipping import clipping_noticed
-from lightning_reg.hosts.engine import Engine, Host
+from lightning_reg.hosts.copies import Copies
+from lightning_reg.hosts.engine import Engine
+from lightning_reg.hosts.plain_loop import Loop, check_held
 from lightning_reg.hosts.step_hooks import StepHooks
 from lightning_reg.hosts.watch import Silence
-from lightning_reg.hosts.wrappers import accumulates, bare_optimizer, check_reachable, left_scale, scaler_of
+from lightning_reg.hosts.wrappers import accumulates, left_scale, scaler_of
 from lightning_reg.penalties.regularizer import Regularizer
-from lightning_reg.select.parameters import named_parameters
 
 __all__ = ["Attachment", "attach"]
 
@@ -111,9 +111,9 @@ def attach(
         raise ValueError(f"total_steps={total_steps!r} is not a number of steps; give an integer, 1 or more")
     if not isinstance(model, nn.Module):
         raise TypeError(f"{type(model).__name__} is not a module; call attach(model, optimizer, penalty)")
-    loop = _Loop(model, optimizer)
+    loop = Loop(model, optimizer)
     bare = loop.optimizer
-    before = sum(isinstance(getattr(member, "host", None), _Loop) for member in StepHooks.members_of(bare))
+    before = sum(isinstance(getattr(member, "host", None), Loop) for member in StepHooks.members_of(bare))
     engine = Engine(
         penalty,
         default_apply(penalty, apply),
@@ -124,65 +124,16 @@ def attach(
         dual_averaging=dual_averaging,
         label=f"{before} {getattr(penalty, 'log_name', '')}",
     )
-    _check_held(engine.term, bare)
-    engine.hook(bare)
     return Attachment(engine, loop)
-
-
-class _Loop(Host):
-    """A loop of one's own: it has one optimizer, and counts its steps here."""
-
-    def __init__(self, model: nn.Module, given: Optimizer) -> None:
-        check_reachable(model, given)
-        self.model, self.given = model, given
-        self.optimizer = bare_optimizer(given)
-        self.taken = 0
-        self.silence: Silence | None = None
-
-    def check(self, term: Term, optimizer: Optimizer) -> None:
-        # a strategy may have exchanged the parameters since
-        check_reachable(self.model, self.given)
-        _check_held(term, optimizer)
-        self.listen_no_more()
-
-    def listen_no_more(self) -> None:
-        if self.silence is not None:
-            self.silence.end()
-            self.silence = None
-
-    def step(self) -> int:
-        return self.taken
-
-    def optimizers(self) -> Iterable[Optimizer]:
-        return [self.optimizer]
-
-    def stepped(self, optimizer: Optimizer) -> None:
-        self.taken += 1
-
-
-def _check_held(term: Term, optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose steps would penalise nothing."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    select = term.penalty.select
-    selected = term.penalty.choose(named_parameters(term.module)) or term.selected
-    if any(id(s.parameter) in held for s in selected):
-        return
-    name = type(optimizer).__name__
-    if any(id(parameter) in held for parameter in term.module.parameters()):
-        raise ValueError(
-            f"select={select!r} names {selected[0].name}, and {name} holds none of what it names; give the "
-            "optimizer that steps them, or another select="
-        )
-    raise ValueError(
-        f"{name} holds no parameter of the model, so it steps another one, or was made before the "
-        "parameters were exchanged; make it from this model's parameters()"
-    )
 
 
 class Attachment:
     """A penalty or a constraint attached to an optimizer; made by :func:`attach`."""
 
-    def __init__(self, engine: Engine, loop: _Loop) -> None:
+    def __init__(self, engine: Engine, loop: Loop) -> None:
+        check_held(engine.term, loop.optimizer)
+        engine.hook(loop.optimizer)
+        Copies.add(loop.optimizer, self)
         self._engine = engine
         self._loop = loop
         self._in_backward: GradientInBackward | None = None
@@ -196,6 +147,32 @@ class Attachment:
             f"Attachment({engine.penalty!r}, apply={engine.apply!r}, on {names or 'nothing'}, after "
             f"{self.step} steps of {type(optimizer).__name__})"
         )
+
+    @property
+    def model(self) -> nn.Module:
+        """What it is attached to."""
+        return self._loop.model
+
+    def again(self, model: nn.Module, optimizer: Optimizer) -> Attachment:
+        """Return the same, at the same step, attached to copies of model and optimizer."""
+        old, loop = self._engine, Loop(model, optimizer)
+        engine = Engine(
+            old.penalty,
+            old.apply,
+            old.metric,
+            model,
+            loop,
+            total_steps=old.term.total_steps,
+            dual_averaging=old.term.dual_averaging,
+            label=old.term.label,
+        )
+        twin = Attachment(engine, loop)
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
+        copy.deepcopy((self._loop.model, self._loop.optimizer), memo)
+        return memo[id(self)]  # type: ignore[no-any-return]
 
     @property
     def step(self) -> int:
@@ -272,6 +249,7 @@ class Attachment:
 
     def remove(self) -> None:
         """Detach from optimizer and model, and leave no trace in them."""
+        Copies.discard(self._loop.optimizer, self)
         self._engine.detach()
         self._loop.listen_no_more()
         forget_averages(self._engine.term, self._loop.optimizer)

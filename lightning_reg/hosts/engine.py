@@ -30,6 +30,7 @@ from lightning_reg.apply.term import found_inf
 from lightning_reg.apply.warm_up import warm_up
 from lightning_reg.hosts.clipping import SeemsClipped
 from lightning_reg.hosts.step_hooks import StepHooks
+from lightning_reg.hosts.watch import OwnGradients
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
 
@@ -123,8 +124,9 @@ class Engine:
         self._checked = False
         self._not_reached = NotReached()
         self._clipping = SeemsClipped()
+        self._own_gradients = OwnGradients(self.term)
         self._hooked: dict[int, tuple[Optimizer, StepHooks | None]] = {}
-        self._announced: set[int] = set()
+        self._announced: dict[int, int] = {}  # by identity of an optimizer: the step
         self._awaited: dict[int, Sequence[Awaited]] = {}  # decays that wait for the update
         self._now: tuple[int, float] | None = None  # the step last asked for, and its strength
 
@@ -156,7 +158,7 @@ class Engine:
 
     def hook(self, optimizer: Optimizer) -> None:
         """Take part in the steps of ``optimizer``, or say why not."""
-        if id(optimizer) in self._hooked:
+        if id(optimizer) in self._hooked or not self.term.groups(optimizer):
             return
         check_optimizer(self.term, self.apply, optimizer, self.metric)
         warm_up(self.term, self.apply, self.term.trainable(optimizer))
@@ -172,10 +174,19 @@ class Engine:
     def announce(self, optimizer: Optimizer) -> None:
         """Act before a step whose gradients are complete, where the host says so."""
         self.steps_seen += 1
-        self.hook(optimizer)  # made since the fit started
-        self._announced.add(id(optimizer))
+        if self._announced.get(id(optimizer)) == self.host.step() and not self.repeats:
+            return  # a closure that is called again
+        self.hook(optimizer)  # made since the fit started, or given parameters
+        if id(optimizer) not in self._hooked:
+            return
+        self._announced[id(optimizer)] = self.host.step()
         if not self.host.acts_inside(self.apply, optimizer):
             self.before_step(optimizer)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it acts anew on the gradients of each call of a closure, and not once a step."""
+        return self.apply == "gradient"
 
     def acts_inside(self, optimizer: Optimizer) -> bool:
         """Whether :meth:`before_step` is to be called in the step."""
@@ -197,18 +208,22 @@ class Engine:
             self._awaited[id(optimizer)] = awaited
         elif self.apply == "gradient" and not self.added:
             add_gradient_(self.term, optimizer, self.strength())
+        if self.apply == "gradient":
+            self._own_gradients.begin(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Act after the update."""
         if self.host.announces() and not self.penalty.is_constraint:
             if id(optimizer) not in self._announced:
                 return  # stepped behind the host's back, where no schedule moves on
-            self._announced.remove(id(optimizer))
+            del self._announced[id(optimizer)]
         if self.penalty.is_constraint:
             project_(self.term, optimizer, self.strength())
         elif self.apply == "proximal":
             factors = StepHooks.of(optimizer).factors
             prox_(self.term, optimizer, self.strength(), self.host.step(), self.metric, factors)
+        elif self.apply == "gradient":
+            self._own_gradients.check(optimizer, assigned=not self.host.announces())
         elif self.apply == "decoupled":
             decay_where_agreed_(self._awaited.pop(id(optimizer), ()), self.host.step())
         self.term.forget(optimizer)
@@ -246,6 +261,7 @@ class Engine:
             if hooks is not None:
                 hooks.remove(self)
         self._hooked = {}
-        self._announced = set()
+        self._announced = {}
         self._not_reached.end()
         self.host.detached()
+        self._own_gradients.end()

@@ -20,6 +20,10 @@ class InStep(Protocol):
     def turn(self) -> int:
         """The lower, the earlier; of the same turn, the one that came first."""
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it acts after each call of a closure, and not after the first of a step alone."""
+
     def acts_inside(self, optimizer: Optimizer) -> bool:
         """Whether it acts before the update, and inside the step, where the gradients are complete."""
 
@@ -101,6 +105,7 @@ class StepHooks:
             loss = closure()
             for member in acting:
                 member.before_step(optimizer)
+            acting[:] = [member for member in acting if member.repeats]
             return loss
 
         return (args[0],), {**kwargs, "closure": with_terms}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.optimizers.facts import Facts, Group, register_optimizer, row_of
-from lightning_reg.apply.optimizers.recognised import recognised
+from lightning_reg.apply.optimizers.recognised import recognised, steps_twice
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
 def facts_of(optimizer: Optimizer, group: Group) -> Facts:
     """Return what is known of ``optimizer`` for one of its groups."""
     row, same = row_of(type(optimizer), type(optimizer).step)  # type: ignore[arg-type]  # a class is hashable
-    if row is not None and same and not hasattr(optimizer, "first_step"):
+    if row is not None and same and not steps_twice(optimizer):
         return row(optimizer, group) if callable(row) else row
     shown = recognised(optimizer, group)
     if row is None or shown != Facts():
@@ -46,9 +46,9 @@ def has_metric(optimizer: Optimizer) -> bool:
     return all(callable(facts_of(optimizer, group).metric) for group in optimizer.param_groups)
 
 
-def has_one_step(optimizer: Optimizer) -> bool:
-    """Whether this optimizer takes the same step on every weight of a tensor, as SGD does."""
-    return all(facts_of(optimizer, group).uniform for group in optimizer.param_groups)
+def has_one_step(optimizer: Optimizer, groups: Iterable[Group] | None = None) -> bool:
+    """Whether it takes the same step on every weight of a tensor of these groups, or of all, as SGD does."""
+    return all(facts_of(optimizer, group).uniform for group in groups or optimizer.param_groups)
 
 
 def step_sizes(optimizer: Optimizer, group: Group, parameters: Sequence[Tensor]) -> list[StepSize]:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch.optim import Optimizer
 
 from lightning_reg.apply.optimizers import facts_of, metric_names
-from lightning_reg.apply.optimizers.facts import Facts
+from lightning_reg.apply.optimizers.facts import Facts, Group
 
 __all__ = ["check_mode", "check_placeable"]
 
 
-def check_mode(optimizer: Optimizer, apply: str, euclidean: bool = False) -> None:
+def check_mode(
+    optimizer: Optimizer, apply: str, euclidean: bool = False, groups: Sequence[Group] | None = None
+) -> None:
     """Refuse a mode whose effect the optimizer would undo, miss or scale by something unknown.
 
     Args:
         optimizer: the bare one.
         apply: the mode.
         euclidean: whether ``"proximal"`` takes the learning rate for the step of every weight.
+        groups: those of its groups that the mode acts on; all of them where not given.
 
     Raises:
         ValueError: with the reason, and what works instead.
     """
-    for facts in _facts(optimizer):
+    for facts in (facts_of(optimizer, group) for group in groups or optimizer.param_groups):
         reason = _reason(facts, apply, euclidean)
         if reason is not None:
             raise ValueError(
@@ -30,22 +35,18 @@ def check_mode(optimizer: Optimizer, apply: str, euclidean: bool = False) -> Non
             )
 
 
-def check_placeable(optimizer: Optimizer, constraint: str) -> None:
+def check_placeable(optimizer: Optimizer, constraint: str, groups: Sequence[Group] | None = None) -> None:
     """Refuse a constraint on weights that the optimizer changes again apart from its steps.
 
     Raises:
         ValueError: with the reason.
     """
-    for facts in _facts(optimizer):
+    for facts in (facts_of(optimizer, group) for group in groups or optimizer.param_groups):
         if facts.placed is not None:
             raise ValueError(
                 f"{constraint} does not hold under {type(optimizer).__name__}: {facts.placed}; "
                 f"use another optimizer, such as {metric_names().split(', ')[0]} or AdamW"
             )
-
-
-def _facts(optimizer: Optimizer) -> list[Facts]:
-    return [facts_of(optimizer, group) for group in optimizer.param_groups]
 
 
 def _reason(facts: Facts, apply: str, euclidean: bool) -> str | None:

@@ -22,12 +22,12 @@ from lightning_reg.apply.optimizers.metrics import (
     sgd,
 )
 
-__all__ = ["LOMO", "LOOKAHEAD", "SCHEDULE_FREE"]
+__all__ = ["LOMO", "LOOKAHEAD", "ORTHOGONAL", "SCHEDULE_FREE"]
 
 # --- reasons, each the end of a sentence about one optimizer ------------------------------------------------
 
 _SIGNS = "it steps by the sign of its momentum, so no weight has a step per unit of gradient"
-_ORTHOGONAL = "it makes its steps orthogonal, so no weight has a step per unit of gradient"
+ORTHOGONAL = "it makes its steps orthogonal, so no weight has a step per unit of gradient"
 _ROTATED = "it steps in rotated coordinates, so no weight has a step of its own"
 _CAUTIOUS = "caution leaves out some weights at each step and lengthens the steps of the rest"
 _TRUST = "it scales its steps by trust ratios that its state does not hold"
@@ -115,6 +115,20 @@ def _lamb(optimizer: Optimizer, group: Group) -> Facts:
     return Facts(lamb if debias else lamb_as_published, rate=rate)
 
 
+def _muon(optimizer: Optimizer, group: Group) -> Facts:
+    """Muon for matrices and, in groups that say so, AdamW for the rest."""
+    return Facts(ORTHOGONAL if group["use_muon"] else adam)
+
+
+def _timm_muon(optimizer: Optimizer, group: Group) -> Facts:
+    aside = bool(group.get("use_fallback")) or not group.get("use_muon", True)
+    scale = float(group.get("fallback_lr_scale", 1.0))
+    if aside:
+        return Facts(adam if scale == 1.0 else Facts.metric, rate=lambda g, _: float(g["lr"]) * scale)
+    # what it takes for a matrix is known after its first step
+    return Facts(ORTHOGONAL, rate=Facts.rate if scale == 1.0 else "its rate depends on fallback_lr_scale")
+
+
 def _adafactor(optimizer: Optimizer, group: Group) -> Facts:
     if group.get("relative_step") or group["lr"] is None:
         return Facts(_FACTORED, rate="it chooses the size of its steps itself")
@@ -153,7 +167,7 @@ def _fill() -> None:
         "RMSprop": Facts(rmsprop),
         "ASGD": Facts(asgd, uniform=True, rate=_asgd_rate),
         "Adafactor": _adafactor,
-        "Muon": Facts(_ORTHOGONAL),
+        "Muon": Facts(ORTHOGONAL),
         "SparseAdam": Facts(
             _ROWS_OF_A_BATCH, gradient="it takes sparse gradients, and this makes them dense"
         ),
@@ -178,9 +192,11 @@ def _fill() -> None:
         "pytorch_optimizer.AdaFactor pytorch_optimizer.CAME": _adafactor,
         "timm.Lion pytorch_optimizer.Lion lion_pytorch.Lion bitsandbytes.Lion bitsandbytes.Lion8bit "
         "pytorch_optimizer.Tiger pytorch_optimizer.SignSGD pytorch_optimizer.EmoLynx": Facts(_SIGNS),
-        "timm.Muon pytorch_optimizer.Muon pytorch_optimizer.AdaMuon pytorch_optimizer.AdaGO "
+        "timm.Muon": _timm_muon,
+        "pytorch_optimizer.Muon muon.MuonWithAuxAdam muon.SingleDeviceMuonWithAuxAdam": _muon,
+        "pytorch_optimizer.AdaMuon pytorch_optimizer.AdaGO "
         "pytorch_optimizer.NorMuon pytorch_optimizer.MuonClip pytorch_optimizer.SCION "
-        "pytorch_optimizer.SCIONLight pytorch_optimizer.SpectralSphere": Facts(_ORTHOGONAL),
+        "pytorch_optimizer.SCIONLight pytorch_optimizer.SpectralSphere": Facts(ORTHOGONAL),
         "timm.Kron pytorch_optimizer.Kron pytorch_optimizer.SOAP pytorch_optimizer.Shampoo "
         "pytorch_optimizer.ScalableShampoo torch_optimizer.Shampoo pytorch_optimizer.SPlus "
         "pytorch_optimizer.GaLore": Facts(_ROTATED),
