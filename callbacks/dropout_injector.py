@@ -11,7 +11,16 @@ from typing_extensions import override
 
 from lightning_reg.callbacks._dropout import DropoutCallback
 from lightning_reg.dropout.compiled import compiled_modules
-from lightning_reg.dropout.inject import AFTER, InjectKind, expect, modules_after, shapeless, uncalled
+from lightning_reg.dropout.inject import (
+    KINDS,
+    InjectKind,
+    after_of,
+    check_modules,
+    expect,
+    modules_after,
+    shapeless,
+    uncalled,
+)
 from lightning_reg.dropout.report import some
 from lightning_reg.dropout.rules import Rates
 from lightning_reg.dropout.steering import RATE_AFTER, release, steer, take_again
@@ -40,25 +49,37 @@ class DropoutInjector(DropoutCallback):
     The output y of a chosen module becomes, in training, :math:`m \odot y / (1 - p)` with one draw
     :math:`m \sim \text{Bernoulli}(1 - p)` a value (``"element"``) or a channel (``"channel"``, for outputs of
     shape ``(N, C, ...)``); or, for residual blocks of the same input and output shape, stochastic depth
-    (``"depth"``), :math:`x + m\,(y - x)/(1 - p)` with one draw a sample. The names in ``state_dict``, the
-    parameters and copies and pickles of the module are unchanged. What a module returns is looked at in its
+    (``"depth"``), :math:`x + m\,(y - x)/(1 - p)` with one draw a sample.
+
+    Three more kinds share a draw: ``"locked"`` over the time of a sequence (variational dropout), ``"word"``
+    over all places of a word, after an embedding, and ``"block"`` over squares of a feature map (DropBlock).
+    ``"weight"`` (DropConnect) drops weights of the module, :math:`W \odot M / (1 - p)`, once a batch: those
+    of linear and convolutional layers, and the recurrent ones of RNNs.
+
+    The names in ``state_dict``, the parameters and copies and pickles of the module are unchanged. What a
+    module returns is looked at in its
     first forward of the run; a module that the first epoch never calls is named after it.
 
     Args:
         rate: a number in [0, 1], or a schedule of one.
         after: a glob over module names, a module class, a predicate ``(name, module) -> bool``, or a list.
-        kind: ``"element"``, ``"channel"`` or ``"depth"``.
+        kind: ``"element"``, ``"channel"``, ``"depth"``, ``"locked"``, ``"word"``, ``"block"`` or
+            ``"weight"``.
         name: the name in logs, ``dropout/<name>``.
+        block_size: the width of a block, for ``"block"``.
 
     Raises:
         ValueError: a rate outside [0, 1]; at ``fit`` start, no module matches; in the first forward, one
-            returns tuples, changes the shape (``"depth"``) or has its features last (``"channel"``).
+            returns tuples, changes the shape (``"depth"``) or has its features last (``"channel"``,
+            ``"block"``).
 
     >>> DropoutInjector(0.1, after="*.fc1")
     DropoutInjector(0.1, after='*.fc1', kind='element')
 
     References:
-        Srivastava et al., JMLR 2014; Tompson et al., CVPR 2015 (channels); Huang et al., ECCV 2016 (depth).
+        Srivastava et al., JMLR 2014; Tompson et al., CVPR 2015 (channels); Huang et al., ECCV 2016 (depth);
+        Gal and Ghahramani, NeurIPS 2016 (locked, word); Ghiasi et al., NeurIPS 2018 (block); Wan et al.,
+        ICML 2013 (weight).
     """
 
     _hold: _Hold | None = None
@@ -70,20 +91,24 @@ class DropoutInjector(DropoutCallback):
         kind: InjectKind = "element",
         *,
         name: str | None = None,
+        block_size: int = 7,
     ) -> None:
         if not callable(rate):
             evaluate(rate, 0, name="dropout rate", upper=1.0)
-        if kind not in AFTER:
-            raise ValueError(f"kind={kind!r} is not understood; use 'element', 'channel' or 'depth'")
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r} is not understood; use {', '.join(map(repr, KINDS))}")
+        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+            raise ValueError(f"block_size={block_size!r} is no width; give a whole number of 1 or more")
         self.rate = rate
         self.after = after
         self.kind: InjectKind = kind
+        self.block_size = block_size
         self.name = name if name is not None else "injected"
 
     @override
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._let_go()
-        modules_after(pl_module, self.after)
+        check_modules(modules_after(pl_module, self.after), self.kind)
         total = run_length(trainer)
         check_schedule(self.rate, total, name="dropout rate", upper=1.0)
         self._hold = _Hold(total)
@@ -96,8 +121,9 @@ class DropoutInjector(DropoutCallback):
         if hold.rates is None:
             hold.chosen = modules_after(pl_module, self.after)
             hold.rates = Rates(next((p.device for p in pl_module.parameters()), torch.device("cpu")), 1)
+            after = after_of(self.kind, self.block_size)
             for _, module in hold.chosen:
-                steer(module, RATE_AFTER, self, after=AFTER[self.kind], rates=hold.rates.rows[0])
+                steer(module, RATE_AFTER, self, after=after, rates=hold.rates.rows[0])
             expect(hold.chosen)
         take_again()
         rate = evaluate(self.rate, trainer.global_step, hold.total, name="dropout rate", upper=1.0)

@@ -176,7 +176,7 @@ class Mode(TorchFunctionMode):
                     self._use(site, kind)
                 self.unsteered.explained(given)
             elif pure and name in COMPARISONS:
-                self.unsteered.literal(_running(), "a mask", first_number(values))
+                self._literal("a mask", first_number(values))
                 self.unsteered.explained(given)
             self._name_tensors(values)
         if not pure and name not in FILLS:
@@ -194,15 +194,18 @@ class Mode(TorchFunctionMode):
             self._made(tensor, True)
 
     def _draw(self, name: str, values: list[Any], pure: bool, output: Any) -> None:
-        where = _running()
         rate = first_number(values)
         if name in ("bernoulli", "bernoulli_") and (pure or rate is not None):
-            if not self._belongs(where, rate):
-                self.unsteered.literal(where, name, rate)
-        else:
+            self._literal(name, rate)
+        elif not self._belongs(where := _running(), None):
             self.unsteered.draw(where, name, output)
         for tensor in tensors(output):
             self._made(tensor, True)
+
+    def _literal(self, name: str, rate: float | None) -> None:
+        where = _running()
+        if not self._belongs(where, rate):
+            self.unsteered.literal(where, name, rate)
 
     def _converted(self) -> bool:
         """Use the site whose rate was made a plain number in the module that is running."""
@@ -280,11 +283,10 @@ class Mode(TorchFunctionMode):
 
     def _belongs(self, where: nn.Module | None, rate: float | None) -> bool:
         """Whether a plain rate is that of a known site which is not watched, or was injected."""
-        if where is None or rate is None:
-            return False
+        if where is None or RATE_AFTER in where.__dict__:
+            return where is not None
         held = [s.get() for s in self.watch.sites if s.known and s.module is where]
-        held.append(where.__dict__.get(RATE_AFTER, -1.0))
-        return rate in held or 1.0 - rate in held or rate in [1.0 - value for value in held]
+        return rate is not None and any(rate in (value, 1.0 - value) for value in held)
 
 
 def _running() -> nn.Module | None:

@@ -20,7 +20,9 @@ from lightning_reg.select.wrappers import visible_modules
 
 __all__ = ["DropoutSite", "candidates", "find_sites", "slots_of"]
 
-_RATES_OF_DROP_CLASSES = frozenset({"p", "prob", "rate"})
+_RATES_OF_DROP_CLASSES = frozenset(
+    {"p", "prob", "rate", "ratio", "weight_p", "embed_p", "input_p", "hidden_p"}
+)
 _KEEP = ("keep_prob", "keep_rate", "keepprob")
 #: Attributes of a module that begin with "_" and hold the user's configuration.
 _PRIVATE = ("config", "cfg", "hparams", "args")

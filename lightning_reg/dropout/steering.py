@@ -220,8 +220,12 @@ def _steered_class(
         "__prepare_scriptable__": _as_built_for_scripting,
     }
     if after is not None:
+        instead = getattr(after, "instead", False)  # takes the forward itself, not what it returned
 
         def forward_then(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if instead and self.training:
+                rates: Any = self._lightning_reg_rates_after
+                return after(self, args, lambda: native(self, *args, **kwargs), rates)
             if rule is not None and torch.compiler.is_compiling() and self.training:
                 output = rule(self, args[0], self._lightning_reg_rates)  # type: ignore[arg-type]
             else:

@@ -178,7 +178,7 @@ def test_modules_that_are_never_called_are_named():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="between 0 and 1"):
         DropoutInjector(1.2, after="*")
-    with pytest.raises(ValueError, match="use 'element', 'channel' or 'depth'"):
+    with pytest.raises(ValueError, match="use 'element', 'channel', 'depth', 'locked'"):
         DropoutInjector(0.2, after="*", kind="row")
     with pytest.raises(
         ValueError, match=r"after='encoder' matches none of the 4 modules of Net; it has body"

@@ -164,3 +164,20 @@ def test_a_list_that_is_made_anew_each_step_is_named():
         handle.step()
     assert "drops.0" in str(handle.report()) and not handle.report().complete
     handle.remove()
+
+
+@pytest.mark.parametrize("kind", ["element", "channel", "depth", "locked", "block", "weight"])
+def test_what_a_callback_injects_is_not_named(kind):
+    from lightning_reg.dropout.inject import after_of
+    from lightning_reg.dropout.rules import Rates
+    from lightning_reg.dropout.steering import RATE_AFTER, release, steer
+    from lightning_reg.dropout.watch import Watch
+
+    net = nn.Sequential(nn.Dropout(0.1), nn.Conv1d(8, 8, 1))
+    steer(net[1], RATE_AFTER, "test", after=after_of(kind, 2), rates=Rates(torch.device("cpu"), 1).rows[0])
+    net[1].__dict__[RATE_AFTER] = 0.3
+    watch = Watch(net)
+    with watch.step():
+        net(torch.ones(2, 8, 6))
+    assert watch.unsteered == []
+    release(net[1], RATE_AFTER, "test")
