@@ -12,6 +12,7 @@ from lightning_reg.apply import Term
 from lightning_reg.callbacks._penalty import _PenaltyCallback, term_of
 from lightning_reg.dropout import DropoutSite, find_sites
 from lightning_reg.hosts.both_namespaces import BothCallback
+from lightning_reg.hosts.evaluated import evaluated
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.hosts.trainer import logs_this_step, scaler_of
 from lightning_reg.look.layers import (
@@ -39,6 +40,8 @@ class RegularizationMonitor(BothCallback):
     ``sparsity``, ``dropout/<layer>`` and, for each penalty at work, ``gradient_ratio/<penalty>``: the norm of
     the penalty's gradient over that of the loss's, on the weights that it penalises. A ratio far above 1 says
     that the penalty rules; far below, that it hardly matters. On other steps it only notes dropout rates.
+
+    Under a schedule-free optimizer, sparsity and norms are those of the average that evaluation uses.
 
     Args:
         select: which parameters are watched.
@@ -94,7 +97,8 @@ class RegularizationMonitor(BothCallback):
             return
         self._logged_at = step
         metrics: dict[str, float] = {}
-        states = layer_states(pl_module, self.select)
+        with evaluated(trainer.optimizers):
+            states = layer_states(pl_module, self.select)
         for state in states:
             metrics[f"sparsity/{state.name}"] = state.sparsity
             metrics[f"norm/{state.name}"] = state.norm
@@ -136,9 +140,11 @@ class RegularizationMonitor(BothCallback):
 
         Where the strategy shards the model, every process must ask for it.
         """
+        with evaluated(trainer.optimizers):
+            states = layer_states(pl_module, self.select)
         return regularization_table(
             self.before,
-            layer_states(pl_module, self.select),
+            states,
             self._acting(trainer, pl_module),
             self._ratios,
             self._rates or dropout_rates(pl_module),

@@ -1,6 +1,6 @@
 """How a penalty or a constraint acts on a training step, and no Lightning in sight."""
 
-from lightning_reg.apply.check import check_apply, check_optimizer, check_word, default_apply
+from lightning_reg.apply.check import check_apply, check_optimizer, check_stored, check_word, default_apply
 from lightning_reg.apply.decoupled import decay_, decay_where_agreed_
 from lightning_reg.apply.dual_averaging import check_dual_averaging, forget_averages
 from lightning_reg.apply.gradient import add_gradient_
@@ -19,6 +19,7 @@ __all__ = [
     "check_apply",
     "check_dual_averaging",
     "check_optimizer",
+    "check_stored",
     "check_word",
     "decay_",
     "decay_where_agreed_",

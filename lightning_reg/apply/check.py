@@ -18,7 +18,7 @@ from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import named_parameters
 from lightning_reg.tensors.shards import check_whole
 
-__all__ = ["check_apply", "check_optimizer", "check_word", "default_apply"]
+__all__ = ["check_apply", "check_optimizer", "check_stored", "check_word", "default_apply"]
 
 
 def default_apply(penalty: Regularizer, apply: Apply | None, default: Apply = "gradient") -> Apply:
@@ -76,8 +76,12 @@ def check_apply(penalty: Regularizer, apply: Apply, metric: Metric = "optimizer"
         )
 
 
-def _check_stored(term: Term) -> None:
-    """Refuse to act in place on what a layer computes anew from other parameters."""
+def check_stored(term: Term) -> None:
+    """Refuse to act in place on what a layer computes anew from other parameters.
+
+    Raises:
+        ValueError: the sentence names the weight, and what computes it.
+    """
     for s in term.selected:
         if s.derived is None or s.derived.masked:
             continue
@@ -103,7 +107,7 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     name, groups = type(optimizer).__name__, term.groups(optimizer)
     penalty = type(term.penalty).__name__
     if apply == "proximal":
-        _check_stored(term)
+        check_stored(term)
     if term.penalty.is_constraint:
         if not term.bound.elementwise:
             check_whole((s.parameter for s in term.selected), penalty)

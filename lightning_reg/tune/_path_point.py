@@ -75,7 +75,7 @@ class PathPoint(BothCallback):
                 f"a path needs one optimizer, and {type(pl_module).__name__} has {len(trainer.optimizers)}; "
                 "train such a model with PenaltyCallback, a strength at a time"
             )
-        self._term = Term(self.penalty, pl_module)
+        self._term = Term(self.penalty, pl_module, in_place=True)
         if self.optimizer_state is not None:
             (optimizer,) = trainer.optimizers
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self.optimizer_state})

@@ -74,7 +74,9 @@ def train_point(
             optimizer_state = rescaled(before["optimizer"], ratio)
             if recipe.predict:
                 goal = recipe.tolerance * strength
-                gradients = predict_(module, Term(penalty, module), batches, loss, strength, goal)
+                gradients = predict_(
+                    module, Term(penalty, module, in_place=True), batches, loss, strength, goal
+                )
         seed_all(recipe.seed)
         point = PathPoint(
             penalty,
@@ -143,11 +145,12 @@ def make(module: Any, seed: int) -> Any:
 @torch.no_grad()
 def _sizes(module: nn.Module, penalty: Penalty) -> dict[str, Any]:
     term = Term(penalty, module)
-    weights = {s.name: s.parameter for s in term.selected}
+    used, bound = term.in_use.tensors([s.parameter for s in term.selected])
+    weights = dict(zip((s.name for s in term.selected), used, strict=True))
     flat = torch.cat([weight.flatten() for weight in weights.values()]).cpu()
     groups = None
     if hasattr(penalty, "groups"):
-        groups = int((term.bound.sizes(list(weights.values())) != 0).sum())
+        groups = int((bound.sizes(list(weights.values())) != 0).sum())
     return {
         "nonzeros": int((flat != 0).sum()),
         "groups": groups,

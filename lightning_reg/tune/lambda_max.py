@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_reg.apply import Term
+from lightning_reg.apply import Term, check_stored
 from lightning_reg.penalties import Penalty
 from lightning_reg.select.parameters import named_parameters
 from lightning_reg.tune._loss import Data, Loss, batches_of, clone, loss_of, mean_gradient_
@@ -43,7 +43,8 @@ def lambda_max(
         convex: whether the loss is convex in the trainable parameters; found out where None.
 
     Raises:
-        ValueError: the selection matches nothing, or no strength makes zeros.
+        ValueError: the selection matches nothing, or a weight that a layer computes from others, or no
+            strength makes zeros.
 
     >>> from torch.utils.data import TensorDataset
     >>> from lightning_reg import L1
@@ -59,7 +60,7 @@ def lambda_max(
     work = clone(module)
     if not (is_linear(work) if convex is None else convex):
         return max(lambda_max_by_layer(module, penalty, data, loss=loss).values())
-    term, batches, loss = Term(penalty, work), batches_of(data), loss_of(work, loss)
+    term, batches, loss = _stored(penalty, work), batches_of(data), loss_of(work, loss)
     chosen = [s.parameter for s in term.selected if s.parameter.requires_grad]
     with torch.no_grad():
         for weight in chosen:
@@ -85,7 +86,7 @@ def lambda_max_by_layer(
         loss: ``(module, batch) -> loss``; the module's ``training_step`` where None.
     """
     work = clone(module)
-    term, batches, loss = Term(penalty, work), batches_of(data), loss_of(work, loss)
+    term, batches, loss = _stored(penalty, work), batches_of(data), loss_of(work, loss)
     found = {}
     for selected in term.selected:
         weight = selected.parameter
@@ -103,8 +104,17 @@ def lambda_max_by_layer(
 
 def is_linear(module: nn.Module) -> bool:
     """Whether one ``nn.Linear`` holds all that is trained."""
-    owners = {id(s.module): s.module for s in named_parameters(module) if s.parameter.requires_grad}
+    trained = [s for s in named_parameters(module) if s.parameter.requires_grad]
+    owners = {id(s.module): s.module for s in trained}
+    if any(s.derived is not None and not s.derived.masked for s in trained):
+        return False
     return len(owners) == 1 and all(isinstance(owner, nn.Linear) for owner in owners.values())
+
+
+def _stored(penalty: Penalty, module: nn.Module) -> Term:
+    term = Term(penalty, module, in_place=True)
+    check_stored(term)
+    return term
 
 
 def _gradient(weight: nn.Parameter) -> torch.Tensor:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_reg import GroupLasso
 from lightning_reg.groups.forms import check_groups, default_layout, layout_of
 from lightning_reg.groups.layout import Labels, Slices
+from lightning_reg.prox.projections import max_norm_
 from lightning_reg.select.parameters import named_parameters
 
 
@@ -173,3 +175,14 @@ def test_unknown_groups_are_refused():
         _layout(nn.Linear(2, 3), "weight", lambda *_: 7)
     with pytest.raises(ValueError, match="call the penalty on a module"):
         default_layout((4, 4), "heads")
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_norms_whose_squares_overflow(size: float) -> None:
+    weight = torch.tensor([[3.0, 4.0], [0.0, 0.0]]) * size
+    norms = torch.tensor([5.0, 0.0]) * size
+    layout = default_layout(weight.shape, "rows")
+    torch.testing.assert_close(layout.norm(weight), norms)
+    torch.testing.assert_close(GroupLasso(1.0, size_weighted=False).value(weight, 1.0), norms.sum())
+    max_norm_(weight, layout, 10.0)
+    torch.testing.assert_close(weight, torch.tensor([[6.0, 8.0], [0.0, 0.0]]))

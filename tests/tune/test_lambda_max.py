@@ -135,3 +135,21 @@ def test_a_penalty_without_zeros_is_refused() -> None:
 def test_a_module_without_a_training_step_needs_a_loss() -> None:
     with pytest.raises(TypeError, match="give loss="):
         lambda_max(nn.Linear(10, 1), L1(1.0), diabetes())
+
+
+def test_of_a_weight_that_a_layer_computes() -> None:
+    def net() -> Net:
+        module = Net()
+        nn.utils.parametrizations.weight_norm(module.net[0])
+        return module
+
+    with pytest.raises(ValueError, match=r"net\.0\.weight is computed from other parameters by weight_norm"):
+        lambda_max_by_layer(net(), L1(1.0), batches())
+    module = net()
+    found = lambda_max_by_layer(module, GroupLasso(1.0), batches())  # acts on the norms of its rows
+    scale = module.net[0].parametrizations.weight.original0
+    with torch.no_grad():
+        scale.zero_()
+    loss = torch.stack([module.training_step(batch, 0) for batch in batches()]).mean()
+    gradient = torch.autograd.grad(loss, scale)[0].abs().max() / 10**0.5
+    assert found["net.0.weight"] == pytest.approx(float(gradient), rel=1e-5)
