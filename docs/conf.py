@@ -22,6 +22,7 @@ release = version = installed_version("lightning-reg")
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
@@ -40,6 +41,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the outputs kept in the notebooks are shown; CI executes them apart
 
+autosummary_generate = False  # the tables link to what the page itself documents
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["transformers"]
 autodoc_typehints = "none"  # the signature's length; Args says what each one is
@@ -103,6 +105,24 @@ def _relink(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = re.sub(rf"\]\(\.\./((?:\.\./)*(?:{folders})/[^)]*\.(?:md|ipynb))", r"](\1", source[0])
 
 
+def _summarise(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Begin each page of the reference with a table of what it documents."""
+    if not docname.startswith("api/"):
+        return
+    module, names = "", []
+    for directive, name in re.findall(
+        r"^\.\. (currentmodule|automodule|autoclass|autofunction):: (\S+)", source[0], re.M
+    ):
+        if directive in ("currentmodule", "automodule"):
+            module = name
+        else:
+            names.append(name if name.startswith("lightning_reg.") else f"{module}.{name}")
+    if names:
+        lines = "\n".join(f"   ~{name}" for name in names)
+        table = f"\n```{{eval-rst}}\n.. autosummary::\n   :nosignatures:\n\n{lines}\n```\n"
+        source[0] = re.sub(r"^(# .*\n)", lambda found: found[0] + table, source[0], count=1)
+
+
 def _copy_mathjax(app: Sphinx, error: Exception | None) -> None:
     """Copy the part of MathJax that sets TeX in HTML, and its fonts."""
     if error is not None or app.builder.format != "html":
@@ -122,5 +142,6 @@ def setup(app: Sphinx) -> None:
     """Register what this build adds."""
     app.connect("config-inited", _bring_pages)
     app.connect("source-read", _relink)
+    app.connect("source-read", _summarise)
     app.connect("autodoc-skip-member", _skip)
     app.connect("build-finished", _copy_mathjax)

@@ -51,7 +51,7 @@ _Part = tuple[list[list[int]], list[tuple[float, ...]]]
 def fuse_kernels(enabled: bool = True) -> None:
     """Run the passes over large CPU tensors as loops compiled by numba, in this process; on by default.
 
-    Without numba, which ``pip install 'lightning-reg[fast]'`` brings, it changes nothing.
+    Without numba (``pip install numba``) it changes nothing.
 
     Args:
         enabled: False leaves everything to eager passes.

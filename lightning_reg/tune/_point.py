@@ -138,7 +138,7 @@ def make(module: Any, seed: int) -> Any:
         seed_all(seed)
         made = module()
     if not isinstance(made, nn.Module):
-        raise TypeError(f"module= is to be a module or a function that makes one, and it made {made!r}")
+        raise TypeError(f"module= must be a module or a function that makes one, but it made {made!r}")
     return made
 
 

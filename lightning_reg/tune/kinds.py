@@ -118,14 +118,14 @@ def _kind(each: Any, module: nn.Module, data: Any, loss: Any) -> Kind:
         return Kind(
             "injected dropout",
             partial(_injected, each),
-            lambda rate: f"DropoutInjector({rate:.3g}, after={_shown(each.after)})",
+            f"DropoutInjector({{:.3g}}, after={_shown(each.after)})".format,
             0.1,
             0.8,
             log=False,
         )
     if hasattr(each, "on_train_start"):
         name = type(each).__name__
-        return Kind(name, lambda _, __: [copy.deepcopy(each)], lambda _: repr(each))
+        return Kind(name, partial(_copied, each), partial(_said, repr(each)))
     raise TypeError(
         f"{each!r} is no kind of regularization; give a name ({', '.join(map(repr, NAMES))}), a penalty, a "
         "callback, or a Kind"
@@ -134,10 +134,10 @@ def _kind(each: Any, module: nn.Module, data: Any, loss: Any) -> Kind:
 
 def _named(name: str, module: nn.Module, data: Any, loss: Any) -> Kind:
     if name == "none":
-        return Kind(name, lambda *_: [], lambda _: "no regularization")
+        return Kind(name, _nothing, partial(_said, "no regularization"))
     if name == "early stopping":
         code = 'EarlyStopping("val_loss"), and the weights of the best epoch'
-        return Kind(name, lambda *_: [], lambda _: code, stops_early=True)
+        return Kind(name, _nothing, partial(_said, code), stops_early=True)
     if name == "dropout":
         if not _can_drop(module):
             raise ValueError(
@@ -165,23 +165,41 @@ def _named(name: str, module: nn.Module, data: Any, loss: Any) -> Kind:
 def _penalty(
     penalty: Penalty, name: str, apply: Any, metric: Any, module: nn.Module, data: Any, loss: Any
 ) -> Kind:
+    ends = strength_range(module, penalty, apply, data, loss)
+    return Kind(name, partial(_swept, penalty, apply, metric), partial(_written, penalty, apply), *ends)
+
+
+# Functions of the module and not inner ones, so that a kind travels to other processes.
+
+
+def _swept(penalty: Penalty, apply: Any, metric: Any, _: nn.Module, strength: float) -> list[Any]:
     from lightning_reg.callbacks import PenaltyCallback
 
-    def callbacks(_: nn.Module, strength: float) -> list[Any]:
-        swept = replace(penalty, strength=strength)  # type: ignore[type-var]
-        return [PenaltyCallback(swept, apply, log=False, metric=metric)]
+    at = replace(penalty, strength=strength)  # type: ignore[type-var]
+    return [PenaltyCallback(at, apply, log=False, metric=metric)]
 
-    def code(strength: float) -> str:
-        shown = {"select": "weights", "name": None}
-        given = [
-            f"{key}={value!r}"
-            for key, value in vars(penalty).items()
-            if key != "strength" and (key not in shown or value != shown[key])
-        ]
-        arguments = ", ".join([f"{strength:.3g}", *given])
-        return f'PenaltyCallback({type(penalty).__name__}({arguments}), apply="{apply}")'
 
-    return Kind(name, callbacks, code, *strength_range(module, penalty, apply, data, loss))
+def _written(penalty: Penalty, apply: Any, strength: float) -> str:
+    shown = {"select": "weights", "name": None}
+    given = [
+        f"{key}={value!r}"
+        for key, value in vars(penalty).items()
+        if key != "strength" and (key not in shown or value != shown[key])
+    ]
+    arguments = ", ".join([f"{strength:.3g}", *given])
+    return f'PenaltyCallback({type(penalty).__name__}({arguments}), apply="{apply}")'
+
+
+def _nothing(_: nn.Module, __: float) -> list[Any]:
+    return []
+
+
+def _copied(callback: Any, _: nn.Module, __: float) -> list[Any]:
+    return [copy.deepcopy(callback)]
+
+
+def _said(text: str, _: float) -> str:
+    return text
 
 
 def _with_strength(callback: Any, _: nn.Module, strength: float) -> list[Any]:

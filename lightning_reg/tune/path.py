@@ -206,6 +206,8 @@ def below_lambda_max(
 ) -> list[float]:
     """Return ``points`` strengths from ``lambda_max`` to ``ratio`` times it, in equal ratios.
 
+    The first is a millionth above it, where rounding leaves no weight.
+
     Raises:
         ValueError: no weight that is selected does anything for the loss.
     """
@@ -214,7 +216,7 @@ def below_lambda_max(
     top = lambda_max(module, penalty, batches, loss=precision.loss(module))
     if top == 0.0:
         raise ValueError("lambda_max is 0: the selected weights do nothing for the loss; give strengths=")
-    return [top * ratio ** (i / (points - 1)) for i in range(points)]
+    return [(1.0 + 1e-6) * top * ratio ** (i / (points - 1)) for i in range(points)]
 
 
 def about(recipe: Recipe, strengths: list[float], warm_start: str | None) -> dict[str, Any]:

@@ -34,26 +34,27 @@ UNBROKEN = "\N{NO-BREAK SPACE}"
 
 TEXT = """# What works where
 
-Every sign below is a training run of {steps} optimizer steps, made by the tests. The weights that it ends
-with are held against those of a loop of plain PyTorch, in one process and in float64, without a Trainer
-or a callback; of this library it uses the penalties' formulas. ✓ says that they agree; a number, that the
-combination is refused with the sentence of that number. There is no third case: a run that differs fails
-the tests.
+✓ means that the combination works: it ends with the weights of a hand-written loop. A number means that the
+library refuses it before training, with [the sentence of that number](#refusals). There is no third case: a
+run that differs fails the tests.
+
+Each sign is a training run of {steps} optimizer steps. The loop is plain PyTorch, in one process and in
+float64, without a Trainer or a callback. From this library it uses only the formulas of the penalties.
 
 ## Every penalty, `apply` and strategy
 
-The four signs of an entry are {apply}. A strategy's
-number is that of its processes; of two, each sees half of every batch. DDP is `ddp`, where unused
-parameters are looked for `ddp_find_unused_parameters_true`, and spawned `ddp_spawn`. FSDP2 is
-`ModelParallelStrategy`, each layer sharded by itself and the whole once more. The optimizer is SGD with
-momentum, in 64-bit, under FSDP2 in 32-bit; in the last column it is Adam, with ε = 0.1.
+The four signs of an entry are {apply}. The number
+after a strategy is its number of processes; with two, each sees half of every batch. "DDP, unused found" is
+`ddp_find_unused_parameters_true`, and "DDP spawned" is `ddp_spawn`. FSDP2 is `ModelParallelStrategy`, with
+each layer sharded and then the whole. The optimizer is SGD with momentum in 64-bit, under FSDP2 in 32-bit.
+In the last column it is Adam, with ε = 0.1.
 
 {families}
 
 ## Precision, accumulation and clipping
 
-The same signs. From run to run the penalties take turns, and so do SGD and Adam, among those that go with
-the `apply`. A line with several settings stands for all their combinations, each of them run.
+The signs mean the same. The penalties that go with the `apply` take turns from run to run, and so do SGD and
+Adam. A line with several settings stands for all their combinations; each of them was run.
 
 {settings}
 

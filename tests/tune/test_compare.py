@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,55 @@ def test_every_kind_has_the_same_budget_and_all_seeds(tmp_path: Path) -> None:
         compare(Net, [*asked, "early stopping"], data(), data(24), **{**how, "seeds": 3})
     found.to_csv(tmp_path / "all.csv")
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 1 + 2 * len(names)
+
+
+class Interrupt(pl.Callback):
+    """Ctrl-C in a fit, counted over all of them."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.fits = at, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.fits += 1
+        if self.fits == self.at:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_keeps_the_finished_runs(tmp_path: Path) -> None:
+    def run(at: int, directory: Path | None) -> tuple[Comparison, int]:
+        watch = Interrupt(at)
+        how = SHORT | {"trainer": CPU | {"callbacks": [watch]}, "directory": directory}
+        return compare(Net, ["l2", "early stopping"], data(), data(24), data(16), **how), watch.fits
+
+    finished: list[str] = []
+    with pytest.raises((KeyboardInterrupt, SystemExit)):  # Lightning makes the one out of the other
+        watch = {"callbacks": [Interrupt(5)]}  # two runs of none and two of l2 are finished
+        how: Any = SHORT | {"trainer": CPU | watch, "on_kind": lambda c: finished.append(c.kind)}
+        compare(Net, ["l2", "early stopping"], data(), data(24), directory=tmp_path, **how)
+    assert finished == ["none"] and len(list(tmp_path.glob("*.pt"))) == 4
+    resumed, fits = run(0, tmp_path)
+    whole, all_fits = run(0, None)
+    assert (fits, all_fits) == (5, 9)
+    same(resumed, whole)
+
+
+def same(one: Comparison, other: Comparison) -> None:
+    """The same but for the time it took."""
+    assert one.test_score == other.test_score
+    for ours, theirs in zip(one, other, strict=True):
+        assert replace(ours, seconds=[]) == replace(theirs, seconds=[])
+
+
+@pytest.mark.slow
+def test_processes_give_the_serial_comparison(tmp_path: Path) -> None:
+    how = SHORT | {"directory": tmp_path}
+    kinds = ["l1", L2(0.0), DropoutInjector(0.1, after=nn.ReLU)]
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        same(
+            compare(Net, kinds, data(), data(24), data(16), map=pool.map, **how),
+            compare(Net, kinds, data(), data(24), data(16), **SHORT),
+        )
+    assert len(list(tmp_path.glob("*.pt"))) == 2 + 3 * 5
 
 
 def test_the_test_data_are_used_once() -> None:
