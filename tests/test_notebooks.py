@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, and carries outputs that are fit to be read by anyone."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -34,3 +35,13 @@ def test_notebook_keeps_its_outputs_and_no_paths(path):
     assert any(cell.outputs for cell in cells)
     assert "'error'" not in outputs and "stderr" not in outputs
     assert not re.search(r"(?<![\w:/])/(home|root|tmp|usr|Users|opt|work)/", outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_has_one_title_and_whole_streams(path):
+    notebook = nbformat.read(path, as_version=4)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1 and text.startswith("# ")
+    for cell in notebook.cells:
+        kinds = [output.output_type for output in cell.get("outputs", [])]
+        assert ("stream", "stream") not in itertools.pairwise(kinds)

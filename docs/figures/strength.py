@@ -36,7 +36,8 @@ def draw(axes: object, sweep: Sweep, title: str, name: str) -> None:
     seen = [(value, loss) for value, loss in sweep if value > 0.0 or sweep.kind == "rate"]
     axes.plot(*zip(*seen, strict=True), "o", color=_COLOURS[0], markersize=4.5, label="a short run each")
     values, losses = sweep.curve()
-    shown = [(v, loss) for v, loss in zip(values, losses, strict=True) if loss < 1.5 * min(losses)]
+    reach = max(value for value, loss in seen if loss < 1.5 * min(losses))  # ruined runs lie beyond
+    shown = [(value, loss) for value, loss in zip(values, losses, strict=True) if value <= reach]
     axes.plot(*zip(*shown, strict=True), color=_COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth")
     found = sweep.suggestion()
     axes.axvline(found, color=_COLOURS[3], linestyle="--", linewidth=1.2, label=f"suggestion: {found:.2g}")

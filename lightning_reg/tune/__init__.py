@@ -1,6 +1,6 @@
 """Choosing the strength: its largest sensible value, the path below it, and a short search.
 
-The names stand in ``__init__.pyi``.
+Type checkers and the lazy loader read the names in ``__init__.pyi``.
 """
 
 from lightning_reg._lazy import lazy, load
