@@ -57,7 +57,7 @@ def train(net: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float, act: C
     net.eval()
 
 
-def recipe(network: str, data: str, seed: int, epochs: int = 10, rate: float = 3e-3) -> dict[str, Any]:
+def recipe(network: str, data: str, seed: int, epochs: int = 10, rate: float | None = None) -> dict[str, Any]:
     """Train dense and with half of the units; return what came of it."""
     x, y, test_x, test_y = images(data)
     example = x[:2]
@@ -66,6 +66,7 @@ def recipe(network: str, data: str, seed: int, epochs: int = 10, rate: float = 3
         with torch.no_grad():
             return float((net(test_x).argmax(1) == test_y).float().mean())
 
+    rate = rate or (1e-3 if network in ("encoder", "vit") else 3e-3)
     start = perf_counter()
     torch.manual_seed(seed)
     dense = NETWORKS[network](x.shape[-1])

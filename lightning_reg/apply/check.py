@@ -9,6 +9,7 @@ from typing import get_args
 from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
+from lightning_reg.apply.floors import check_floors
 from lightning_reg.apply.optimizers import has_one_step
 from lightning_reg.apply.optimizers.check import check_mode, check_placeable
 from lightning_reg.apply.term import Apply, Metric, Term
@@ -108,6 +109,7 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     penalty = type(term.penalty).__name__
     if apply == "proximal":
         check_stored(term)
+        check_floors(term)
     if term.penalty.is_constraint:
         if not term.bound.elementwise:
             check_whole((s.parameter for s in term.selected), penalty)

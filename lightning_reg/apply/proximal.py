@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply.clipped import clipped_steps
 from lightning_reg.apply.dual_averaging import forgetting, hold_zeros_, key_of
+from lightning_reg.apply.floors import Floors
 from lightning_reg.apply.optimizers import euclidean_step_sizes, step_sizes
 from lightning_reg.apply.stochastic_rounding import act_rounded_
 from lightning_reg.apply.term import Metric, Term, found_inf
@@ -46,12 +47,14 @@ def prox_(
         steps += clipped_steps(key_of(term), optimizer, group, parameters, whole, factors)
     if weights:
         term.mask_(weights)
+        floors = Floors(term, weights)
         k = forgetting(term.dual_averaging)
         if k is not None and term.bound.holds_zeros:
             done = hold_zeros_(term, optimizer, weights, steps, strength, k)
             left = [i for i, weight in enumerate(weights) if id(weight) not in done]
             weights, steps = [weights[i] for i in left], [steps[i] for i in left]
         act_rounded_(partial(_prox_, strength), term.bound, weights, steps, step, term.place)
+        floors.put_back_()
         term.observe()
 
 

@@ -60,7 +60,7 @@ class Term:
         in_place: bool = False,
     ) -> None:
         self.penalty = penalty
-        self._in_place = in_place and penalty.by_norms and not getattr(penalty, "factors", None)
+        self._in_place = in_place and penalty.by_norms and getattr(penalty, "factors", None) is None
         self.label = penalty.log_name if label is None else label
         self.module = module
         self.total_steps = total_steps

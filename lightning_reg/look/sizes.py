@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_reg.groups.tracing import call_with
@@ -47,8 +48,13 @@ def sizes_of(model: nn.Module, example_input: Any, repeats: int = 20) -> Sizes:
     twin = copy.deepcopy(model).eval()
     times = []
     with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            call_with(twin, example_input)
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # operators for a whole layer count nothing
+        try:
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+                call_with(twin, example_input)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
         for _ in range(repeats):
             _wait(twin)
             start = perf_counter()

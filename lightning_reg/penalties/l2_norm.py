@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,11 +11,14 @@ from torch import Tensor
 
 from lightning_reg.groups.layout import Slices
 from lightning_reg.groups.spanning import local_layout
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties.base import Penalty
+from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.group_lasso import GroupLasso
 from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import shrink_groups_in_metric_, shrink_views_
 from lightning_reg.schedules.base import ScheduleLike
-from lightning_reg.select.parameters import Select
+from lightning_reg.select.parameters import Select, Selected
 from lightning_reg.tensors.precision import norm, real_dtype
 from lightning_reg.tensors.shards import local
 from lightning_reg.tensors.steps import StepSize
@@ -34,6 +37,8 @@ class L2Norm(Penalty):
     Args:
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to.
+        factors: what λ is multiplied by for each tensor: a dict of numbers by parameter name, or a callable
+            ``(name, parameter, module) -> number``.
         name: its name in logs.
 
     Raises:
@@ -53,7 +58,17 @@ class L2Norm(Penalty):
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
+
+    def bind(self, selected: Sequence[Selected]) -> Bound:
+        """Return this penalty itself, or what gives each tensor a strength of its own: one group each."""
+        if self.factors is None:
+            return self
+        groups = GroupLasso(
+            self.strength, self.select, groups="tensor", size_weighted=False, factors=self.factors
+        )
+        return groups.bind(selected)
 
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda\|w\|_2`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
@@ -11,10 +11,17 @@ from torch import Tensor
 
 from lightning_reg.groups.forms import Groups
 from lightning_reg.groups.layout import Layout
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties._grouped import GroupedPenalty
 from lightning_reg.penalties.group_lasso import scaled_groups
 from lightning_reg.prox.elementwise import soft_threshold
-from lightning_reg.prox.group import group_norms, group_weights, shrink_groups_in_metric_, shrink_views_
+from lightning_reg.prox.group import (
+    group_norms,
+    group_weights,
+    per_weight,
+    shrink_groups_in_metric_,
+    shrink_views_,
+)
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.precision import wide
@@ -35,6 +42,7 @@ class SparseGroupLasso(GroupedPenalty):
         groups: which weights make a group, see :mod:`lightning_reg.groups.forms`.
         l1_ratio: ρ in [0, 1]: 1 is L1, 0 is group lasso.
         size_weighted: weigh a group by the root of its size.
+        factors: what λ is multiplied by for each group, as in :class:`~lightning_reg.GroupLasso`.
         name: its name in logs.
 
     Raises:
@@ -57,6 +65,7 @@ class SparseGroupLasso(GroupedPenalty):
     groups: Groups = "rows"
     l1_ratio: float = 0.5
     size_weighted: bool = True
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,11 +78,11 @@ class SparseGroupLasso(GroupedPenalty):
     def joint_value(self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float) -> Tensor:
         r"""Return :math:`\lambda(\rho\sum_i|w_i| + (1-\rho)\sum_g\sqrt{|g|}\|w_g\|_2)`."""
         norms = group_norms(weights, layouts)
-        grouped = (norms * group_weights(layouts, norms, self.size_weighted)).sum()
-        total = grouped * (strength * (1.0 - self.l1_ratio))
+        factor = group_weights(layouts, norms, self.size_weighted) * (strength * (1.0 - self.l1_ratio))
+        total = (norms * factor).sum()
         for weight, layout in zip(weights, layouts, strict=True):
-            absolute = layout.sum(wide(layout.view(weight)).abs()).sum()
-            total = total + absolute.to(total.device) * (strength * self.l1_ratio)
+            absolute = layout.sum(wide(layout.view(weight)).abs()).to(total.device)
+            total = total + (absolute * (strength * self.l1_ratio)).sum()
         return total
 
     def joint_gradient(
@@ -83,16 +92,19 @@ class SparseGroupLasso(GroupedPenalty):
         norms = group_norms(weights, layouts)
         factor = group_weights(layouts, norms, self.size_weighted) * (strength * (1.0 - self.l1_ratio))
         gradients = scaled_groups(weights, layouts, torch.where(norms > 0, factor / norms, 0.0))
-        for gradient, weight in zip(gradients, weights, strict=True):
-            gradient.add_(torch.sgn(weight), alpha=strength * self.l1_ratio)
+        for gradient, weight, layout in zip(gradients, weights, layouts, strict=True):
+            sign = torch.sgn(layout.view(weight))
+            gradient.add_(sign.mul_(per_weight(strength * self.l1_ratio, layout, sign)).view(weight.shape))
         return gradients
 
-    def norm_prox_(self, views: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+    def norm_prox_(
+        self, views: Sequence[Tensor], layouts: Sequence[Layout], factor: float | Tensor = 1.0
+    ) -> None:
         """Replace views of the tensors by their prox with λ and a step of 1."""
-        for view in views:
-            view.copy_(soft_threshold(view, self.l1_ratio))
-        factor = group_weights(layouts, views[0], self.size_weighted)
-        shrink_views_(views, layouts, factor * (1.0 - self.l1_ratio))
+        for view, layout in zip(views, layouts, strict=True):
+            view.copy_(soft_threshold(view, per_weight(factor * self.l1_ratio, layout, view)))
+        weights = group_weights(layouts, views[0], self.size_weighted)
+        shrink_views_(views, layouts, weights * factor * (1.0 - self.l1_ratio))
 
     def joint_prox_(
         self,

@@ -33,6 +33,7 @@ __all__ = [
     "group_weights",
     "lower_maxima_",
     "lower_views_",
+    "per_weight",
     "shrink_groups_",
     "shrink_groups_in_metric_",
     "shrink_views_",
@@ -114,7 +115,7 @@ def shrink_groups_in_metric_(
     layouts: Sequence[Layout],
     steps: Sequence[StepSize],
     threshold: float | Tensor,
-    soft: float = 0.0,
+    soft: float | Tensor = 0.0,
 ) -> None:
     r"""Prox of :math:`\sum_g \mu_g\|w_g\|_2 + \sigma\sum_i|w_i|` in the metric of the steps, in place.
 
@@ -125,15 +126,18 @@ def shrink_groups_in_metric_(
         layouts: one for each tensor.
         steps: the step of every weight of each tensor.
         threshold: :math:`\mu`, one number or ``(groups,)``.
-        soft: :math:`\sigma`.
+        soft: :math:`\sigma`, one number or ``(groups,)`` beside a threshold of that shape.
     """
-    if act_on_groups_("shrink_groups", tensors, layouts, steps, threshold, soft):
+    if not isinstance(soft, Tensor) and act_on_groups_(
+        "shrink_groups", tensors, layouts, steps, threshold, soft
+    ):
         return
     if all(step.second_moment is None and step.numerator == steps[0].numerator for step in steps):
         eta = steps[0].numerator
-        if soft:
-            for tensor in tensors:
-                tensor.copy_(soft_threshold(tensor, eta * soft))
+        if isinstance(soft, Tensor) or soft:
+            for tensor, layout in zip(tensors, layouts, strict=True):
+                view = layout.view(tensor)
+                view.copy_(soft_threshold(view, per_weight(soft * eta, layout, view)))
         shrink_groups_(tensors, layouts, threshold * eta)
         return
     for views, moments in _pieces(tensors, layouts, steps, threshold):
@@ -173,7 +177,7 @@ def _newton_(
     etas: Sequence[Tensor],
     layouts: Sequence[Layout],
     threshold: float | Tensor,
-    soft: float,
+    soft: float | Tensor,
 ) -> None:
     """All groups at once; ``views`` are changed, ``etas`` spent."""
     if all(layout.is_empty(view) for layout, view in zip(layouts, views, strict=True)):
@@ -185,13 +189,10 @@ def _newton_(
     values, taus = [], []
     for layout, view, eta in parts:
         value, eta = view.to(dtype), eta.to(dtype)
-        if soft:
-            value = soft_threshold(value, eta * soft)
-        mu = threshold
-        if isinstance(mu, Tensor):
-            mu = layout.spread(mu.to(value), value)
+        if isinstance(soft, Tensor) or soft:
+            value = soft_threshold(value, eta * per_weight(soft, layout, value))
         values.append(value)
-        taus.append(eta.mul_(mu).clamp_(min=tiny))
+        taus.append(eta.mul_(per_weight(threshold, layout, value)).clamp_(min=tiny))
 
     both = list(zip(values, taus, strict=True))
     # ‖v/(μη)‖ > 1 says that the group stays; NaN stays NaN
@@ -222,6 +223,11 @@ def _newton_(
         spread = layout.spread(torch.where(alive, theta, 0.0).to(value.device), value)
         # θ/(θ + μη) is 0 for a dead group, since μη is not
         target.copy_(value.mul_(spread / (tau.add_(spread))))
+
+
+def per_weight(number: float | Tensor, layout: Layout, view: Tensor) -> Any:
+    """Return a number, or that of each weight's group, in the dtype of a view."""
+    return layout.spread(number.to(view), view) if isinstance(number, Tensor) else number
 
 
 def group_maxima(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:

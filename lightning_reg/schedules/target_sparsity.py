@@ -34,8 +34,8 @@ class TargetSparsity(Schedule):
         of: count ``"weights"`` or ``"groups"``; groups where None and the penalty has some.
         every: optimizer steps from one look at the weights to the next.
         gain: how far :math:`\log\lambda` may move between ``begin`` and ``until``.
-        floor: of groups, how many of each layer always stay, a number or a share of them. At 0 a whole layer
-            may die, which only a network with a way around it survives.
+        floor: how many groups of each layer, or weights of each tensor, always stay, a number or a share of
+            them. At 0 a whole layer may die, which only a network with a way around it survives.
 
     Raises:
         ValueError: one of these out of its range.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_reg import Units, compact
 from lightning_reg.look.attention import SmallerAttention
+from lightning_reg.look.sizes import sizes_of
 from tests.groups.test_units import Attention
 
 pytest.importorskip("torch_pruning")
@@ -63,6 +64,13 @@ def test_heads_and_units_of_an_encoder_are_cut(batch_first: bool) -> None:
     assert (first.self_attn.num_heads, first.linear1.out_features) == (2, 8)
     assert first.self_attn.in_proj.weight.requires_grad
     assert not small[0].layers[1].self_attn.in_proj.weight.requires_grad
+    macs = [sizes_of(one, x, 1).macs for one in (model, small)]
+    length = 5 if batch_first else 2
+    # of 10 tokens: projections into and out of heads, attention, feed-forward units, the last layer
+    whole, half = (
+        2 * (10 * 4 * 8 * width + 2 * 10 * length * width + 10 * 2 * 16 * width) + 10 * 24 for width in (8, 4)
+    )
+    assert macs == [whole, half]
     small.train()(x).sum().backward()  # and again smaller
     again = compact(small.eval(), x)
     torch.testing.assert_close(again(x), model(x))

@@ -18,8 +18,10 @@ from lightning_reg import (
     Coupled,
     ElasticNet,
     GroupLasso,
+    L2Norm,
     LHalf,
     LInf,
+    SparseGroupLasso,
     attach,
     fisher_diagonal,
 )
@@ -75,7 +77,7 @@ def test_each_weight_is_penalised_by_its_own_strength(penalty: Any) -> None:
     assert torch.equal(weight[:, 0], moved[:, 0])  # a factor of 0 leaves a weight alone
 
 
-@pytest.mark.parametrize("kind", [GroupLasso, LInf])
+@pytest.mark.parametrize("kind", [GroupLasso, LInf, SparseGroupLasso])
 def test_each_group_is_penalised_by_its_own_strength(kind: Any) -> None:
     model = _model()
     (selected,) = select_parameters(model, "weights")
@@ -91,6 +93,35 @@ def test_each_group_is_penalised_by_its_own_strength(kind: Any) -> None:
     with torch.no_grad():
         bound.prox_([model.weight], 0.3, [StepSize.of(0.7)])
     torch.testing.assert_close(model.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("step", [0.7, torch.rand(3, 4, dtype=torch.float64) + 0.1])
+def test_groups_with_factors_in_a_metric(step: Any) -> None:
+    """A row at a time: both parts of the penalty are scaled, under one step and under one for each weight."""
+    model = _model()
+    (selected,) = select_parameters(model, "weights")
+    factors = torch.tensor([0.0, 0.5, 2.0])
+    rows = [model.weight[i : i + 1].detach().clone() for i in range(3)]
+    steps = [step if isinstance(step, float) else step[i : i + 1] for i in range(3)]
+    one = SparseGroupLasso(0.3, l1_ratio=0.3)
+    expected = torch.cat(
+        [one.prox(r, 0.3 * float(f), s) for r, f, s in zip(rows, factors, steps, strict=True)]
+    )
+    bound = SparseGroupLasso(0.3, l1_ratio=0.3, factors=factors).bind([selected])
+    with torch.no_grad():
+        bound.prox_([model.weight], 0.3, [StepSize.of(step)])
+    torch.testing.assert_close(model.weight.detach(), expected)
+
+
+def test_a_norm_of_each_tensor_takes_a_number_for_each() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).double()
+    value = L2Norm(0.3, factors={"0.weight": 2.0})(model)
+    torch.testing.assert_close(value, 0.6 * model[0].weight.norm() + 0.3 * model[1].weight.norm())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(model, optimizer, L2Norm(50.0, factors={"0.weight": 0.0}), apply="proximal")
+    model(torch.ones(2, 4, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    assert model[0].weight.all() and not model[1].weight.any()
 
 
 @pytest.mark.slow

@@ -342,3 +342,29 @@ def test_a_target_needs_zeros_and_a_run():
     for bad in ({"share": 1.0}, {"share": 0.5, "initial": 0.0}, {"share": 0.5, "begin": 0.8, "until": 0.5}):
         with pytest.raises(ValueError, match="TargetSparsity"):
             TargetSparsity(**bad)
+
+
+@pytest.mark.parametrize(("floor", "left"), [(1, 1), (3, 3), (0.2, 3), (0, 0)])
+@pytest.mark.parametrize("averaged", [True, False])
+def test_no_tensor_loses_all_of_its_weights(floor: float, left: int, averaged: bool) -> None:
+    """The largest stay as they were, whether the share is met or not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 4, bias=False))
+    before = model[0].weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    strength = TargetSparsity(0.4, initial=1e3, floor=floor)
+    penalty = L1(strength, select="*.weight", factors={"2.weight": 0.0})
+    attach(model, optimizer, penalty, apply="proximal", total_steps=10, dual_averaging=averaged)
+    (0.0 * model(torch.zeros(1, 3)).sum()).backward()
+    optimizer.step()
+    alive = model[0].weight.flatten().nonzero().flatten().tolist()
+    assert sorted(alive) == sorted(before.flatten().abs().topk(left).indices.tolist())
+    assert torch.equal(model[0].weight.flatten()[alive], before.flatten()[alive])
+    assert model[2].weight.all()
+
+
+def test_a_share_of_weights_that_the_floor_forbids_is_refused() -> None:
+    model = nn.Linear(3, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ValueError, match=r"with floor=0\.5 at most 7 of 15 weights may be zero"):
+        attach(model, optimizer, L1(TargetSparsity(0.9, floor=0.5)), apply="proximal", total_steps=10)
