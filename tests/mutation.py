@@ -273,7 +273,11 @@ class Mutation:
             seen.add(frame.f_code)
 
         part = file.with_suffix(".part")
-        with part.open("w", buffering=1) as out:
+        done = (
+            {json.loads(line)["test"] for line in part.read_text().splitlines()} if part.exists() else set()
+        )
+        items = [item for item in items if item.nodeid not in done]  # where an earlier run was stopped
+        with part.open("a", buffering=1) as out:
             for item, following in zip(items, [*items[1:], None], strict=True):
                 seen.clear()
                 start = time.process_time()

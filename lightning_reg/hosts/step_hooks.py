@@ -81,7 +81,11 @@ class StepHooks:
     def remove(self, member: InStep) -> None:
         """Let it take part no more."""
         self.members = [m for m in self.members if m is not member]
-        if not self.members:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Go with the last member, at the end of a step that is under way: another may come before that."""
+        if not self.members and not (self._step is not None and _runs(self._step)):
             for handle in self._handles:
                 handle.remove()
 
@@ -118,6 +122,7 @@ class StepHooks:
             member.after_step(optimizer)
         if self.factors:
             self.factors, self._clipped = {}, {}
+        self._leave()
 
 
 def found_hooks(optimizer: Optimizer) -> StepHooks | None:

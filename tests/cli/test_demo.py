@@ -13,6 +13,7 @@ from lightning_reg import EarlyDropout
 from lightning_reg.cli.main import main
 
 
+@pytest.mark.slow
 def test_demo_trains_every_method_and_leaves_only_its_figure(tmp_path, monkeypatch):
     from lightning_reg.cli.demo import METHODS, demo
 

@@ -54,6 +54,7 @@ EPOCHS = {"path": "max_epochs", "find": "epochs"}
 FIT = "fit --model found_here.Net --data found_here.Numbers --trainer.max_epochs 1 --trainer.accelerator cpu"
 
 
+@pytest.mark.slow
 def test_the_installed_command_finds_a_module_in_the_current_directory(tmp_path: Path) -> None:
     (tmp_path / "found_here.py").write_text(MINE)
     command = str(Path(sysconfig.get_path("scripts")) / "lightning-reg")

@@ -48,6 +48,7 @@ def test_every_public_penalty_is_in_the_table() -> None:
     assert not missing, "give each a line in FAMILIES, tests/distributed/cells.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_strong_enough_to_be_seen_in_every_setting(family: str) -> None:
     widest = max(tolerance for tolerance, _ in TOLERANCES.values())

@@ -163,7 +163,7 @@ def test_mixed_precision(precision: str, fused: bool, clip: bool) -> None:
 
 
 @pytest.mark.parametrize("apply", MODES)
-@pytest.mark.parametrize(("fused", "clip"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(("fused", "clip"), [(False, True)])  # unclipped: test_ways_in.py
 def test_a_step_that_fabrics_scaler_skips(apply: str, fused: bool, clip: bool) -> None:
     _, history, steps = mixed_run("16-mixed", apply, fused, clip, bad=5)
     assert torch.equal(history[5], history[6]) and not torch.equal(history[6], history[7])
@@ -213,16 +213,6 @@ def test_the_optimizer_of_lightnings_manual_optimization() -> None:
     model(torch.ones(2, 10)).sum().backward()
     optimizer.optimizer.step()  # the one inside it, where Lightning's wrapper is not asked
     assert handle.step == 1
-
-
-def test_the_handle_leaves_no_trace() -> None:
-    fabric = Fabric(accelerator="cpu", devices=1)
-    model = network()
-    bare = SGD(model.parameters(), lr=LR)
-    wrapped, optimizer = fabric.setup(model, bare)
-    handle = attach(wrapped, optimizer, L1(0.1))
-    handle.remove()
-    assert not bare._optimizer_step_pre_hooks and not bare._optimizer_step_post_hooks
 
 
 @pytest.mark.parametrize("wrap", [False, True], ids=["bare", "fabric"])

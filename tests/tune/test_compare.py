@@ -205,6 +205,7 @@ class Noisy(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
+@pytest.mark.slow
 def test_l1_wins_where_most_features_are_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(460, 40, generator=generator)

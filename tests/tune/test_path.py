@@ -48,6 +48,7 @@ def path(start: str = "down") -> PathFrame:
     )
 
 
+@pytest.mark.slow
 def test_up_from_points_that_have_not_converged_still_prunes() -> None:
     examples = data()
     strengths = [1e-3, 1e-2, 1e-1, 1.0]
@@ -305,6 +306,7 @@ def test_a_factory_serves_as_well_as_a_module() -> None:
     )
 
 
+@pytest.mark.slow
 def test_folds_against_a_cross_validation_by_hand() -> None:
     dataset, strengths = diabetes(), [0.3, 0.1]
     frame = regularization_path(
