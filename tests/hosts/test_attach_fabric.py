@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -56,8 +56,10 @@ def by_hand(
         (loss / accumulate).backward()
         if (i + 1) % accumulate:
             continue
+        factor = 1.0
         if clip == "norm":
-            clip_grad_norm_(model.parameters(), **CLIPS[clip])
+            norm = clip_grad_norm_(model.parameters(), **CLIPS[clip])
+            factor = min(1.0, CLIPS[clip]["max_norm"] / (float(norm) + 1e-6))
         elif clip == "value":
             clip_grad_value_(model.parameters(), CLIPS[clip]["clip_val"])
         with torch.no_grad():
@@ -67,9 +69,14 @@ def by_hand(
             optimizer.step()
             if apply == "proximal":
                 for w in matrices:
-                    w.copy_(w.sign() * (w.abs() - LR * STRENGTH).clamp(min=0))
+                    w.copy_(w.sign() * (w.abs() - LR * STRENGTH * factor).clamp(min=0))
         optimizer.zero_grad()
     return weights(model)
+
+
+def seen_by(handle: Any, apply: str, clip: str) -> AbstractContextManager[None]:
+    """A clipping by norm that a proximal step takes into account."""
+    return handle.clipping() if handle and (apply, clip) == ("proximal", "norm") else nullcontext()
 
 
 def run(
@@ -97,7 +104,8 @@ def run(
             if clip != "unclipped":
                 if apply == "gradient":
                     handle.add_gradient()
-                fabric.clip_gradients(wrapped, optimizer, **CLIPS[clip])
+                with seen_by(handle, apply, clip):
+                    fabric.clip_gradients(wrapped, optimizer, **CLIPS[clip])
             optimizer.step()
             optimizer.zero_grad()
     assert handle.step == STEPS
@@ -147,7 +155,8 @@ def mixed_run(
         if clip:
             if handle is not None and apply == "gradient":
                 handle.add_gradient()
-            fabric.clip_gradients(model, optimizer, max_norm=0.3, error_if_nonfinite=False)
+            with seen_by(handle, apply, "norm"):
+                fabric.clip_gradients(model, optimizer, max_norm=0.3, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad()
         history.append(weights(bare))
