@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -139,32 +140,35 @@ def sites(path: Path) -> dict[tuple[Key, tuple[int, int]], list[tuple[str, Any, 
 
 
 def drawn(count: int, seed: int) -> Iterator[Mutant]:
-    """As many mutants of each room, each at a place of its own."""
+    """As many mutants of each room, each at a place of its own; the rooms take turns."""
+    each = [drawn_of(room, count // len(ROOMS), seed) for room in ROOMS]
+    for turn in zip_longest(*each):
+        yield from filter(None, turn)
+
+
+def drawn_of(room: str, count: int, seed: int) -> Iterator[Mutant]:
     from cosmic_ray.mutating import mutate_code
 
-    for room in ROOMS:
-        folder = ROOT / "lightning_reg" / room
-        files = [
-            p for p in sorted(folder.rglob("*.py")) if p.relative_to(folder.parent).as_posix() not in COMPILED
-        ]
-        places = [(path, place, changes) for path in files for place, changes in sites(path).items()]
-        generator = random.Random(f"{seed} {room}")
-        generator.shuffle(places)
-        left = count // len(ROOMS)
-        for path, (key, (line, _)), changes in places:
-            if left == 0:
-                break
-            name, operator, occurrence = generator.choice(changes)
-            source = path.read_text()
-            mutated = mutate_code(source, operator, occurrence)
-            try:
-                code = code_in(compile(mutated, str(path), "exec"), key[1], key[2])
-            except SyntaxError:
-                continue
-            if code is not None:
-                was, now = (text.splitlines()[line - 1].strip() for text in (source, mutated))
-                left -= 1
-                yield Mutant(room, name, line, was, now, key, code)
+    folder = ROOT / "lightning_reg" / room
+    files = sorted(folder.rglob("*.py"))
+    files = [p for p in files if p.relative_to(folder.parent).as_posix() not in COMPILED]
+    places = [(path, place, changes) for path in files for place, changes in sites(path).items()]
+    generator = random.Random(f"{seed} {room}")
+    generator.shuffle(places)
+    for path, (key, (line, _)), changes in places:
+        if count == 0:
+            return
+        name, operator, occurrence = generator.choice(changes)
+        source = path.read_text()
+        mutated = mutate_code(source, operator, occurrence)
+        try:
+            code = code_in(compile(mutated, str(path), "exec"), key[1], key[2])
+        except SyntaxError:
+            continue
+        if code is not None:
+            was, now = (text.splitlines()[line - 1].strip() for text in (source, mutated))
+            count -= 1
+            yield Mutant(room, name, line, was, now, key, code)
 
 
 # --- the tests, and the forks ------------------------------------------------------------------------

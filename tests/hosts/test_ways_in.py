@@ -140,6 +140,9 @@ def test_a_parameter_group_added_mid_run(way: Way, apply: str) -> None:
 
 @each_mode
 def test_a_lazy_layer_is_penalised_once_it_has_a_shape(way: Way, apply: str) -> None:
+    if not way.takes_lazy:
+        pytest.skip("the host counts parameters before the first batch")
+
     def run(strength: float) -> Tensor:
         net = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(1)).double()
         return way(L1(strength), apply, net=net).weights()

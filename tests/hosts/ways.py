@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from lightning_reg import RegularizedModule, attach
@@ -185,6 +185,10 @@ def hugging_face(task: Task) -> None:
             batches = [{"x": x, "labels": y} for x, y in task.batches()]
             return self.accelerator.prepare(DataLoader(batches, batch_size=None))
 
+    class Steady(LRScheduler):
+        def get_lr(self) -> list[float]:
+            return [group["lr"] for group in self.optimizer.param_groups]
+
     class Before(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, *, optimizer: Any, **_: Any) -> None:
             task.look(state.global_step, optimizer)
@@ -203,8 +207,8 @@ def hugging_face(task: Task) -> None:
         callbacks = [Before()]
         if task.penalty is not None:
             callbacks.append(PenaltyTrainerCallback(task.penalty, task.apply))
-        schedule = LambdaLR(optimizer, lambda step: 1.0)
-        InOrder(Net(), arguments, callbacks=callbacks, optimizers=(optimizer, schedule)).train()
+        optimizers = optimizer, Steady(optimizer)
+        InOrder(Net(), arguments, callbacks=callbacks, optimizers=optimizers).train()
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,7 @@ class Way:
     run: Callable[[Task], None]
     modes: tuple[str, ...]
     has_scaler: bool = True
+    takes_lazy: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -232,7 +237,7 @@ WAYS = [
     Way("module", module, (*MODES, "loss")),
     Way("attach", plain_loop, MODES),
     Way("fabric", fabric, MODES),
-    *([Way("hugging_face", hugging_face, MODES, False)] if find_spec("transformers") else []),
+    *([Way("hugging_face", hugging_face, MODES, False, False)] if find_spec("transformers") else []),
 ]
 
 
