@@ -16,7 +16,8 @@ from lightning_reg.apply.term import Apply, Metric, Term
 from lightning_reg.penalties.l2 import L2
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.target_sparsity import TargetSparsity
-from lightning_reg.select.parameters import named_parameters
+from lightning_reg.select.parameters import Selected, named_parameters
+from lightning_reg.tensors.precision import accumulator
 from lightning_reg.tensors.shards import check_whole
 
 __all__ = ["check_apply", "check_optimizer", "check_stored", "check_word", "default_apply"]
@@ -150,6 +151,13 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
             f"the proximal operator of {penalty} is for one step a tensor, and {name} takes a step of its "
             "own for each weight; use SGD, or metric='euclidean'"
         )
+    for s in filter(_is_sparse, term.selected):
+        if term.bound.of_rows(s.parameter, s.parameter) is None or accumulator(s.parameter.dtype):
+            raise ValueError(
+                f"the gradient of {s.name} is sparse, and {name} steps the rows that a batch names, of which "
+                f"{type(term.penalty).__name__} as given can act on none by itself; use L1, or GroupLasso of "
+                "rows, in float32 or wider, or sparse=False in the embedding"
+            )
     if any(selected.parameter.is_complex() for selected in term.selected):
         raise ValueError(
             f"apply='proximal' on complex weights needs one step for both parts, and {name} takes two; "
@@ -160,7 +168,7 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
 def _warn_of_dense(term: Term, apply: Apply) -> None:
     """Warn where a sparse gradient becomes as large as the weight."""
     for s in term.selected:
-        if isinstance(s.module, (nn.Embedding, nn.EmbeddingBag)) and s.module.sparse:
+        if _is_sparse(s):
             warnings.warn(
                 f"apply={apply!r} makes the sparse gradient of {s.name} dense, since "
                 f"{type(term.penalty).__name__} has one for every row; use apply='decoupled' or "
@@ -168,6 +176,10 @@ def _warn_of_dense(term: Term, apply: Apply) -> None:
                 stacklevel=2,
             )
             return
+
+
+def _is_sparse(selected: Selected) -> bool:
+    return isinstance(selected.module, (nn.Embedding, nn.EmbeddingBag)) and selected.module.sparse
 
 
 def _warn_of_own_decay(term: Term, optimizer: Optimizer) -> None:

@@ -31,7 +31,7 @@ __all__ = ["check_dual_averaging", "forget_averages", "forgetting", "hold_zeros_
 
 _PREFIX = "lightning_reg/"
 #: Beside the average itself: its low bits, its steps, and what :mod:`~lightning_reg.apply.clipped` keeps.
-_PARTS = ("low", "step", "clip", "clips")
+_PARTS = ("low", "step", "clip", "clips", "rows")
 #: k where nothing else is asked for.
 USUAL = 4.0
 

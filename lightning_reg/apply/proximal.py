@@ -13,6 +13,7 @@ from lightning_reg.apply.clipped import clipped_steps
 from lightning_reg.apply.dual_averaging import forgetting, hold_zeros_, key_of
 from lightning_reg.apply.floors import Floors
 from lightning_reg.apply.optimizers import euclidean_step_sizes, step_sizes
+from lightning_reg.apply.rows import prox_rows_
 from lightning_reg.apply.stochastic_rounding import act_rounded_
 from lightning_reg.apply.term import Metric, Term, found_inf
 from lightning_reg.penalties.bound import Bound
@@ -48,6 +49,10 @@ def prox_(
     if weights:
         term.mask_(weights)
         floors = Floors(term, weights)
+        in_rows = prox_rows_(term, optimizer, weights, steps, strength)
+        if in_rows:
+            left = [i for i, weight in enumerate(weights) if id(weight) not in in_rows]
+            weights, steps = [weights[i] for i in left], [steps[i] for i in left]
         k = forgetting(term.dual_averaging)
         if k is not None and term.bound.holds_zeros:
             done = hold_zeros_(term, optimizer, weights, steps, strength, k)

@@ -73,6 +73,7 @@ class Term:
         self._groups: dict[int, tuple[list[nn.Parameter], list[nn.Parameter]]] = {}
         # by identity of an optimizer: what its step under way acts on
         self._noted: dict[int, list[tuple[dict[str, Any], list[nn.Parameter]]]] = {}
+        self._rows: dict[int, Tensor] = {}
         self._resolve()
         target = penalty.strength
         self._controller: Controller | None = None
@@ -157,7 +158,15 @@ class Term:
     def note(self, optimizer: Optimizer) -> None:
         """Note what ``optimizer`` is about to step: some free the gradients in their step."""
         self._noted.pop(id(optimizer), None)
-        self._noted[id(optimizer)] = list(self.stepped(optimizer))
+        noted = self._noted[id(optimizer)] = list(self.stepped(optimizer))
+        self._rows.clear()
+        for parameter in (p for _, parameters in noted for p in parameters):
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                self._rows[id(parameter)] = parameter.grad._indices()[0].unique()  # type: ignore[no-untyped-call]
+
+    def rows_of(self, parameter: Tensor) -> Tensor | None:
+        """Return the rows that the gradient of the step under way names, where it is sparse."""
+        return self._rows.get(id(parameter))
 
     def forget(self, optimizer: Optimizer) -> None:
         """The step is over."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_reg.groups.layout import Layout
+from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.groups.partition import partition
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
 from lightning_reg.penalties._factors import Factors, factor_of, find_factors
@@ -75,6 +75,19 @@ class BoundGroups(Bound):
         pairs = [(id(w), id(o)) for w, o in zip(weights, others, strict=True) if id(w) in self._set_of]
         twin._members = {other: self._members[weight] for weight, other in pairs}
         twin._set_of = {other: self._set_of[weight] for weight, other in pairs}
+        return twin
+
+    def of_rows(self, weight: Tensor, rows: Tensor) -> Bound | None:
+        """Return this with the layout of some rows, where each is one group or several."""
+        layout = self._members[id(weight)].here
+        if self.couples or self._share is not None or self._factors or not isinstance(layout, Slices):
+            return None
+        if layout.shape != tuple(weight.shape) or 0 not in layout.keep:
+            return None
+        twin = copy.copy(self)
+        some = replace(layout, shape=tuple(rows.shape))
+        twin._members = {id(rows): _Member(some, some, some, False)}
+        twin._set_of = {id(rows): self._set_of[id(weight)]}
         return twin
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:

@@ -48,6 +48,10 @@ class ElementwisePenalty(Penalty):
             for target_piece, weight_piece in pieces(target, weight):
                 target_piece.add_(self.gradient(weight_piece, strength), alpha=alpha)
 
+    def of_rows(self, weight: Tensor, rows: Tensor) -> Bound | None:
+        """Return this itself."""
+        return self
+
     def threshold(self, strength: float, step: float | Tensor) -> float | Tensor:
         r"""Return τ: the proximal operator is zero where :math:`|w| \le \tau`, and nowhere else."""
         raise NotImplementedError(f"{type(self).__name__} makes no zeros")

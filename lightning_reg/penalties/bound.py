@@ -90,6 +90,10 @@ class Bound(ABC):
         """Return what acts on each of ``others`` as this does on the one of ``weights`` in its place."""
         return self
 
+    def of_rows(self, weight: Tensor, rows: Tensor) -> Bound | None:
+        """Return what acts on some rows of ``weight`` as this does on all; None where it needs all."""
+        return None
+
     def at_rest(self) -> Bound:
         """Return what gives the same gradient and is not moved on by it."""
         return self

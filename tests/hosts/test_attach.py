@@ -362,11 +362,10 @@ def test_sparse_embedding_gradients_in_other_modes(apply: str) -> None:
     assert bool((weight.abs().sum(1) < without.abs().sum(1)).all())
 
 
-@pytest.mark.parametrize("apply", ["gradient", "proximal"])
-def test_sparse_adam_is_refused(apply: Any) -> None:
+def test_sparse_adam_takes_no_dense_gradient() -> None:
     model = nn.Embedding(6, 3, sparse=True)
     with pytest.raises(ValueError, match=r"SparseAdam.*use apply='decoupled'"):
-        attach(model, torch.optim.SparseAdam(model.parameters()), L1(0.1), apply=apply)
+        attach(model, torch.optim.SparseAdam(model.parameters()), L1(0.1))
 
 
 def test_sparse_adam_takes_decoupled() -> None:

@@ -7,6 +7,7 @@ minimise loss plus penalty only if :math:`\eta_i` is the step that the optimizer
 - SGD: :math:`\eta = lr\,(1 - d)/(1 - \mu)` (dampening :math:`d`; without momentum :math:`lr`),
   Nesterov :math:`lr\,/(1 - \mu)`;
 - Adam, AdamW, NAdam: :math:`lr/(\sqrt{\hat v} + \epsilon)`, ``amsgrad`` with the largest :math:`\hat v`;
+- SparseAdam: :math:`lr\sqrt{1-\beta_2^t}/(\sqrt{v} + \epsilon)`, for the rows that a batch names;
 - RAdam: :math:`lr\,r_t/(\sqrt{v} + \epsilon)\cdot\sqrt{1-\beta_2^t}`, and :math:`lr` while un-rectified;
 - Adamax: :math:`lr/u` with its infinity norm :math:`u`;
 - Adagrad: :math:`lr_t/(\sqrt{s} + \epsilon)` with :math:`lr_t = lr/(1 + (t-1)\,lr\_decay)`;
@@ -52,6 +53,7 @@ __all__ = [
     "rmsprop",
     "rmsprop_tf",
     "sgd",
+    "sparse_adam",
 ]
 
 
@@ -77,6 +79,11 @@ def _adam(group: Group, state: State, parameter: Tensor) -> StepSize:
     moment = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
     correction = 1.0 - float(group["betas"][1]) ** _step(group, state)
     return StepSize(float(group["lr"]), moment, correction**-0.5, float(group["eps"]))
+
+
+def _sparse_adam(group: Group, state: State, parameter: Tensor) -> StepSize:
+    correction = 1.0 - float(group["betas"][1]) ** _step(group, state)
+    return StepSize(float(group["lr"]) * correction**0.5, state["exp_avg_sq"], eps=float(group["eps"]))
 
 
 def _radam(group: Group, state: State, parameter: Tensor) -> StepSize:
@@ -168,6 +175,7 @@ def _step(group: Group, state: State) -> float:
 
 
 adam = _each(_adam)
+sparse_adam = _each(_sparse_adam)
 radam = _each(_radam)
 adamax = _each(_adamax)
 adagrad = _each(_adagrad)

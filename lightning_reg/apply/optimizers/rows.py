@@ -20,6 +20,7 @@ from lightning_reg.apply.optimizers.metrics import (
     rmsprop,
     rmsprop_tf,
     sgd,
+    sparse_adam,
 )
 
 __all__ = ["LOMO", "LOOKAHEAD", "ORTHOGONAL", "SCHEDULE_FREE"]
@@ -33,7 +34,6 @@ _CAUTIOUS = "caution leaves out some weights at each step and lengthens the step
 _TRUST = "it scales its steps by trust ratios that its state does not hold"
 _PROJECTED = "it projects the steps of matrices, so no weight has a step per unit of gradient"
 _ROUNDED = "it rounds its state after the step, so the step that it took is no longer known"
-_ROWS_OF_A_BATCH = "it steps the rows that a batch names, and the penalty acts on all"
 _HESSIAN = "it takes second derivatives of the loss, which know nothing of what is added to a gradient"
 _CLIPPED = "it clips the gradients inside its step, so the strength would count for more than it says"
 
@@ -168,9 +168,7 @@ def _fill() -> None:
         "ASGD": Facts(asgd, uniform=True, rate=_asgd_rate),
         "Adafactor": _adafactor,
         "Muon": Facts(ORTHOGONAL),
-        "SparseAdam": Facts(
-            _ROWS_OF_A_BATCH, gradient="it takes sparse gradients, and this makes them dense"
-        ),
+        "SparseAdam": Facts(sparse_adam, gradient="it takes sparse gradients, and this makes them dense"),
         "Rprop": Facts(_SIGNS, rate="its steps grow and shrink apart from the learning rate"),
     }
     for names, row in rows.items():
