@@ -61,7 +61,7 @@ class NonNegative(_ConstraintCallback, constraints.NonNegative):
 
 @final
 class NormBudget(_ConstraintCallback, constraints.NormBudget):
-    """Decay each tensor as much as keeps it to its budget, see :class:`lightning_reg.NormBudget`.
+    """Decay each tensor just enough to keep it within its budget, see :class:`lightning_reg.NormBudget`.
 
     >>> NormBudget(2.0, warmup_steps=500).warmup_steps
     500

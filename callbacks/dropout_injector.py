@@ -44,7 +44,7 @@ class _Hold:
 
 
 class DropoutInjector(DropoutCallback):
-    r"""Adds dropout after chosen modules for the run, and takes it away again.
+    r"""Adds dropout after chosen modules during the run, and removes it afterwards.
 
     The output y of a chosen module becomes, in training, :math:`m \odot y / (1 - p)` with one draw
     :math:`m \sim \text{Bernoulli}(1 - p)` a value (``"element"``) or a channel (``"channel"``, for outputs of

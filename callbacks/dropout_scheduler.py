@@ -16,7 +16,7 @@ __all__ = ["DropoutScheduler"]
 
 
 class DropoutScheduler(SiteCallback):
-    r"""Steers every place that drops by a number or a schedule, for any module.
+    r"""Sets the rate of every dropout in any module to a number or a schedule.
 
     At optimizer step t each selected site drops with probability :math:`p(t)`, or, relative, with
     :math:`p(t)\,p_\text{built}`. Under manual optimization the steps are those of the optimizer that moves

@@ -1,4 +1,4 @@
-"""Make every figure in this folder anew: ``python docs/figures/make.py`` (a minute, no network)."""
+"""Make every figure in this folder anew: ``python docs/figures/make.py`` (some minutes, no network)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import Lasso
+from stability import stability  # beside this file
 from strength import sweeps  # beside this file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -164,6 +165,7 @@ FIGURES: dict[tuple[str, ...], Callable[[], object]] = {
     ("schedules.png",): schedules,
     ("sparsity.png", "histograms.png", "table.svg"): digits,
     ("path.png",): path,
+    ("stability.png",): stability,
     ("strength.png",): sweeps,
     ("zeros.png",): zeros_in_batches,
 }

@@ -30,6 +30,7 @@ _EXTRAS = {
     "rich": "rich",
     "jsonargparse": "jsonargparse[signatures]",
     "click": "click",
+    "shtab": "shtab",
 }
 
 
@@ -100,8 +101,13 @@ def _options(command: str) -> str:
     return "\n".join(lines)
 
 
-def _parser(help_of: str = "") -> argparse.ArgumentParser:
-    """Return the parser; ``help_of`` is the command whose help is asked for."""
+def _parser(help_of: str = "", of_run: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
+    """Return the parser.
+
+    Args:
+        help_of: the command whose help is asked for.
+        of_run: the parser of ``run``, which reads its arguments itself, where its options are to be known.
+    """
     from lightning_reg import __version__
 
     parser = OneLineParser(
@@ -130,7 +136,10 @@ def _parser(help_of: str = "") -> argparse.ArgumentParser:
     )
     demo.add_argument("--seeds", type=positive, default=3, help="how many seeds (default: %(default)s)")
     commands.add_parser(
-        "run", help="run a Lightning script as it is, with regularization attached to its Trainers"
+        "run",
+        help="run a Lightning script as it is, with regularization attached to its Trainers",
+        parents=of_run,
+        conflict_handler="resolve",  # both have --help
     )
     for name, description in _TRAINER.items():
         commands.add_parser(name, help=description)
@@ -159,7 +168,25 @@ def _parser(help_of: str = "") -> argparse.ArgumentParser:
             command.add_argument(
                 "--dropout", action="store_true", help="find a dropout rate; the config needs no penalty"
             )
+    completion = commands.add_parser(
+        "completion",
+        help="print a script that completes these commands in your shell",
+        description=(
+            "Print a completion script. For bash: lightning-reg completion bash > "
+            "~/.local/share/bash-completion/completions/lightning-reg"
+        ),
+    )
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return parser
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    from lightning_reg.cli.run import run_parser
+
+    print(shtab.complete(_parser(of_run=[run_parser()]), arguments.shell))
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -199,6 +226,7 @@ _COMMANDS = {
     "find": _find,
     "compare": _compare,
     "stability": _stability,
+    "completion": _completion,
 }
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from lightning_reg.cli.schedule_text import dropout_rate, strength
 from lightning_reg.cli.script import as_program, run_script
 from lightning_reg.hosts.requested import VARIABLE
 
-__all__ = ["main"]
+__all__ = ["main", "run_parser"]
 
 _OPTIONS = ("accelerator", "devices", "num_nodes", "precision", "strategy")
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UsageError: an option or the callbacks' config cannot be used; nothing was started.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = run_parser().parse_args(argv)
     plan = Plan(
         callbacks=_callbacks(arguments),
         options={name: getattr(arguments, name) for name in _OPTIONS if getattr(arguments, name) is not None},
@@ -120,7 +120,8 @@ def _callbacks(arguments: argparse.Namespace) -> list[Mapping[str, Any]]:
     return found
 
 
-def _parser() -> OneLineParser:
+def run_parser() -> OneLineParser:
+    """Return the parser of ``lightning-reg run``."""
     parser = OneLineParser(
         prog="lightning-reg run",
         description="Run a Lightning script as it is, with regularization attached to its Trainers.",

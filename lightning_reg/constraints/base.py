@@ -22,7 +22,7 @@ __all__ = ["BoundConstraint", "Constraint", "GroupConstraint"]
 
 
 class Constraint(Regularizer):
-    r"""A set :math:`C` that every selected tensor is kept in.
+    r"""A set :math:`C`, in which every selected tensor lies after each step.
 
     Its proximal operator is the projection :math:`\arg\min_{x \in C} \|x - w\|_2`, whatever the strength or
     the step. So it acts after the optimizer's step, and after all penalties that do.

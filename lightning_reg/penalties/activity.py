@@ -20,7 +20,7 @@ __all__ = ["ActivityPenalty"]
 
 @dataclass(frozen=True)
 class ActivityPenalty(ForwardPenalty):
-    r"""A norm of what modules put out, the mean over the batch: :math:`\tfrac1B\sum_b\Omega_\lambda(a_b)`.
+    r"""A norm of the outputs of modules, averaged over the batch: :math:`\tfrac1B\sum_b\Omega_\lambda(a_b)`.
 
     With :class:`~lightning_reg.L1`, :math:`\tfrac{\lambda}{B}\sum_{b,i}|a_{bi}|`, which makes representations
     sparse; with :class:`~lightning_reg.L2`, :math:`\tfrac{\lambda}{2B}\sum_{b,i}a_{bi}^2`.

@@ -35,7 +35,7 @@ def jacobian_penalty(output: Tensor, inputs: Tensor, directions: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class JacobianPenalty(ForwardPenalty):
-    r"""Half the squared norm of the input–output Jacobian, the mean over the batch: :math:`\tfrac{\lambda}{2B}\sum_b\|J_b\|_F^2`.
+    r"""Half the squared norm of the Jacobian, averaged over the batch: :math:`\tfrac{\lambda}{2B}\sum_b\|J_b\|_F^2`.
 
     It is estimated from random unit directions, one backward pass each. A network with a small Jacobian
     changes little under small changes of its input. The samples of a batch must not mix: batch normalization

@@ -106,7 +106,7 @@ class LateDropout(Schedule):
 
 @dataclass(frozen=True)
 class CurriculumDropout(Schedule):
-    r"""Rising from 0 and levelling off: :math:`\bar p\,(1 - e^{-\gamma t})`.
+    r"""A rate that rises from 0 and levels off: :math:`\bar p\,(1 - e^{-\gamma t})`.
 
     The paper writes the probability of keeping, :math:`(1 - \bar\theta) e^{-\gamma t} + \bar\theta`, with
     :math:`\bar p = 1 - \bar\theta`; and proposes :math:`\gamma = 10/T`. The curve is that of the
@@ -150,7 +150,7 @@ class CurriculumDropout(Schedule):
 
 @dataclass(frozen=True)
 class AnnealedDropout(Schedule):
-    r"""Falling to nothing along a straight line: :math:`p_0 \max(0, 1 - t/N)`.
+    r"""A rate that falls to 0 along a straight line: :math:`p_0 \max(0, 1 - t/N)`.
 
     The abstract has the rate annealed "from a high initial value to zero over the course of training"; the
     straight line is this library's choice.

@@ -19,7 +19,7 @@ __all__ = ["Controller", "TargetSparsity"]
 
 @dataclass(frozen=True)
 class TargetSparsity(Schedule):
-    r"""A strength that is steered until a wanted share of weights, or of groups, is zero.
+    r"""A strength that adapts until a given share of weights, or of groups, is zero.
 
     Nothing is penalised before ``begin``. From there to ``until`` the strength is steered so that the weight
     (or group) that is to be the last one cut shrinks on a straight line to zero; after ``until`` the share is

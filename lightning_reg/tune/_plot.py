@@ -18,6 +18,8 @@ __all__ = ["plot_comparison", "plot_path", "plot_stability", "plot_sweep"]
 
 #: Lines up to which each has a name beside the axes.
 MAX_NAMES = 10
+#: Lines of what is not stable, the most frequent of it.
+MAX_LINES = 300
 
 
 def plot_path(frame: PathFrame) -> Any:
@@ -127,9 +129,10 @@ def plot_stability(found: Stability, threshold: float, false_discoveries: float)
     end = found.end(threshold, false_discoveries)
     stable = list(found.stable(threshold, false_discoveries)) if end else []
     places = {name: index for index, name in enumerate(found.names)}
-    grey = [found.frequencies[:, index] for name, index in places.items() if name not in stable]
-    for line in grey:
-        axes.plot(found.strengths, line, color=_INK, linewidth=0.7, alpha=0.45)
+    highest = found.frequencies.amax(0).tolist()
+    others = sorted(set(places) - set(stable), key=lambda name: (-highest[places[name]], places[name]))
+    for name in others[:MAX_LINES]:
+        axes.plot(found.strengths, found.frequencies[:, places[name]], color=_INK, linewidth=0.7, alpha=0.45)
     for index, name in enumerate(stable):
         label = name if index < MAX_NAMES else None
         colour = _COLOURS[index % len(_COLOURS)]
@@ -142,7 +145,7 @@ def plot_stability(found: Stability, threshold: float, false_discoveries: float)
     label = f"bound: {found.bound(threshold, strength=last):.2g} false"
     axes.axvline(last, color=_INK, linestyle=":", linewidth=1.4, label=label)
     axes.set_ylim(-0.03, 1.03)
-    _legend(axes, min(len(stable), MAX_NAMES) + 2)
+    _legend(axes, MAX_NAMES)  # beside the axes: among this many lines there is no best place
     return figure
 
 

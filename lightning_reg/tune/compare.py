@@ -67,10 +67,10 @@ def compare(
 ) -> Comparison:
     """Find each kind's best strength, train it with every seed, and recommend one of them, or none.
 
-    Every kind has the same budget to find its strength in: ``budget // epochs`` runs with the first seed.
-    Half of them are a grid over a range that fits the penalty; the others lie beside the best value so far,
-    or beyond it where it is at an end. The best is then trained with the other seeds. "none" is always among
-    the kinds. The test data are used once, for the kind that is recommended.
+    Every kind has the same budget to find its strength: ``budget // epochs`` runs with the first seed. Half
+    of them are a grid over a range that fits the penalty. The others lie next to the best value so far, or
+    beyond it if it is at an end. The best value is then trained with the other seeds. "none" is always among
+    the kinds. The test data are used once, for the recommended kind.
 
     Args:
         module: a LightningModule, whose weights every run starts from, or a function that makes one, which
@@ -78,7 +78,7 @@ def compare(
         kinds: a list of names (``"early stopping"``, ``"l2"``, ``"l2 decoupled"``, ``"l1"``,
             ``"elastic net"``, ``"group lasso"``, ``"dropout"``), penalties (with ``apply="gradient"``),
             penalty callbacks (with theirs), a ``DropoutInjector``, or other callbacks, which have nothing to
-            find. Strengths and rates given are not looked at. All names where None.
+            find. The strengths and rates that you give are ignored. All names where None.
         train: data to train on.
         validation: data to tell strengths and kinds apart.
         test: data that the recommended kind is scored on, once.

@@ -37,7 +37,7 @@ def lambda_max(
 
     Args:
         module: it is copied, and stays as it is.
-        penalty: which function, on what; its strength is not looked at.
+        penalty: which function, on what; its strength is ignored.
         data: a data set or batches.
         loss: ``(module, batch) -> loss``, a mean over the batch; the module's ``training_step`` where None.
         convex: whether the loss is convex in the trainable parameters; found out where None.
@@ -81,7 +81,7 @@ def lambda_max_by_layer(
 
     Args:
         module: it is copied, and stays as it is.
-        penalty: which function, on what; its strength is not looked at.
+        penalty: which function, on what; its strength is ignored.
         data: a data set or batches; gone through once a tensor.
         loss: ``(module, batch) -> loss``; the module's ``training_step`` where None.
     """

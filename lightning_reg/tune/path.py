@@ -48,23 +48,22 @@ def regularization_path(
     map: Map = map,
     on_point: Callable[[str, Row], None] | None = None,
 ) -> PathFrame:
-    r"""Train ``module`` at many strengths of ``penalty`` with ``apply="proximal"``: a row for each.
+    r"""Train ``module`` at many strengths of ``penalty`` with ``apply="proximal"``; return a row for each.
 
-    A warm start takes over weights and optimizer state of the point before, and, where that point had
-    converged, rescales the moments by the ratio of the strengths. Where the model is linear it also predicts:
-    a Newton step on the weights that are not zero goes along the path to the next strength, and the optimizer
-    corrects what is left. Its gradients are counted in the column ``gradients``, beside the optimizer's
-    ``steps``.
+    A warm start takes the weights and the optimizer state of the point before. If that point had converged,
+    it rescales the moments by the ratio of the strengths. If the model is linear, it also predicts: a Newton
+    step on the weights that are not zero goes along the path to the next strength, and the optimizer corrects
+    the rest. The column ``gradients`` counts its gradients, and ``steps`` the optimizer's steps.
 
     A point ends when the residual of the proximal gradient step is at most ``tolerance`` times the strength,
-    or after ``max_epochs``. The residual is exact for full-batch training; with smaller batches it is taken
-    from the mean of the epoch's gradients, whose noise is mostly larger than the tolerance. With ``patience``
-    a point also ends when the validation loss has not fallen for so many epochs. It then goes back to its
-    best epoch, weights and optimizer, and the next point starts from there.
+    or after ``max_epochs``. The residual is exact for full-batch training. With smaller batches it comes from
+    the mean of the epoch's gradients, whose noise is usually larger than the tolerance. With ``patience``, a
+    point also ends when the validation loss has not fallen for that many epochs. It then restores the weights
+    and the optimizer of its best epoch, and the next point starts from there.
 
     Args:
         module: a LightningModule, which is copied for each point, or a function that makes one.
-        penalty: which function, on what; its strength is not looked at.
+        penalty: which function, on what; its strength is ignored.
         data: to train on: a data set, or batches.
         strengths: in any order; ``points`` log-spaced from ``lambda_max`` to ``ratio`` times it where None.
         validation: to validate on.

@@ -174,7 +174,7 @@ def stability_selection(
 
     Args:
         module: a LightningModule, which is copied for each point, or a function that makes one.
-        penalty: which function, on what, with ``apply="proximal"``; its strength is not looked at.
+        penalty: which function, on what, with ``apply="proximal"``; its strength is ignored.
         data: a data set, or a ``DataLoader`` of one.
         strengths: in any order; where None, ``points`` log-spaced from √2 ``lambda_max``, since the gradients
             of half the data are noisier, to ``ratio`` times that.
