@@ -128,7 +128,7 @@ def attach(
 
 
 class Attachment:
-    """A penalty or a constraint attached to an optimizer; made by :func:`attach`."""
+    """A penalty or a constraint attached to an optimizer; made by ``attach``."""
 
     def __init__(self, engine: Engine, loop: Loop) -> None:
         check_held(engine.term, loop.optimizer)

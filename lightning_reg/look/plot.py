@@ -182,7 +182,7 @@ def regularization_path(
 
 
 def weights_of(module: nn.Module, select: Select = "weights") -> dict[str, Tensor]:
-    """Return copies of the selected weights by name, for :func:`weight_histograms`."""
+    """Return copies of the selected weights by name, for ``weight_histograms``."""
     return {s.name: s.used().detach().clone() for s in select_parameters(module, select)}
 
 

@@ -63,7 +63,7 @@ class Contender:
 
 @dataclass
 class Comparison:
-    """Kinds of regularization, each at its best strength: print it, or ask for :meth:`recommendation`.
+    """Kinds of regularization, each at its best strength: print it, or call ``recommendation()``.
 
     Args:
         contenders: "none" first.
