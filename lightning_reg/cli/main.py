@@ -101,7 +101,7 @@ def _options(command: str) -> str:
     return "\n".join(lines)
 
 
-def _parser(help_of: str = "", of_run: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
+def _parser(help_of: str = "", of_run: Sequence[OneLineParser] = ()) -> argparse.ArgumentParser:
     """Return the parser.
 
     Args:
