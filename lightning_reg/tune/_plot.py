@@ -141,6 +141,9 @@ def plot_stability(found: Stability, threshold: float, false_discoveries: float)
         )
     label = f"threshold {threshold:g}"
     axes.axhline(threshold, color=_INK, linestyle="--", linewidth=1.0, label=label)
+    ticks = found.strengths[:: max(1, len(found.strengths) // 5)]
+    axes.set_xticks(ticks, [f"{strength:.2g}" for strength in ticks])
+    axes.minorticks_off()
     last = found.strengths[max(end, 1) - 1]
     label = f"bound: {found.bound(threshold, strength=last):.2g} false"
     axes.axvline(last, color=_INK, linestyle=":", linewidth=1.4, label=label)
