@@ -69,12 +69,13 @@ class Floors:
 
 def _target_of(term: Term) -> TargetSparsity | None:
     target = term.penalty.strength
-    if not isinstance(target, TargetSparsity) or not target.floor:
+    if not isinstance(target, TargetSparsity) or target.floor == 0:
         return None
     grouped = hasattr(term.bound, "sizes_by_layer") and target.of != "weights"
     return None if grouped else target
 
 
 def _floor(target: TargetSparsity, size: int) -> int:
-    floor = math.ceil(target.floor * size) if isinstance(target.floor, float) else target.floor
+    floor = 1 if target.floor is None else target.floor
+    floor = math.ceil(floor * size) if isinstance(floor, float) else floor
     return max(min(floor, size - 1), 0)

@@ -23,7 +23,10 @@ _BEFORE_NORM = (nn.Linear, nn.modules.conv._ConvNd)
 
 def floor_of(target: TargetSparsity, count: int) -> int:
     """Return how many of a layer's groups always stay; none of one that is a group itself."""
-    floor = math.ceil(target.floor * count) if isinstance(target.floor, float) else target.floor
+    if target.floor is None:  # one layer may lose more than another, and none becomes a bottleneck
+        floor = max(int((1.0 - target.share) / 2 * count), 1)
+    else:
+        floor = math.ceil(target.floor * count) if isinstance(target.floor, float) else target.floor
     return min(floor, count - 1)
 
 

@@ -35,7 +35,8 @@ class TargetSparsity(Schedule):
         every: optimizer steps from one look at the weights to the next.
         gain: how far :math:`\log\lambda` may move between ``begin`` and ``until``.
         floor: how many groups of each layer, or weights of each tensor, always stay, a number or a share of
-            them. At 0 a whole layer may die, which only a network with a way around it survives.
+            them. Where None, of groups half as many as an even cut would leave, and one weight of a tensor.
+            At 0 a whole layer may die, which only a network with a way around it survives.
 
     Raises:
         ValueError: one of these out of its range.
@@ -52,7 +53,7 @@ class TargetSparsity(Schedule):
     of: Literal["weights", "groups"] | None = None
     every: int = 5
     gain: float = 30.0
-    floor: int | float = 1
+    floor: int | float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share < 1.0:
@@ -62,7 +63,8 @@ class TargetSparsity(Schedule):
                 f"TargetSparsity(initial={self.initial}, gain={self.gain}, every={self.every}) is out of "
                 "range; give numbers above 0"
             )
-        if self.floor < 0 or (isinstance(self.floor, float) and not self.floor < 1.0):
+        floor = 0 if self.floor is None else self.floor
+        if floor < 0 or (isinstance(floor, float) and not floor < 1.0):
             raise ValueError(
                 f"TargetSparsity(floor={self.floor!r}) is out of range; give a number of groups, 0 or more, "
                 "or a share below 1.0"

@@ -208,9 +208,16 @@ def _step(model: nn.Module, penalty: GroupLasso) -> None:
 
 @pytest.mark.parametrize(
     ("share", "floor", "left"),
-    [(0.8, 1, [1, 1]), (0.6, 2, [2, 2]), (0.5, 0.5, [3, 2]), (0.9, 0, [0, 1]), (0.3, 1, [3, 4])],
+    [
+        (0.8, 1, [1, 1]),
+        (0.3, None, [3, 4]),
+        (0.6, 2, [2, 2]),
+        (0.5, 0.5, [3, 2]),
+        (0.9, 0, [0, 1]),
+        (0.3, 1, [3, 4]),
+    ],
 )
-def test_the_strongest_units_of_a_layer_stay(share: float, floor: float, left: list[int]) -> None:
+def test_the_strongest_units_of_a_layer_stay(share: float, floor: float | None, left: list[int]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 4, bias=False))
     before = [layer.weight.detach().clone() for layer in (model[0], model[2])]
@@ -219,6 +226,20 @@ def test_the_strongest_units_of_a_layer_stay(share: float, floor: float, left: l
         alive = layer.weight.any(1).nonzero().flatten().tolist()
         assert sorted(alive) == sorted(was.norm(dim=1).topk(count).indices.tolist())
         assert torch.equal(layer.weight[alive], was[alive])  # as they were, not shrunk
+
+
+def test_without_a_floor_each_layer_keeps_half_of_what_an_even_cut_would_leave() -> None:
+    """However much weaker one layer is: else it would be a bottleneck, and the share met all the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 20, bias=False), nn.ReLU(), nn.Linear(20, 12, bias=False))
+    with torch.no_grad():
+        model[2].weight.mul_(1e-3)
+    for share, left in ((0.5, 3), (0.9, 1)):
+        bound = GroupLasso(TargetSparsity(share), groups="rows").bind(select_parameters(model, "weights"))
+        weights = [model[2].weight.detach().clone()]
+        twin = bound.standing_in([model[2].weight], weights)
+        twin.prox_(weights, 1e3, [StepSize.of(1.0)])
+        assert int(weights[0].any(1).sum()) == left
 
 
 def test_coupled_units_stay_whole() -> None:
