@@ -6,13 +6,16 @@ import functools
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from typing_extensions import override
 
+from lightning_reg.dropout.evaluating import AlwaysOn
+from lightning_reg.dropout.report import some
 from lightning_reg.dropout.steering import SteeredRate
 from lightning_reg.dropout.watch import Watch
 from lightning_reg.hosts.both_namespaces import BothCallback
 
-__all__ = ["DropoutCallback", "watch_steps"]
+__all__ = ["DropoutCallback", "look_at_validation", "unwatch_steps", "watch_steps"]
 
 
 class DropoutCallback(BothCallback):
@@ -65,11 +68,35 @@ def watch_steps(trainer: Any, watch: Watch) -> None:
     strategy.training_step = watched
 
 
+def look_at_validation(trainer: Any, pl_module: Any) -> None:
+    """Warn, after the first validation batch, about modules that drop in it."""
+    strategy = trainer.strategy
+    if hasattr(strategy.__dict__.get("validation_step"), "watch"):
+        return
+    step = strategy.validation_step
+
+    @functools.wraps(step)
+    def looked_at(*args: Any, **kwargs: Any) -> Any:
+        unwatch_steps(trainer)
+        with AlwaysOn(pl_module) as look:
+            output = step(*args, **kwargs)
+        if look.found:
+            which = [f"{name}, by {function}" for name, function in look.found.items()]
+            rank_zero_warn(
+                f"dropout is on in validation, too, whose results are random: {some(which)}; hand the "
+                "function `rate if self.training else 0.0`, or pass rate_in_eval=0, or 'scheduled' to keep it"
+            )
+        return output
+
+    looked_at.watch = None  # type: ignore[attr-defined]
+    strategy.validation_step = looked_at
+
+
 def unwatch_steps(trainer: Any) -> None:
-    """Undo :func:`watch_steps`."""
-    held = trainer.strategy.__dict__.get("training_step")
-    if hasattr(held, "watch"):
-        del trainer.strategy.training_step
+    """Undo :func:`watch_steps` and :func:`look_at_validation`."""
+    for name in ("training_step", "validation_step"):
+        if hasattr(trainer.strategy.__dict__.get(name), "watch"):
+            delattr(trainer.strategy, name)
 
 
 def _built(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from lightning_reg.callbacks._dropout import DropoutCallback, unwatch_steps, watch_steps
+from lightning_reg.callbacks._dropout import DropoutCallback, look_at_validation, unwatch_steps, watch_steps
 from lightning_reg.dropout.engine import SiteEngine
 from lightning_reg.dropout.report import DropoutReport, some
 from lightning_reg.dropout.selection import SelectSites, check_select_sites, select_sites
@@ -55,6 +55,8 @@ class SiteCallback(DropoutCallback):
         #: What became of the last run's sites.
         self.report: DropoutReport | None = None
         self._saved_steps: list[int] | None = None
+        self._number_at_end: float | None = None
+        self._validated = False
 
     def _range(self, total: int | None) -> tuple[float, float]:
         """The lowest and the highest number of the run."""
@@ -81,6 +83,7 @@ class SiteCallback(DropoutCallback):
         built = max((site.built for site in chosen), default=0.0)
         self._check(steps.total, 1.0 if not self.relative else 1.0 / built if built > 0 else float("inf"))
         self._steps = steps
+        self._validated = False
         self.report = None
 
     @override
@@ -109,7 +112,8 @@ class SiteCallback(DropoutCallback):
         numbers = {clock: self._number(*steps.now(clock)) for clock in self._engine.clocks}
         self._engine.apply(numbers, look=batch_idx == 0)
         watch_steps(trainer, self._engine.watch)
-        self._log(trainer, max(numbers.values()))
+        self._number_at_end = max(numbers.values())
+        self._log(trainer, self._number_at_end)
 
     def _start(self, engine: SiteEngine) -> None:
         """Say, before the first step, what stands in the way."""
@@ -142,8 +146,39 @@ class SiteCallback(DropoutCallback):
 
     @override
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        if self._engine is not None:
-            self._engine.evaluation()
+        if self._engine is None:
+            self._evaluate(trainer, pl_module)
+            return
+        self._engine.evaluation()
+        if not self._validated and self.rate_in_eval == "built" and not self._engine.watch.apart:
+            look_at_validation(trainer, pl_module)
+        self._validated = True
+
+    @override
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        self._evaluate(trainer, pl_module)
+
+    @override
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: Any, pl_module: Any) -> None:
+        """Set the rates for an evaluation outside of ``fit``, until its teardown."""
+        asked = self._number_at_end if self.rate_in_eval == "scheduled" else self.rate_in_eval
+        if asked is None or asked == "built" or trainer.state.fn == "fit":
+            return
+        relative = self.relative and self.rate_in_eval == "scheduled"
+        self._engine = SiteEngine(
+            pl_module,
+            self.select,
+            low=float(asked),
+            high=float(asked),
+            relative=relative,
+            by_depth=self._by_depth and self.rate_in_eval == "scheduled",
+            compiled=self.compiled,
+            name=type(self).__name__,
+        )
+        self._engine.apply({None: float(asked)})
 
     @override
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

@@ -44,8 +44,8 @@ class DropoutScheduler(SiteCallback):
         name: the group's name in logs; the selection by default.
         in_eval: what to do about selected sites whose module is in evaluation mode while training:
             ``"warn"``, ``"train"`` (put it in training mode for the run) or ``"keep"``.
-        rate_in_eval: the rate in validation, for dropout that is on in it, too: ``"built"``,
-            ``"scheduled"`` or a number.
+        rate_in_eval: the rate in validation, test and prediction, for dropout that is on in them, too:
+            ``"built"``, ``"scheduled"`` (after ``fit``, that of its last step) or a number.
         compile_levels: number of levels for ``compiled="levels"``.
         compiled: what to do with rates that cannot be tensors: ``"levels"`` (a schedule in a few steps),
             ``"hold"`` (the built rate) or ``"refuse"``.

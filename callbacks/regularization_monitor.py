@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
 from lightning_reg.callbacks._penalty import _PenaltyCallback, term_of
-from lightning_reg.dropout import DropoutSite, find_sites
+from lightning_reg.dropout import DropoutReport, DropoutSite, find_sites
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.hosts.evaluated import evaluated
 from lightning_reg.hosts.log_names import numbered
@@ -42,6 +42,9 @@ class RegularizationMonitor(BothCallback):
     that the penalty rules; far below, that it hardly matters. On other steps it only notes dropout rates.
 
     Under a schedule-free optimizer, sparsity and norms are those of the average that evaluation uses.
+
+    Below the table it prints the report of each dropout callback: what is steered and the share that was
+    dropped, what no forward has reached, and what is not steered and why.
 
     Args:
         select: which parameters are watched.
@@ -128,6 +131,9 @@ class RegularizationMonitor(BothCallback):
             return
         try:
             Console().print(table)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if (report := getattr(callback, "report", None)) and isinstance(report, DropoutReport):
+                    Console().print(f"{callback!r}\n{report}", markup=False, highlight=False)
         except OSError as error:
             _warn(f"print its table: {error}; as_table() returns it")
 

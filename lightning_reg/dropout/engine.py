@@ -26,7 +26,6 @@ __all__ = ["SiteEngine", "watch_of"]
 #: The watch of each root that is steered; its engines share it.
 _watches: weakref.WeakKeyDictionary[nn.Module, tuple[Watch, list[SiteEngine]]] = weakref.WeakKeyDictionary()
 
-
 #: How often graphs may be made, at first, before numbers are given in levels.
 _GRAPHS = 3
 
@@ -142,12 +141,13 @@ class SiteEngine:
             if self.root.training and one.site.known and not one.site.module.training:
                 self._dozing.add(one.site.key)
 
-    def evaluation(self) -> None:
-        """Set the rates for evaluation, for dropout that is on in it, too."""
-        if self.rate_in_eval == "scheduled":
+    def evaluation(self, asked: RateInEval | None = None) -> None:
+        """Set the rates for evaluation, for dropout that is on in it, too: ``rate_in_eval``, or ``asked``."""
+        asked = self.rate_in_eval if asked is None else asked
+        if asked == "scheduled":
             return
         for one in self._steered:
-            rate = one.site.built if self.rate_in_eval == "built" else float(self.rate_in_eval)
+            rate = one.site.built if asked == "built" else float(asked)
             if not one.taken and rate != one.site.built:
                 one.take(self, self._rates.rows)
             if one.taken:

@@ -91,14 +91,26 @@ def _reads(cls: Any) -> tuple[frozenset[str], frozenset[str]]:
     for base in cls.__mro__:
         if f"{base.__module__}.".startswith(_LIBRARIES):
             continue
+        building = _building(vars(base))
         for name, value in vars(base).items():
-            if name in _BUILDING or name.startswith(_BUILDERS):
+            if name in building or name.startswith(_BUILDERS):
                 continue
             for code in _codes(value):
                 all_names, from_others = _of_code(code)
                 names |= all_names
                 apart |= from_others
     return frozenset(names), frozenset(apart)
+
+
+def _building(methods: Mapping[str, Any]) -> set[str]:
+    """The methods that describe or build, and those that ``__init__`` calls."""
+    building, waiting = set(_BUILDING), ["__init__"]
+    while waiting:
+        for code in _codes(methods.get(waiting.pop())):
+            called = {name for name in _of_code(code)[0] if name in methods and name != "forward"} - building
+            building |= called
+            waiting.extend(called)
+    return building
 
 
 def _codes(value: Any) -> Iterator[types.CodeType]:

@@ -44,7 +44,7 @@ from lightning_reg.dropout.watched import is_watched, plain, site_of, wanted, wa
 if TYPE_CHECKING:
     from lightning_reg.dropout.watch import Watch
 
-__all__ = ["Mode"]
+__all__ = ["Mode", "running"]
 
 
 class Mode(TorchFunctionMode):
@@ -137,7 +137,7 @@ class Mode(TorchFunctionMode):
             return
         reached |= {i for v in flat((*args, *kwargs.values())) for i in self._tags(v)[1]}
         rate = rate_of(name, args, kwargs)
-        where = _running()
+        where = running()
         if not reached and where is not None and id(where) in self.converted_in:
             site, value = self.converted_in[id(where)]
             reached = {site} if rate == value else reached
@@ -197,19 +197,19 @@ class Mode(TorchFunctionMode):
         rate = first_number(values)
         if name in ("bernoulli", "bernoulli_") and (pure or rate is not None):
             self._literal(name, rate)
-        elif not self._belongs(where := _running(), None):
+        elif not self._belongs(where := running(), None):
             self.unsteered.draw(where, name, output)
         for tensor in tensors(output):
             self._made(tensor, True)
 
     def _literal(self, name: str, rate: float | None) -> None:
-        where = _running()
+        where = running()
         if not self._belongs(where, rate):
             self.unsteered.literal(where, name, rate)
 
     def _converted(self) -> bool:
         """Use the site whose rate was made a plain number in the module that is running."""
-        where = _running()
+        where = running()
         converted = self.converted_in.get(id(where)) if where is not None else None
         if converted is not None:
             self._use(converted[0], "unknown")
@@ -242,7 +242,7 @@ class Mode(TorchFunctionMode):
 
     def converted(self, site: int, value: float) -> None:
         """A rate became a plain number in the module that is running: ``float(rate * area)``."""
-        where = _running()
+        where = running()
         if where is not None:
             self.converted_in[id(where)] = (site, value)
 
@@ -259,7 +259,7 @@ class Mode(TorchFunctionMode):
         if seen is None:
             asked = self._asked(site)
             rate = site._raw(float(plain(site._read()))) if asked is None else asked
-            self.watch.seen[site.key] = Seen(kind, _running(), rate)
+            self.watch.seen[site.key] = Seen(kind, running(), rate)
             self.watch.doubtful.pop(site.name, None)
         elif seen.kind == "unknown":
             seen.kind = kind
@@ -289,7 +289,7 @@ class Mode(TorchFunctionMode):
         return rate is not None and any(rate in (value, 1.0 - value) for value in held)
 
 
-def _running() -> nn.Module | None:
+def running() -> nn.Module | None:
     """The module whose method is running: the nearest frame with a module for its ``self``."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_reg.dropout.engine import SiteEngine
 from lightning_reg.dropout.report import DropoutReport
 from lightning_reg.dropout.selection import SelectSites, select_sites
+from lightning_reg.dropout.settings import RateInEval, check_settings
 from lightning_reg.dropout.sites import candidates
 from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
 from lightning_reg.schedules.dropout import ByDepth, schedule_range
@@ -61,6 +62,23 @@ class DropoutHandle:
         """
         self._at = self._at + 1 if at is None else at
         self._apply()
+
+    @contextmanager
+    def evaluation(self, rate: RateInEval = "built") -> Iterator[None]:
+        """Have other rates meanwhile, for dropout that is on in evaluation, too.
+
+        Args:
+            rate: ``"built"``, ``"scheduled"``, which changes nothing, or a number.
+
+        Raises:
+            ValueError: ``rate`` is something else.
+        """
+        check_settings(1, "levels", rate)
+        self._engine.evaluation(rate)
+        try:
+            yield
+        finally:
+            self._apply()
 
     def remove(self) -> None:
         """Put back the rates and classes as built; a second call does nothing."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_reg.dropout.known import Kind, is_rate, known_kinds, registered
 from lightning_reg.dropout.steering import SteeredRate, built_rate
+from lightning_reg.dropout.tuples import tuple_of
 from lightning_reg.select.wrappers import visible_modules
 
 __all__ = ["DropoutSite", "candidates", "find_sites", "slots_of"]
@@ -206,6 +207,8 @@ def _rates_of(module: nn.Module) -> Iterator[tuple[Any, str, Any, Any, Kind | No
                 f"register_site({type(module).__name__}, {attribute!r}): it holds a {type(value).__name__}, "
                 "and a rate that can be steered is a number, or a list or a dictionary of numbers"
             )
+        elif type(value) is tuple and named:
+            yield from ((*found, None) for found in _inside(tuple_of(module, attribute), attribute, True, 1))
         elif _holds_more(attribute, value):
             yield from ((*found, None) for found in _inside(value, _public(attribute), named, _DEPTH))
 

@@ -132,7 +132,7 @@ def steer(
         record.after = after
     if rates is not None:
         module.__dict__[_RATES if after is None else _AFTER_RATES] = rates
-    module.__class__ = record.steered_class
+    _become(module, record.steered_class)
 
 
 def release(module: nn.Module, attribute: str, holder: object) -> None:
@@ -156,7 +156,7 @@ def observe(module: nn.Module, around: Around) -> None:
     """Run each forward of ``module`` inside ``around(module)``, until :func:`unobserve`."""
     record = _recorded(module)
     record.around = around
-    module.__class__ = record.steered_class
+    _become(module, record.steered_class)
 
 
 def unobserve(module: nn.Module) -> None:
@@ -174,7 +174,7 @@ def take_again(module: nn.Module | None = None) -> None:
         _paused.remove(entry)
         paused, entries = entry
         paused.__dict__.update(entries)
-        paused.__class__ = entries[_RECORD].steered_class
+        _become(paused, entries[_RECORD].steered_class)
 
 
 _ABSENT = object()
@@ -194,11 +194,15 @@ def _recorded(module: nn.Module) -> _Record:
 def _settle(module: nn.Module, record: _Record) -> None:
     """Give the module the class that is left to it: the built one, if nobody holds it."""
     if record.holders or record.around is not None:
-        module.__class__ = record.steered_class
+        _become(module, record.steered_class)
         return
     for name in (_RECORD, _RATES, _AFTER_RATES):
         module.__dict__.pop(name, None)
-    module.__class__ = record.built_class
+    _become(module, record.built_class)
+
+
+def _become(module: nn.Module, cls: type[nn.Module]) -> None:
+    object.__setattr__(module, "__class__", cls)  # Fabric's wrapper would pass it on to the module inside
 
 
 _classes: dict[tuple[type[nn.Module], Rule | None, After | None, bool], type[nn.Module]] = {}
@@ -269,7 +273,7 @@ def _as_built_for_scripting(self: nn.Module) -> nn.Module:
         else:
             entries[attribute] = self.__dict__[attribute]
             self.__dict__[attribute] = value
-    self.__class__ = record.built_class
+    _become(self, record.built_class)
     _paused.append((self, entries))
     return self
 

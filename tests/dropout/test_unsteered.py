@@ -100,6 +100,7 @@ def by_weights(net, x):
 
 
 STEERED = {
+    "a tuple": (plain(lambda net: net.drops[1]), {"drops": (0.2, 0.5)}),
     "ones times a rate": (by_weights, {"drop_rate": 0.5}),
     "slots": (plain(lambda net: net.cfg.hidden_drop), {"cfg": Slots()}),
     "rounded": (plain(lambda net: round(net.drop_rate, 2)), {"drop_rate": 0.5}),
@@ -125,6 +126,7 @@ def test_what_is_steered_drops_at_the_rate_wanted_and_is_put_back(name):
     shares, report, handle = train(net)
     assert shares[-1] == pytest.approx(0.9, abs=0.05) and report.complete, report
     handle.remove()
+    assert net.__dict__.get("drops", (0.2, 0.5)) == (0.2, 0.5)
     assert {n: v for n, v in vars(net).items() if isinstance(v, float)} == before
     assert not isinstance(held.get("cfg"), Slots) or held["cfg"].hidden_drop == 0.5
 

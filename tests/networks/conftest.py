@@ -12,6 +12,7 @@ _NEEDS = {
     "test_networks.py": ["timm", "transformers"],
     "test_default_selection.py": ["timm", "transformers"],
     "test_accelerate.py": ["accelerate"],
+    "test_hf_dropout.py": ["accelerate", "transformers"],
     "test_hf_trainer.py": ["accelerate", "transformers"],
     "test_hf_two_processes.py": ["accelerate", "transformers"],
 }
