@@ -18,6 +18,7 @@ __all__ = [
     "TensorBatches",
     "batches_of",
     "check_module",
+    "check_score",
     "clone",
     "loss_of",
     "mean_gradient_",
@@ -126,6 +127,19 @@ def check_module(module: object, caller: str) -> None:
         raise TypeError(
             f"{caller} trains a LightningModule, and {type(module).__name__} has no training_step; wrap it, "
             "as in RegularizedRegressor(module, []) or RegularizedClassifier(module, 10, []) for ten classes"
+        )
+
+
+def check_score(score: object) -> None:
+    """Refuse a score that cannot be called, before anything is trained.
+
+    Raises:
+        TypeError: it is no function.
+    """
+    if score is not None and not callable(score):
+        raise TypeError(
+            f"score={score!r} is not a function; give (module, batches) -> number, such as accuracy from "
+            "lightning_reg.tune"
         )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_reg.metrics.functional import sparsity
 from lightning_reg.tune._directory import PathDirectory
-from lightning_reg.tune._loss import Data, Score, batches_of, check_module, mean_loss, same_order
+from lightning_reg.tune._loss import Data, Score, batches_of, check_module, check_score, mean_loss, same_order
 from lightning_reg.tune._point import make, seed_all
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import quiet
@@ -104,6 +104,7 @@ def compare(
     """
     check_compare(seeds, budget, epochs)
     check_module(module, "compare")
+    check_score(score)
     options = trainer or {}
     first = make(module, seed)
     precision = TrainingPrecision(options)

@@ -17,7 +17,16 @@ from tqdm.auto import tqdm
 from lightning_reg.apply import Apply, DualAveraging, Metric
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune._last_epochs import LastEpochs
-from lightning_reg.tune._loss import Data, Score, batches_of, check_module, clone, mean_loss, same_order
+from lightning_reg.tune._loss import (
+    Data,
+    Score,
+    batches_of,
+    check_module,
+    check_score,
+    clone,
+    mean_loss,
+    same_order,
+)
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import quiet
 from lightning_reg.tune.kinds import strength_range
@@ -86,6 +95,7 @@ def find_strength(
     """
     check_strengths(lowest, highest, points, epochs)
     check_module(module, "find_strength")
+    check_score(score)
     _check_penalty(penalty)
     extend = highest is None
     if lowest is None or highest is None:
@@ -145,6 +155,7 @@ def find_dropout(
     """
     check_rates(highest, points, epochs)
     check_module(module, "find_dropout")
+    check_score(score)
     from lightning_reg.dropout import find_sites
 
     def prepare(copied: nn.Module, rate: float) -> list[Any]:

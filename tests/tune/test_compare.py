@@ -186,6 +186,12 @@ def test_what_cannot_be_compared_is_refused(kinds: Any, sentence: str) -> None:
         kinds_of(kinds, Net(), data(), None)
     with pytest.raises(ValueError, match="make no comparison"):
         compare(Net, None, data(), data(), epochs=60, budget=100)
+    with pytest.raises(TypeError, match="score='accuracy' is not a function; give"):
+        compare(Net, None, data(), data(), score="accuracy")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="compare trains a LightningModule, and Linear has no training_step"):
+        compare(nn.Linear(2, 1), None, data(), data())
+    with pytest.raises(TypeError, match="None is not data; give a Dataset"):
+        compare(Net, ["none"], data(), None, **SHORT)  # type: ignore[arg-type]
 
 
 class Noisy(pl.LightningModule):
