@@ -12,7 +12,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.apply import Apply, DualAveraging, Metric, Term, check_apply, check_dual_averaging
+from lightning_reg.apply import (
+    Apply,
+    DualAveraging,
+    Metric,
+    Term,
+    added_bytes,
+    check_apply,
+    check_dual_averaging,
+)
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.hosts.lightning_host import length_for
 from lightning_reg.hosts.log_names import numbered
@@ -125,6 +133,10 @@ class RegularizerCallback(BothCallback):
         """Leave no trace."""
         if stage == "fit":
             self._detach()
+
+    def added_bytes(self) -> int:
+        """Return what it adds to the optimizer's state in the fit under way, in this process."""
+        return added_bytes(self._work.term, self.apply) if self._work is not None else 0
 
     def learned(self) -> dict[str, Tensor]:
         """Return what has been learned of the module in this run, or in the last one."""

@@ -68,8 +68,10 @@ class Net(pl.LightningModule):
 
 
 class RegularizedNet(RegularizedModule):
-    def __init__(self, penalties: Any, optimizer: MakeOptimizer = tutorial_sgd, apply: Any = "loss") -> None:
-        super().__init__(penalties, apply)
+    def __init__(
+        self, penalties: Any, optimizer: MakeOptimizer = tutorial_sgd, apply: Any = "loss", **how: Any
+    ) -> None:
+        super().__init__(penalties, apply, **how)
         self.net = network()
         self.make_optimizer = optimizer
 

@@ -27,7 +27,15 @@ from lightning_reg.tensors.precision import accumulator, wide
 from lightning_reg.tensors.shards import is_sharded, local
 from lightning_reg.tensors.steps import StepSize
 
-__all__ = ["check_dual_averaging", "forget_averages", "forgetting", "hold_zeros_", "is_average", "key_of"]
+__all__ = [
+    "added_bytes",
+    "check_dual_averaging",
+    "forget_averages",
+    "forgetting",
+    "hold_zeros_",
+    "is_average",
+    "key_of",
+]
 
 _PREFIX = "lightning_reg/"
 #: Beside the average itself: its low bits, its steps, and what :mod:`~lightning_reg.apply.clipped` keeps.
@@ -118,6 +126,14 @@ def hold_zeros_(
         for average, result in zip(averages, kept, strict=True):
             _close_(average, result)
     return set()
+
+
+def added_bytes(term: Term, apply: str) -> int:
+    """Return what the averages of a term at work take in the optimizer's state, in this process."""
+    if apply != "proximal" or forgetting(term.dual_averaging) is None or not term.bound.holds_zeros:
+        return 0
+    held = [local(s.parameter) for s in term.selected if s.parameter.requires_grad]
+    return sum(w.nbytes * (1 if accumulator(w.dtype) is None else 2) for w in held)
 
 
 def forget_averages(term: Term, optimizer: Optimizer) -> None:

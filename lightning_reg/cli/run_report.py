@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lightning_reg.callbacks._dropout_sites import SiteCallback
+from lightning_reg.callbacks._penalty import RegularizerCallback
 from lightning_reg.callbacks.dropout_injector import DropoutInjector
 from lightning_reg.dropout.inject import modules_after
 from lightning_reg.dropout.selection import select_sites
@@ -57,6 +58,9 @@ def report(
         rows = [_parameter(row) for row in covered]
         _table(("parameter", "weights", "acted on by"), rows, whole, file)
         print(f"  {_total(covered)}", file=file)
+    for callback in attached:
+        if isinstance(callback, RegularizerCallback) and (added := callback.added_bytes()):
+            print(f"  {callback!r} adds {added / 2**20:.2g} MiB of optimizer state", file=file)
     sites = _sites(module, attached)
     if sites:
         _table(("place that drops", "rate as built", "steered by"), sites, whole, file)

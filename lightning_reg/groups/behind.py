@@ -107,7 +107,7 @@ def _tree(root: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
 
     def copied(module: nn.Module) -> nn.Module:
         if id(module) not in memo:
-            twin = memo[id(module)] = module.__class__.__new__(module.__class__)
+            twin = memo[id(module)] = object.__new__(module.__class__)  # FSDP2 has a __new__
             twin.__dict__.update(
                 (key, copy.copy(value) if isinstance(value, (dict, list, set)) else value)
                 for key, value in module.__dict__.items()

@@ -20,10 +20,17 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply.replaced import Replaced
 from lightning_reg.hosts.step_hooks import found_hooks
-from lightning_reg.hosts.wrappers import bare_optimizer
+from lightning_reg.hosts.wrappers import bare_optimizer, scaler_of
 from lightning_reg.tensors.shards import is_sharded, local
 
-__all__ = ["BY_VALUE", "SeemsClipped", "clipping_noticed", "notice_clipping_of", "notice_no_more"]
+__all__ = [
+    "BY_VALUE",
+    "BetweenBackwardAndStep",
+    "SeemsClipped",
+    "clipping_noticed",
+    "notice_clipping_of",
+    "notice_no_more",
+]
 
 BY_VALUE = (
     "clipping by value changes the direction of gradients, so that apply='proximal' solves another problem "
@@ -181,3 +188,67 @@ class SeemsClipped:
 def _is_cut(norm: float) -> bool:
     """Whether a norm is a little less than a number that one writes: torch divides by the norm and 1e-6."""
     return 1e-7 < 1.0 - norm / float(f"{norm:.2g}") < 1e-5
+
+
+class BetweenBackwardAndStep:
+    """Measures by how much gradients were clipped, where a host leaves no place just around its clipping.
+
+    It keeps a part of some gradients as the backward pass leaves them. In several processes it knows nothing,
+    since gradients are averaged after that.
+
+    Args:
+        parameters: the trained ones.
+        optimizer: which steps them.
+    """
+
+    #: Gradients that it keeps a part of, and the size of that.
+    TENSORS, ENTRIES = 8, 256
+
+    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
+        self._all = list(parameters)
+        self._optimizer, self._scaler = bare_optimizer(optimizer), scaler_of(optimizer)
+        self._kept: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        self._hooks: list[Any] = []
+        self._first = True
+        self._register()
+
+    def _register(self) -> None:
+        """Come after all hooks that add to gradients, which some add in the first step."""
+        self.remove()
+        for parameter in sorted(self._all, key=lambda p: p.numel())[: self.TENSORS]:
+            untyped: Any = parameter
+            self._hooks.append(untyped.register_post_accumulate_grad_hook(self._keep))
+
+    def remove(self) -> None:
+        """Leave no trace in the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._kept = [], {}
+
+    @torch.no_grad()
+    def _keep(self, parameter: nn.Parameter) -> None:
+        self._kept[id(parameter)] = parameter, self._part(parameter).to(torch.float64, copy=True)
+
+    def _part(self, parameter: nn.Parameter) -> Tensor:
+        gradient = parameter.grad
+        assert gradient is not None
+        return local(gradient.to_dense()).flatten()[: self.ENTRIES]
+
+    @torch.no_grad()
+    def note(self) -> None:
+        """Note the factor, just before the step."""
+        hooks, distributed = found_hooks(self._optimizer), torch.distributed
+        if hooks is None or (distributed.is_available() and distributed.is_initialized()):
+            return
+        parts = [(before, self._part(p).double()) for p, before in self._kept.values() if p.grad is not None]
+        scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+        before = math.hypot(*(float(part.norm()) for part, _ in parts)) / scale
+        after = math.hypot(*(float(part.norm()) for _, part in parts))
+        if 0.0 < before < math.inf and after < math.inf:
+            factor = 1.0 if after >= (1.0 - ROUNDING) * before else after / before
+            for parameter in self._all:
+                hooks.note_clipping(parameter, before, after, factor)
+        self._kept = {}
+        if self._first:
+            self._first = False
+            self._register()

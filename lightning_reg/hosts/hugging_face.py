@@ -11,7 +11,9 @@ import torch
 
 from lightning_reg.apply import Apply, DualAveraging, Metric, check_apply, check_dual_averaging, default_apply
 from lightning_reg.hosts.attachment import Attachment, attach
+from lightning_reg.hosts.clipping import BetweenBackwardAndStep
 from lightning_reg.hosts.log_names import numbered
+from lightning_reg.hosts.wrappers import bare_optimizer
 from lightning_reg.penalties.regularizer import Regularizer
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
 
     What :func:`~lightning_reg.attach` does, on the Trainer's clock: schedules count ``state.global_step`` of
     ``state.max_steps``, so a resumed run needs no state for them. With ``max_grad_norm`` above 0 the gradient
-    is added in the backward pass, before the Trainer clips: training is as if the term were in the loss.
+    is added in the backward pass, before the Trainer clips: training is as if the term were in the loss. A
+    proximal step is as long as the clipped gradient's, in one process; in several, give ``max_grad_norm=0``.
     Several callbacks add up.
 
     The term's value at the coming step is logged as ``penalty/<name>`` with the training loss, in
@@ -91,6 +94,7 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
         self.metric: Metric = metric
         self.dual_averaging: DualAveraging = dual_averaging
         self._handle: Attachment | None = None
+        self._clipping: BetweenBackwardAndStep | None = None
         self._name = penalty.log_name
         self._began = -1  # the last step that began
 
@@ -114,6 +118,9 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
         )
         _restore(handle, self._name, state)
         self._handle = handle
+        if self.apply == "proximal" and not self.penalty.is_constraint and (args.max_grad_norm or 0.0) > 0.0:
+            trained = handle._engine.term.trainable(bare_optimizer(optimizer))
+            self._clipping = BetweenBackwardAndStep(trained, optimizer)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the Trainer's step count, and have the gradient added before the Trainer clips."""
@@ -124,6 +131,11 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
         self._began = state.global_step
         if begins and self.apply == "gradient" and (args.max_grad_norm or 0.0) > 0.0:
             self._handle.add_gradient_in_backward()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """See by what factor the Trainer has clipped, so that a proximal step is as long."""
+        if self._clipping is not None:
+            self._clipping.note()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Have what the penalty has learned saved with a checkpoint."""
@@ -152,6 +164,9 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
 
     def remove(self) -> None:
         """Detach from model and optimizer; done at the end of training, so only needed after an error."""
+        if self._clipping is not None:
+            self._clipping.remove()
+            self._clipping = None
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lightning_reg.apply import added_bytes
 from lightning_reg.look.layers import Acting, LayerState, Rate
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ def _rates(dropout: Sequence[Rate]) -> list[str]:
 
 def _describe(one: Acting, ratios: Mapping[str, float], step: int) -> str:
     text = f"{one.name} {one.term.strength(step):.3g} ({one.apply})"
+    if added := added_bytes(one.term, one.apply):
+        text += f", {added / 2**20:.2g} MiB of optimizer state"
     return f"{text}, ‖∇{one.name}‖/‖∇loss‖ {ratios[one.name]:.2g}" if one.name in ratios else text
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_reg.apply import DualAveraging
 from lightning_reg.modules._batch import check_features
 from lightning_reg.modules._supervised import (
     LearningRateSchedule,
@@ -33,6 +34,7 @@ class LinearModule(SupervisedModule):
         l1_strength: ScheduleLike,
         l2_strength: ScheduleLike,
         apply: ModuleApply,
+        dual_averaging: DualAveraging,
         optimizer: MakeOptimizer,
         lr_schedule: LearningRateSchedule,
         metrics: Mapping[str, Metric],
@@ -47,7 +49,7 @@ class LinearModule(SupervisedModule):
             penalties.append(L1(l1_strength, "linear.weight"))
         if callable(l2_strength) or l2_strength != 0.0:
             penalties.append(L2(l2_strength, "linear.weight"))
-        super().__init__(penalties, apply, optimizer, lr_schedule, metrics)
+        super().__init__(penalties, apply, dual_averaging, optimizer, lr_schedule, metrics)
         # plain values alone, so that a checkpoint loads with weights_only=True
         plain = {
             name: value

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection, R2Score
 
-from lightning_reg.apply import Apply
+from lightning_reg.apply import Apply, DualAveraging
 from lightning_reg.hosts.trainer import run_length
 from lightning_reg.modules._batch import check_finite, check_weights, split_batch
 from lightning_reg.modules.regularized_module import RegularizedModule
@@ -50,11 +50,12 @@ class SupervisedModule(RegularizedModule):
         self,
         penalties: Regularizer | Sequence[Regularizer],
         apply: ModuleApply,
+        dual_averaging: DualAveraging,
         optimizer: MakeOptimizer,
         lr_schedule: LearningRateSchedule,
         metrics: Mapping[str, Metric],
     ) -> None:
-        super().__init__(penalties, apply)
+        super().__init__(penalties, apply, dual_averaging)
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.stage_metrics = nn.ModuleDict(

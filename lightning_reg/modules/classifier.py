@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
+from lightning_reg.apply import DualAveraging
 from lightning_reg.modules._batch import check_labels
 from lightning_reg.modules._supervised import (
     LearningRateSchedule,
@@ -51,6 +52,7 @@ class RegularizedClassifier(SupervisedModule):
         num_classes: classes; ``y`` is ``(batch,)`` with labels 0, …, num_classes − 1.
         penalties: one penalty, or several, of the parameters of ``model``, whose names begin with ``model.``.
         apply: how they act: ``"decoupled"``, ``"loss"``, or ``"proximal"`` for exact zeros.
+        dual_averaging: of ``"proximal"``, as in :class:`~lightning_reg.callbacks.PenaltyCallback`.
         optimizer: an optimizer's class, or what makes one from parameters.
         lr_schedule: a schedule of ours as a factor of the learning rate, a scheduler's class, or None.
         label_smoothing: ε in [0, 1): the share of each target spread evenly over all classes.
@@ -74,6 +76,7 @@ class RegularizedClassifier(SupervisedModule):
         penalties: Penalty | Sequence[Penalty] = L2(0.01),  # noqa: B008
         *,
         apply: ModuleApply = "decoupled",
+        dual_averaging: DualAveraging = True,
         optimizer: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3),  # noqa: B008
         lr_schedule: LearningRateSchedule = Cosine(1.0, 0.0),  # noqa: B008
         label_smoothing: float = 0.0,
@@ -82,7 +85,12 @@ class RegularizedClassifier(SupervisedModule):
     ) -> None:
         default_metrics = classification_metrics(num_classes)
         super().__init__(
-            penalties, apply, optimizer, lr_schedule, default_metrics if metrics is None else metrics
+            penalties,
+            apply,
+            dual_averaging,
+            optimizer,
+            lr_schedule,
+            default_metrics if metrics is None else metrics,
         )
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} is outside [0, 1)")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
+from lightning_reg.apply import DualAveraging
 from lightning_reg.modules._batch import check_targets
 from lightning_reg.modules._linear import LinearModule, coefficients_of, require_sklearn, sklearn_bias
 from lightning_reg.modules._supervised import LearningRateSchedule, MakeOptimizer, ModuleApply, adam
@@ -35,6 +36,7 @@ class LinearRegression(LinearModule):
         l2_strength: :math:`\lambda_2`, a number or a schedule.
         bias: whether there is an intercept.
         apply: how the penalties act: ``"proximal"``, ``"loss"``, or ``"decoupled"``.
+        dual_averaging: of ``"proximal"``, as in :class:`~lightning_reg.callbacks.PenaltyCallback`.
         optimizer: an optimizer's class, or what makes one from parameters.
         lr_schedule: a schedule of ours as a factor of the learning rate, a scheduler's class, or None.
         metrics: measured per stage; R² and mean absolute error where None.
@@ -55,6 +57,7 @@ class LinearRegression(LinearModule):
         l2_strength: ScheduleLike = 0.0,
         bias: bool = True,
         apply: ModuleApply = "proximal",
+        dual_averaging: DualAveraging = True,
         optimizer: MakeOptimizer = adam(0.1),  # noqa: B008
         lr_schedule: LearningRateSchedule = Cosine(1.0, 0.0),  # noqa: B008
         metrics: Mapping[str, Metric] | None = None,
@@ -68,6 +71,7 @@ class LinearRegression(LinearModule):
             "l2_strength": l2_strength,
             "bias": bias,
             "apply": apply,
+            "dual_averaging": dual_averaging,
         }
         super().__init__(
             in_features,
@@ -76,6 +80,7 @@ class LinearRegression(LinearModule):
             l1_strength,
             l2_strength,
             apply,
+            dual_averaging,
             optimizer,
             lr_schedule,
             metrics,

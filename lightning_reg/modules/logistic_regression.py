@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_reg.apply import DualAveraging
 from lightning_reg.modules._batch import check_labels
 from lightning_reg.modules._linear import LinearModule, coefficients_of, require_sklearn, sklearn_bias
 from lightning_reg.modules._supervised import LearningRateSchedule, MakeOptimizer, ModuleApply, adam
@@ -35,6 +36,7 @@ class LogisticRegression(LinearModule):
         l2_strength: :math:`\lambda_2`, a number or a schedule.
         bias: whether there is an intercept.
         apply: how the penalties act: ``"proximal"``, ``"loss"``, or ``"decoupled"``.
+        dual_averaging: of ``"proximal"``, as in :class:`~lightning_reg.callbacks.PenaltyCallback`.
         optimizer: an optimizer's class, or what makes one from parameters.
         lr_schedule: a schedule of ours as a factor of the learning rate, a scheduler's class, or None.
         metrics: of the logits, per stage; accuracy, F1 and calibration error where None.
@@ -56,6 +58,7 @@ class LogisticRegression(LinearModule):
         l2_strength: ScheduleLike = 0.0,
         bias: bool = True,
         apply: ModuleApply = "proximal",
+        dual_averaging: DualAveraging = True,
         optimizer: MakeOptimizer = adam(0.1),  # noqa: B008
         lr_schedule: LearningRateSchedule = Cosine(1.0, 0.0),  # noqa: B008
         metrics: Mapping[str, Metric] | None = None,
@@ -69,6 +72,7 @@ class LogisticRegression(LinearModule):
             "l2_strength": l2_strength,
             "bias": bias,
             "apply": apply,
+            "dual_averaging": dual_averaging,
         }
         super().__init__(
             in_features,
@@ -77,6 +81,7 @@ class LogisticRegression(LinearModule):
             l1_strength,
             l2_strength,
             apply,
+            dual_averaging,
             optimizer,
             lr_schedule,
             metrics,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, Metric, R2Score
 
+from lightning_reg.apply import DualAveraging
 from lightning_reg.modules._batch import check_targets
 from lightning_reg.modules._supervised import (
     LearningRateSchedule,
@@ -35,6 +36,7 @@ class RegularizedRegressor(SupervisedModule):
             ``(n, 1)`` are taken for the same.
         penalties: one penalty, or several, of the parameters of ``model``, whose names begin with ``model.``.
         apply: how they act: ``"decoupled"``, ``"loss"``, or ``"proximal"`` for exact zeros.
+        dual_averaging: of ``"proximal"``, as in :class:`~lightning_reg.callbacks.PenaltyCallback`.
         optimizer: an optimizer's class, or what makes one from parameters.
         lr_schedule: a schedule of ours as a factor of the learning rate, a scheduler's class, or None.
         metrics: per stage; R² and mean absolute error where None.
@@ -52,13 +54,14 @@ class RegularizedRegressor(SupervisedModule):
         penalties: Penalty | Sequence[Penalty] = L2(0.01),  # noqa: B008
         *,
         apply: ModuleApply = "decoupled",
+        dual_averaging: DualAveraging = True,
         optimizer: MakeOptimizer = partial(torch.optim.Adam, lr=1e-3),  # noqa: B008
         lr_schedule: LearningRateSchedule = Cosine(1.0, 0.0),  # noqa: B008
         metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         if metrics is None:
             metrics = {"r2": R2Score(), "mae": MeanAbsoluteError()}
-        super().__init__(penalties, apply, optimizer, lr_schedule, metrics)
+        super().__init__(penalties, apply, dual_averaging, optimizer, lr_schedule, metrics)
         self.model = model
 
     def forward(self, x: Any) -> Tensor:

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_reg.apply import Apply, check_apply, check_word
+from lightning_reg.apply import Apply, DualAveraging, check_apply, check_dual_averaging, check_word
 from lightning_reg.hosts.engine import Engine, Host
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
 from lightning_reg.hosts.log_names import numbered
@@ -39,6 +39,7 @@ class RegularizedModule(LightningModule):
         apply: how penalties of weights act, as in :class:`~lightning_reg.callbacks.PenaltyCallback`.
             ``"loss"`` adds their terms to the loss; for the others a module that overrides
             ``on_fit_start``, ``on_before_optimizer_step`` or ``on_fit_end`` calls ``super()`` there.
+        dual_averaging: of ``"proximal"``, as in :class:`~lightning_reg.callbacks.PenaltyCallback`.
 
     Raises:
         TypeError: one of ``penalties`` is neither a penalty nor a constraint.
@@ -65,6 +66,7 @@ class RegularizedModule(LightningModule):
         self,
         penalties: Regularizer | ForwardPenalty | Sequence[Regularizer | ForwardPenalty] = (),
         apply: Apply = "loss",
+        dual_averaging: DualAveraging = True,
     ) -> None:
         super().__init__()
         given = (penalties,) if isinstance(penalties, (Regularizer, ForwardPenalty)) else tuple(penalties)
@@ -74,7 +76,9 @@ class RegularizedModule(LightningModule):
         self.penalties = tuple(penalty for penalty in given if isinstance(penalty, Regularizer))
         self.forward_penalties = tuple(penalty for penalty in given if isinstance(penalty, ForwardPenalty))
         self.apply_penalties: Apply = apply  # `apply` is a method of every nn.Module
+        self.dual_averaging: DualAveraging = dual_averaging
         check_word(apply)
+        check_dual_averaging(dual_averaging, apply)
         for penalty in self.penalties:  # those on the forward pass have one way to act
             check_apply(penalty, self._way(penalty))
         self._recorders: list[Recorder] = []
@@ -229,7 +233,7 @@ class RegularizedModule(LightningModule):
     def _engines(self) -> list[Engine]:
         """What is at work on this module; bound anew where its parameters or its Trainer changed."""
         trainer = self._trainer
-        key = (trainer, self.penalties, self.apply_penalties)
+        key = (trainer, self.penalties, self.apply_penalties, self.dual_averaging)
         restored = self._restored is not None  # by strategies that shard, after the fit's start
         if (
             self._bound is None
@@ -249,7 +253,16 @@ class RegularizedModule(LightningModule):
         trainer, apply = self._trainer, self._way(penalty)
         total_steps = length_for(penalty, trainer) if trainer is not None else None
         label = f"{place} {penalty.log_name}"
-        engine = Engine(penalty, apply, "optimizer", self, host, total_steps=total_steps, label=label)
+        engine = Engine(
+            penalty,
+            apply,
+            "optimizer",
+            self,
+            host,
+            total_steps=total_steps,
+            dual_averaging=True if penalty.is_constraint else self.dual_averaging,
+            label=label,
+        )
         running = trainer is not None and (trainer.state.fn, trainer.state.status) == ("fit", "running")
         if isinstance(host, LightningHost) and running and apply != "loss":
             host.check_host(penalty, apply, logs=False)

@@ -86,7 +86,7 @@ class SparseMLP(SupervisedModule):
                 if classifies
                 else {"r2": R2Score(), "mae": MeanAbsoluteError()}
             )
-        super().__init__((), "proximal", optimizer, lr_schedule, metrics)
+        super().__init__((), "proximal", True, optimizer, lr_schedule, metrics)
         self._hooks: list[Any] = []
         self.in_features, self.outputs, self.task = in_features, outputs, task
         self.strength, self.hierarchy = strength, hierarchy

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_reg.apply import Term
+from lightning_reg.apply import DualAveraging, Term
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune._loss import batches_of, clone, mean_loss
 from lightning_reg.tune._precision import TrainingPrecision
@@ -38,6 +38,7 @@ class Recipe:
     trainer: dict[str, Any]
     patience: int | None = None
     metric: Callable[[Any, Any], float] | None = None
+    dual_averaging: DualAveraging = True
 
 
 def train_point(
@@ -98,7 +99,7 @@ def train_point(
         }
         options["callbacks"] = [
             *options.get("callbacks", []),
-            PenaltyCallback(penalty, apply="proximal", log=False),
+            PenaltyCallback(penalty, "proximal", log=False, dual_averaging=recipe.dual_averaging),
             point,
         ]
         with quiet():

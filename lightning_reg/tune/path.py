@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
+from lightning_reg.apply import DualAveraging, check_dual_averaging
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._folds import split, with_folds
@@ -38,6 +39,7 @@ def regularization_path(
     predict: bool | None = None,
     folds: int | None = None,
     batch_size: int | None = None,
+    dual_averaging: DualAveraging = True,
     max_epochs: int = 1000,
     patience: int | None = None,
     tolerance: float = 1e-4,
@@ -75,6 +77,8 @@ def regularization_path(
         folds: K of a cross-validation: K more paths, on K − 1 parts each. ``data`` must be a data set, or a
             ``DataLoader`` of one.
         batch_size: of training on a data set; all at once where None.
+        dual_averaging: True for zeros that the noise of mini-batches does not undo, as in
+            :class:`~lightning_reg.callbacks.PenaltyCallback`.
         max_epochs: of each point.
         patience: epochs without a smaller validation loss. The same data then stop a point and score it, so
             that its loss is a little too good: keep test data apart. In a cross-validation each fold's
@@ -103,6 +107,7 @@ def regularization_path(
         algorithm for generalized linear models*, Journal of the Royal Statistical Society B 69(4), 2007.
     """
     check_path(strengths, points, ratio, warm_start, patience, validation is not None, folds)
+    check_dual_averaging(dual_averaging, "proximal")
     check_module(module, "regularization_path")
     first = make(module, seed)
     if strengths is None:
@@ -115,6 +120,7 @@ def regularization_path(
         penalty=penalty,
         predict=is_linear(first) if predict is None else predict,
         batch_size=batch_size,
+        dual_averaging=dual_averaging,
         max_epochs=max_epochs,
         patience=patience,
         tolerance=tolerance,
@@ -227,6 +233,7 @@ def about(recipe: Recipe, strengths: list[float], warm_start: str | None) -> dic
         "warm_start": warm_start,
         "predict": recipe.predict,
         "batch_size": recipe.batch_size,
+        "dual_averaging": recipe.dual_averaging,
         "max_epochs": recipe.max_epochs,
         "patience": recipe.patience,
         "tolerance": recipe.tolerance,

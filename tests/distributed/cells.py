@@ -158,6 +158,7 @@ def _loop(family: str, apply: str, optimizer_name: str, accumulate: int, clip: s
     penalised = {name: p for name, p in net.named_parameters() if p.dim() > 1}
     x, y = data(dtype=torch.float64).tensors
     batches: Iterator[Any] = itertools.cycle(zip(x.split(BATCH), y.split(BATCH), strict=True))
+    factor, count, memory = 1.0, 0.0, {"SGD": 0.5, "Adam": 0.9}[optimizer_name]
     for _ in range(STEPS):
         optimizer.zero_grad()
         for _ in range(accumulate):
@@ -167,7 +168,11 @@ def _loop(family: str, apply: str, optimizer_name: str, accumulate: int, clip: s
                 loss = loss + sum(value(name, p) for name, p in penalised.items())
             (loss / accumulate).backward()
         if clip == "norm":
-            nn.utils.clip_grad_norm_(net.parameters(), CLIPPING[clip]["gradient_clip_val"])
+            limit = CLIPPING[clip]["gradient_clip_val"]
+            norm = nn.utils.clip_grad_norm_(net.parameters(), limit)
+            # a proximal step goes as far as the gradients that the optimizer has in its momentum
+            count = memory * count + 1.0
+            factor += (min(1.0, limit / (float(norm) + 1e-6)) - factor) / count
         elif clip == "value":
             nn.utils.clip_grad_value_(net.parameters(), CLIPPING[clip]["gradient_clip_val"])
         with torch.no_grad():
@@ -177,7 +182,7 @@ def _loop(family: str, apply: str, optimizer_name: str, accumulate: int, clip: s
             optimizer.step()
             if apply == "proximal":
                 for name, p in penalised.items():
-                    p.copy_(prox(name, p, _step_size(optimizer, p)))
+                    p.copy_(prox(name, p, factor * _step_size(optimizer, p)))
     return nn.utils.parameters_to_vector(net.parameters()).detach()
 
 

@@ -13,8 +13,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_reg import L1, L2, Linear, MaxNorm, RegularizedModule
-from lightning_reg.callbacks import PenaltyCallback
-from tests.support import Net, RegularizedNet, batches, fit, tutorial_sgd, weights
+from lightning_reg.callbacks import L1PenaltyCallback, PenaltyCallback
+from tests.support import QUIET, Net, RegularizedNet, batches, fit, tutorial_sgd, weights
 
 
 def test_task_loss_and_regularize_are_two_ways_to_one_thing() -> None:
@@ -240,3 +240,21 @@ class Start(pl.Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == 0:
             self.asked.clear()
+
+
+@pytest.mark.parametrize("how", [False, 8])
+def test_a_module_averages_as_its_callback_does(how: Any) -> None:
+    ends = []
+    for way in ("module", "callback"):
+        model: Any = (
+            RegularizedNet(L1(0.3), apply="proximal", dual_averaging=how) if way == "module" else Net()
+        )
+        callbacks = [L1PenaltyCallback(0.3, apply="proximal", dual_averaging=how, log=False)]
+        trainer = pl.Trainer(max_epochs=2, callbacks=callbacks if way == "callback" else [], **QUIET)
+        trainer.fit(model, batches())
+        kept = [key for state in trainer.optimizers[0].state.values() for key in state if "lightning" in key]
+        assert bool(kept) == (how is not False)
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+    with pytest.raises(ValueError, match="dual_averaging=False is for apply='proximal'"):
+        RegularizedNet(L1(0.3), dual_averaging=False)

@@ -303,3 +303,44 @@ def test_deepspeed_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="DeepSpeed steps an optimizer of its own"):
         trainer(tmp_path, Net(), Shards(), PenaltyTrainerCallback(L1(0.1))).train()
+
+
+def test_a_proximal_step_is_as_long_as_the_clipped_gradient(tmp_path: Path) -> None:
+    """The Trainer clips to a norm of 1 unasked; with SGD each step is then shorter, by known factors."""
+    model = Net()
+    loop, start = Net(), {name: p.detach().clone() for name, p in model.named_parameters()}
+    callbacks = [PenaltyTrainerCallback(L1(0.2), "proximal", dual_averaging=False)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    run = InOrder(
+        model,
+        TrainingArguments(
+            str(tmp_path),
+            use_cpu=True,
+            max_steps=6,
+            per_device_train_batch_size=16,
+            max_grad_norm=0.5,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=examples(),
+        callbacks=callbacks,
+        optimizers=(optimizer, LambdaLR(optimizer, lambda step: 1.0)),
+    )
+    run.train()
+    loop.load_state_dict(start)
+    x, y = data(64, torch.float64).tensors
+    factors = []
+    for step in range(6):
+        some = slice(16 * (step % 4), 16 * (step % 4) + 16)
+        loop.zero_grad()
+        loop(x[some], y[some])["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(loop.parameters(), 0.5)
+        factors.append(min(1.0, 0.5 / (float(norm) + 1e-6)))
+        with torch.no_grad():
+            for name, p in loop.named_parameters():
+                p.sub_(p.grad, alpha=0.02)
+                if name.endswith("weight"):
+                    p.copy_(p.sign() * (p.abs() - 0.02 * 0.2 * factors[-1]).clamp(min=0))
+    assert max(factors) < 1.0
+    assert relative(weights(model), weights(loop)) < 1e-6
