@@ -31,6 +31,7 @@ from lightning_reg.apply.warm_up import warm_up
 from lightning_reg.hosts.clipping import SeemsClipped
 from lightning_reg.hosts.step_hooks import StepHooks
 from lightning_reg.hosts.watch import OwnGradients
+from lightning_reg.hosts.wrappers import runs_hooks
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
 
@@ -162,10 +163,28 @@ class Engine:
             return
         check_optimizer(self.term, self.apply, optimizer, self.metric)
         warm_up(self.term, self.apply, self.term.trainable(optimizer))
-        hooks = StepHooks.of(optimizer) if self.apply != "loss" else None
-        if hooks is not None:
+        hooks = None
+        if self.apply != "loss" and not self._acts_before_alone(optimizer):
+            hooks = StepHooks.of(optimizer)
             hooks.add(self)
         self._hooked[id(optimizer)] = optimizer, hooks
+
+    def _acts_before_alone(self, optimizer: Optimizer) -> bool:
+        """Whether it needs no hooks: all that it does comes before the step, where the host calls it.
+
+        Raises:
+            ValueError: the step runs no hooks, and something comes inside it or after it.
+        """
+        if runs_hooks(optimizer):
+            return False
+        cautious = getattr(self.penalty, "cautious", False)
+        before = self.apply == "gradient" or (self.apply == "decoupled" and not cautious)
+        if before and self.host.announces() and not self.host.acts_inside(self.apply, optimizer):
+            return True
+        raise ValueError(
+            f"{type(optimizer).__name__} runs no hooks in its step, so that apply={self.apply!r} of "
+            f"{self.penalty!r} cannot follow it; give the optimizer inside it, or use apply='gradient'"
+        )
 
     def optimizers(self) -> list[Optimizer]:
         """Return those whose steps it takes part in."""

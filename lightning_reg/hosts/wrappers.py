@@ -5,12 +5,13 @@ Their classes are known by name, so that none of these libraries is imported.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["accumulates", "bare_optimizer", "check_reachable", "left_scale", "scaler_of"]
+__all__ = ["accumulates", "bare_optimizer", "check_reachable", "left_scale", "runs_hooks", "scaler_of"]
 
 _WRAPPERS = frozenset({"_FabricOptimizer", "AcceleratedOptimizer", "LightningOptimizer"})
 
@@ -29,13 +30,20 @@ def bare_optimizer(optimizer: Optimizer) -> Optimizer:
             f"{type(inner).__name__} is not a torch optimizer, which attach needs; give the optimizer that "
             "steps this model, such as torch.optim.Adam(model.parameters())"
         )
-    # torch marks the step in Optimizer.__init__, which some optimizers around another one do not call
-    if not getattr(type(inner).step, "hooked", False):
+    if not runs_hooks(inner):
         raise TypeError(
             f"{type(inner).__name__} runs no hooks in its step, so attach would do nothing; give the "
             "optimizer inside it"
         )
     return inner
+
+
+def runs_hooks(optimizer: Optimizer) -> bool:
+    """Whether the step of a bare optimizer runs hooks."""
+    # torch marks the step and makes the list in Optimizer.__init__, or when a state is loaded; some
+    # optimizers around another one call neither
+    hooks = getattr(optimizer, "_optimizer_step_post_hooks", None)
+    return bool(getattr(type(optimizer).step, "hooked", False)) and isinstance(hooks, OrderedDict)
 
 
 def scaler_of(optimizer: Optimizer) -> Any | None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_reg import L1, L2, MaxNorm, attach
 from lightning_reg.callbacks import PenaltyCallback
+from tests.hosts.test_attach import Around
 from tests.support import QUIET
 
 LR, LAMBDA = 0.1, 0.05
@@ -290,3 +291,35 @@ def test_two_optimizers_in_one_module(apply: Any) -> None:
             optimizer.step()
     for found, expected in zip(module.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+class Wrapped(Fitted):
+    """Steps by an optimizer around another one, which runs no hooks."""
+
+    def __init__(self, around: bool) -> None:
+        super().__init__()
+        self.around = around
+
+    def configure_optimizers(self) -> Optimizer:
+        inner = SGD(self.parameters(), lr=LR)
+        return Around(inner) if self.around else inner
+
+
+@pytest.mark.parametrize("apply", ["gradient", "decoupled"])
+def test_a_step_without_hooks_is_followed_where_all_comes_before_it(apply: Any) -> None:
+    found = []
+    for around in (True, False):
+        module = Wrapped(around)
+        fit_quietly(module, [PenaltyCallback(L2(LAMBDA), apply)], 3)
+        found.append(module.net.weight.detach())
+    assert torch.equal(*found)  # type: ignore[call-overload]
+
+
+def test_a_step_without_hooks_is_refused_where_something_comes_after_it() -> None:
+    for penalty, options in (
+        (L2(LAMBDA, cautious=True), {"apply": "decoupled"}),
+        (L1(LAMBDA), {"apply": "proximal", "metric": "euclidean"}),
+        (MaxNorm(1.0), {}),
+    ):
+        with pytest.raises(ValueError, match="Around runs no hooks in its step, so that"):
+            fit_quietly(Wrapped(True), [PenaltyCallback(penalty, **options)], 1)  # type: ignore[arg-type]
