@@ -29,7 +29,7 @@ from lightning_reg.tune._loss import batches_of, loss_of
 from lightning_reg.tune.compare import _Recipe, _run, _scored
 from lightning_reg.tune.kinds import kinds_of
 
-RECORD = Path(__file__).parent / "results" / "choosing.json"
+RECORD = Path(__file__).with_suffix(".json")
 KINDS = ["l2", "l1", "dropout"]
 POINTS, SEEDS, BUDGET = 20, 3, 6
 CPU = {"accelerator": "cpu"}
