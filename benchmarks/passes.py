@@ -12,7 +12,7 @@ from benchmarks.harness import Row, interleaved, rows
 from benchmarks.lists import AXPY, STRENGTH, Cases, make
 from benchmarks.shapes import NETWORKS
 from lightning_reg import L1, MCP, SCAD, ElasticNet, GroupLasso, L2Norm, LHalf, Penalty
-from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors.fused import fuse_kernels
 from lightning_reg.tensors.steps import StepSize
@@ -35,11 +35,9 @@ WANTED: dict[str, tuple[float | None, float | None]] = {
 def step_(penalty: Bound, weights: list[Tensor], averages: list[Tensor], steps: list[StepSize]) -> None:
     """A dual averaged proximal step, as the engine takes it."""
     shares = [0.01] * len(weights)
-    left = penalty.hold_and_prox_(weights, averages, STRENGTH, steps, shares)
+    left = penalty.hold_zeros_(Held(weights, averages, steps, shares), STRENGTH)
     if left:
-        some, kept, sizes = [[column[i] for i in left] for column in (weights, averages, steps)]  # type: ignore[index]
-        penalty.hold_zeros_(some, kept, STRENGTH, sizes, shares[: len(left)])
-        penalty.prox_(some, STRENGTH, sizes)
+        penalty.prox_([weights[i] for i in left], STRENGTH, [steps[i] for i in left])
 
 
 def bound(penalty: Penalty, weights: list[Tensor]) -> Bound:

@@ -193,9 +193,9 @@ def many_tensors(rounds: int = 20) -> list[Row]:
         cases = {
             "L1, gradient": partial(add_gradient_, l1, sgd, STRENGTH),
             "L2, gradient": partial(add_gradient_, l2, sgd, STRENGTH),
-            "L2, decoupled": partial(decay_, l2, sgd, STRENGTH, 0),
-            "L1, proximal, SGD": partial(prox_, l1, sgd, STRENGTH, 0),
-            "L1, proximal, Adam": partial(prox_, l1, adam, STRENGTH, 0),
+            "L2, decoupled": partial(decay_, l2, sgd, STRENGTH, int),
+            "L1, proximal, SGD": partial(prox_, l1, sgd, STRENGTH, int),
+            "L1, proximal, Adam": partial(prox_, l1, adam, STRENGTH, int),
         }
         for name, seconds in interleaved(cases, 1, rounds).items():
             times[f"{name}, {count:,} tensors"] = [total / count for total in seconds]

@@ -25,7 +25,7 @@ from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.hosts.lightning_host import length_for
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.hosts.penalty_work import PenaltyWork
-from lightning_reg.hosts.trainer import warn_of_cut_checkpoint
+from lightning_reg.hosts.trainer import values_this_step, warn_of_cut_checkpoint
 from lightning_reg.penalties import ForwardPenalty
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
@@ -116,8 +116,13 @@ class RegularizerCallback(BothCallback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Act, once per optimizer step: after accumulation and unscaling, before clipping."""
-        assert self._work is not None
-        self._work.before_step(optimizer)
+        work = self._work
+        assert work is not None
+        if work.outruns:
+            work.host.warn_of_a_longer_run(work.engine)
+        if work.log_key is not None and values_this_step(trainer):
+            work.log()
+        work.engine.announce(optimizer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if no optimizer step was seen: then nothing was penalised."""

@@ -6,8 +6,7 @@ With :math:`u_t` the optimizer's update, :math:`w \leftarrow w - \rho_t\,\partia
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +15,10 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply.gradient import add_to_
 from lightning_reg.apply.optimizers import decay_rates
-from lightning_reg.apply.stochastic_rounding import act_rounded_, generator_at, round_
+from lightning_reg.apply.stochastic_rounding import generator_at, round_, rounded_after
 from lightning_reg.apply.term import Term, found_inf
-from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.l2 import L2
-from lightning_reg.tensors.precision import wide, without_grad
+from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.shards import local
 from lightning_reg.tensors.steps import StepSize
 
@@ -36,11 +34,11 @@ class Awaited(NamedTuple):
     factor: float
 
 
-@without_grad
-def decay_(term: Term, optimizer: Optimizer, strength: float, step: int) -> list[Awaited]:
+@torch.no_grad()
+def decay_(term: Term, optimizer: Optimizer, strength: float, clock: Callable[[], int]) -> list[Awaited]:
     """``w ← w − lr · ∂Ω(w)`` for each tensor that ``optimizer`` is about to step; D-Adaptation's lr is d·lr.
 
-    16-bit weights are rounded stochastically, by bits that ``step``, the optimizer steps taken, decides.
+    16-bit weights are rounded stochastically, by bits that ``clock``, the optimizer steps taken, decides.
 
     Before the update, as in Loshchilov and Hutter, *Decoupled Weight Decay Regularization*, ICLR 2019, and
     in ``torch.optim.AdamW``.
@@ -67,18 +65,20 @@ def decay_(term: Term, optimizer: Optimizer, strength: float, step: int) -> list
             for real in [torch.view_as_real(parameter) if parameter.is_complex() else local(parameter)]
         ]
     for rate, parameters in by_rate.items():
-        term.mask_(parameters)
-        if any(term.in_use.through_map(p) for p in parameters):
+        if term.in_use.computed:
+            term.mask_(parameters)
+        if any(map(term.in_use.through_map, parameters if term.in_use.computed else ())):
             through = [p for p in parameters if term.bound.couples or term.in_use.through_map(p)]
             add_to_(term, through, lambda p: p, strength, -rate)
             parameters = [p for p in parameters if all(p is not done for done in through)]
         sizes = [StepSize(rate)] * len(parameters)
-        act_rounded_(partial(_decay_, strength), term.bound, parameters, sizes, step, term.place)
+        for bound, weights, _ in rounded_after(term, parameters, sizes, clock):
+            bound.add_gradient_(weights, weights, strength, alpha=-rate)
     return []
 
 
-@without_grad
-def decay_where_agreed_(awaited: Sequence[Awaited], step: int) -> None:
+@torch.no_grad()
+def decay_where_agreed_(awaited: Sequence[Awaited], clock: Callable[[], int]) -> None:
     r"""``w ← w − ρ λ w₀`` where the update has not moved the weight :math:`w_0` away from zero.
 
     The update :math:`u = w_0 - w` and the decay agree where :math:`u\,w_0 \ge 0`. The weights before the
@@ -91,12 +91,8 @@ def decay_where_agreed_(awaited: Sequence[Awaited], step: int) -> None:
         agreed = torch.where((old - new) * old >= 0, old, torch.zeros_like(old))
         new = new.sub(agreed, alpha=factor)
         if new.dtype != weight.dtype:
-            new = round_(new, weight.dtype, generator_at(step, place, weight.device))
+            new = round_(new, weight.dtype, generator_at(clock(), place, weight.device))
         weight.copy_(new)
-
-
-def _decay_(strength: float, bound: Bound, weights: Sequence[Tensor], sizes: Sequence[StepSize]) -> None:
-    bound.add_gradient_(weights, weights, strength, alpha=-sizes[0].numerator)
 
 
 def _factor(term: Term, group: dict[str, Any], rate: float) -> float:

@@ -13,18 +13,18 @@ shape begins anew, with a plain proximal step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import DualAveraging, Term
-from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.bound import Held
 from lightning_reg.tensors.chunks import pieces
 from lightning_reg.tensors.precision import accumulator, wide
-from lightning_reg.tensors.shards import is_sharded, local
+from lightning_reg.tensors.shards import local, local_parts
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = [
@@ -32,9 +32,9 @@ __all__ = [
     "check_dual_averaging",
     "forget_averages",
     "forgetting",
-    "hold_zeros_",
     "is_average",
     "key_of",
+    "with_averages",
 ]
 
 _PREFIX = "lightning_reg/"
@@ -68,64 +68,69 @@ def forgetting(value: DualAveraging) -> float | None:
     return float(value)
 
 
-def hold_zeros_(
-    term: Term,
-    optimizer: Optimizer,
-    weights: Sequence[Tensor],
-    steps: Sequence[StepSize],
-    strength: float,
-    k: float,
-) -> set[int]:
-    """Set to zero what the averages keep there, and move the averages on; before the proximal step.
-
-    It returns the ids of weights that have had their proximal step in the same pass.
+def with_averages(
+    term: Term, optimizer: Optimizer, weights: Sequence[Tensor], steps: Sequence[StepSize], k: float
+) -> Iterator[tuple[Sequence[int], Held]]:
+    """Yield weights with their averages, to set to zero what these keep there, before the proximal step.
 
     Args:
         term: the penalty at work.
         optimizer: holds the averages, after its step.
         weights: what it has stepped of the term's selection.
         steps: a step size for each; where it is 0, weight and average stay as they are.
-        strength: λ, not 0.
         k: see above.
+
+    Yields:
+        Positions in ``weights``, and what is there; the averages move on, and 16-bit ones are put together
+        from their two parts, and taken apart when control comes back.
     """
-    key = key_of(term)
-    held, sizes, averages, shares = [], [], [], []
-    for weight, step in zip(weights, steps, strict=True):
-        if step.numerator == 0.0:
-            continue
-        state = optimizer.state[weight]
-        average = _average_of(state, key, weight)
-        count = state[f"{key}/step"] = state.get(f"{key}/step", 0) + 1
-        held.append(weight)
-        sizes.append(step)
-        averages.append(average)
-        shares.append(min(1.0, k / (count + k - 1.0)))
-    if not held:
-        return set()
-    narrow = any(len(average) == 2 for average in averages)
-    if term.bound.elementwise:
-        for i, weight in enumerate(held):
-            if len(averages[i]) == 2:
-                _hold_narrow_(term.bound, weight, averages[i], strength, sizes[i], shares[i])
-        if narrow:
-            rest = [i for i, average in enumerate(averages) if len(average) == 1]
-            held, sizes = [held[i] for i in rest], [sizes[i] for i in rest]
-            averages, shares = [averages[i] for i in rest], [shares[i] for i in rest]
-        kept = [average[0] for average in averages]
-        here: list[Tensor] = held
-        if any(map(is_sharded, held)):
-            here, sizes, kept = list(map(local, held)), [s.local() for s in sizes], list(map(local, kept))
-        left = term.bound.hold_and_prox_(here, kept, strength, sizes, shares)
-        if left:
-            here, kept, sizes = [here[i] for i in left], [kept[i] for i in left], [sizes[i] for i in left]
-            term.bound.hold_zeros_(here, kept, strength, sizes, [shares[i] for i in left])
-        return set(map(id, held)) - {id(held[i]) for i in left}
-    kept = [_opened(average) for average in averages]
-    term.bound.hold_zeros_(held, kept, strength, sizes, shares)
-    if narrow:
-        for average, result in zip(averages, kept, strict=True):
-            _close_(average, result)
-    return set()
+    rows = [
+        row
+        for i, (weight, step) in enumerate(zip(weights, steps, strict=True))
+        if step.numerator != 0.0
+        for row in [_moved_on(i, weight, step, optimizer.state[weight], key_of(term), k)]
+    ]
+    elementwise = term.bound.elementwise
+    for row in [row for row in rows if elementwise and len(row.average) == 2]:
+        yield from _in_pieces(row)
+    rest = [row for row in rows if not elementwise or len(row.average) == 1]
+    if not rest:
+        return
+    positions, held, averages, sizes, shares = map(list, zip(*rest, strict=True))
+    kept = [_opened(row.average) for row in rest]
+    if elementwise and term.sharded:
+        yield positions, Held(local_parts(held), local_parts(kept), [s.local() for s in sizes], shares)
+        return
+    yield positions, Held(held, kept, sizes, shares)
+    for average, result in zip(averages, kept, strict=True):
+        _close_(average, result)
+
+
+class _Row(NamedTuple):
+    """A weight and its average, as one tensor or as two of the weight's dtype that add up to it."""
+
+    position: int
+    weight: Tensor
+    average: tuple[Tensor, ...]
+    step: StepSize
+    share: float
+
+
+def _moved_on(
+    position: int, weight: Tensor, step: StepSize, state: dict[str, Any], key: str, k: float
+) -> _Row:
+    average = _average_of(state, key, weight)
+    count = state[f"{key}/step"] = state.get(f"{key}/step", 0) + 1
+    return _Row(position, weight, average, step, min(1.0, k / (count + k - 1.0)))
+
+
+def _in_pieces(row: _Row) -> Iterator[tuple[Sequence[int], Held]]:
+    """One 16-bit weight, a piece at a time."""
+    step = row.step.local()
+    for piece, high, low, *moments in pieces(local(row.weight), *map(local, row.average), *step.tensors):
+        kept = _opened((high, low))
+        yield [row.position], Held([piece], [kept], [step.taking(moments)], [row.share])
+        _close_((high, low), kept)
 
 
 def added_bytes(term: Term, apply: str) -> int:
@@ -177,14 +182,3 @@ def _close_(average: tuple[Tensor, ...], value: Tensor) -> None:
     if len(average) == 2:
         average[0].copy_(value)
         average[1].copy_(value - wide(average[0]))
-
-
-def _hold_narrow_(
-    bound: Bound, weight: Tensor, average: tuple[Tensor, ...], strength: float, step: StepSize, share: float
-) -> None:
-    """One 16-bit weight, a piece at a time."""
-    size = step.local()
-    for piece, high, low, *moments in pieces(local(weight), *map(local, average), *size.tensors):
-        kept = _opened((high, low))
-        bound.hold_zeros_([piece], [kept], strength, [size.taking(moments)], [share])
-        _close_((high, low), kept)

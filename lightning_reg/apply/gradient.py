@@ -10,13 +10,12 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
 from lightning_reg.select.parameters import Selected
-from lightning_reg.tensors.precision import without_grad
 from lightning_reg.tensors.shards import is_sharded, local_parts, placed_as
 
 __all__ = ["add_gradient_", "add_to_"]
 
 
-@without_grad
+@torch.no_grad()
 def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: float = 1.0) -> None:
     """``p.grad += ∂Ω(p)`` for each tensor that ``optimizer`` is about to step.
 
@@ -31,15 +30,19 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: floa
     for parameter in parameters:
         gradient = parameter.grad
         assert gradient is not None
-        if is_sharded(gradient):
+        if term.sharded and is_sharded(gradient):
             # it may hold partial sums, to which a part of the penalty's would be added more than once
             parameter.grad = placed_as(gradient, parameter)
         elif gradient.is_sparse:  # the sum is dense, as autograd's would be
             parameter.grad = gradient.to_dense()
-    add_to_(term, parameters, lambda parameter: parameter.grad, strength, alpha)
+    if term.in_use.computed or term.sharded:
+        add_to_(term, parameters, lambda parameter: parameter.grad, strength, alpha)
+    elif parameters:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        term.bound.add_gradient_(gradients, parameters, strength, alpha)
 
 
-@without_grad
+@torch.no_grad()
 def add_to_(
     term: Term,
     parameters: Sequence[nn.Parameter],

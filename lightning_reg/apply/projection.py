@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term, found_inf
-from lightning_reg.tensors.precision import without_grad
 
 __all__ = ["look_before_", "project_"]
 
 
-@without_grad
+@torch.no_grad()
 def look_before_(term: Term, optimizer: Optimizer, strength: float) -> None:
     """Show the constraint what ``optimizer`` is about to step."""
     look = getattr(term.bound, "before_step_", None)
@@ -18,7 +18,7 @@ def look_before_(term: Term, optimizer: Optimizer, strength: float) -> None:
         look([p for _, parameters in term.stepped(optimizer) for p in parameters], strength)
 
 
-@without_grad
+@torch.no_grad()
 def project_(term: Term, optimizer: Optimizer, strength: float = 1.0) -> None:
     """Put each tensor that ``optimizer`` has just stepped back into the set.
 

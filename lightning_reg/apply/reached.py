@@ -20,19 +20,15 @@ class NotReached:
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._hooks: dict[int, Any] = {}
-
-    @property
-    def ids(self) -> frozenset[int]:
-        """Their identities."""
-        return frozenset(self._hooks)
+        self.asked = False
+        #: by their identities
+        self.ids: dict[int, Any] = {}
 
     def ask(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
         """Look which of the ``parameters``, which no optimizer in sight holds, the first ``loss`` reaches."""
-        if self._asked or loss.grad_fn is None:
+        if self.asked or loss.grad_fn is None:
             return
-        self._asked = True
+        self.asked = True
         trainable = [p for p in dict.fromkeys(parameters) if p.requires_grad]
         reached = None if not trainable or any(map(is_sharded, trainable)) else _leaves(loss)
         if reached is None:
@@ -40,16 +36,16 @@ class NotReached:
         for parameter in trainable:
             if id(parameter) not in reached:
                 untyped: Any = parameter
-                self._hooks[id(parameter)] = untyped.register_post_accumulate_grad_hook(self._reached)
+                self.ids[id(parameter)] = untyped.register_post_accumulate_grad_hook(self._reached)
 
     def end(self) -> None:
         """Leave no trace."""
-        for hook in self._hooks.values():
+        for hook in self.ids.values():
             hook.remove()
-        self._hooks, self._asked = {}, False
+        self.ids, self.asked = {}, False
 
     def _reached(self, parameter: Tensor) -> None:
-        hook = self._hooks.pop(id(parameter), None)
+        hook = self.ids.pop(id(parameter), None)
         if hook is not None:
             hook.remove()
 

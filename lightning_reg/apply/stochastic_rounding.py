@@ -16,22 +16,19 @@ References:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from lightning_reg.apply.term import Term
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.tensors.chunks import pieces
 from lightning_reg.tensors.precision import wide
-from lightning_reg.tensors.shards import is_sharded, local, local_parts
+from lightning_reg.tensors.shards import local, local_parts
 from lightning_reg.tensors.steps import StepSize
 
-__all__ = ["Act", "act_rounded_", "generator_at", "round_"]
-
-#: What acts in place on weights, with the step of each.
-Act: TypeAlias = Callable[[Bound, Sequence[Tensor], Sequence[StepSize]], None]
+__all__ = ["generator_at", "round_", "rounded_after"]
 
 #: Bits of a float32 that the 16-bit format lacks.
 _DROPPED = {torch.bfloat16: 16, torch.float16: 13}
@@ -39,59 +36,56 @@ _DROPPED = {torch.bfloat16: 16, torch.float16: 13}
 _TINY = 2.0**-14
 
 
-def act_rounded_(
-    act: Act,
-    bound: Bound,
-    weights: Sequence[Tensor],
-    steps: Sequence[StepSize],
-    step: int,
-    place: Callable[[Tensor], str],
-) -> None:
-    """Let ``act`` change ``weights``; those of 16 bits in float32, rounded stochastically.
+def rounded_after(
+    term: Term, weights: Sequence[Tensor], steps: Sequence[StepSize], clock: Callable[[], int]
+) -> Iterator[tuple[Bound, Sequence[Tensor], Sequence[StepSize]]]:
+    """Yield what to act on in place: all the weights, or 16-bit ones in float32, rounded when they come back.
 
     Args:
-        act: called with a binding, weights and step sizes, for all weights at once or for a part of them.
-        bound: what the weights are bound to.
-        weights: changed in place; what acts on each weight by itself gets the part that this process holds.
+        term: what acts on each weight by itself gets the part that this process holds.
+        weights: changed in place.
         steps: a step size for each.
-        step: optimizer steps taken.
-        place: gives each weight a name of its own, the same in every process and after a resumption.
+        clock: the optimizer steps taken.
+
+    Yields:
+        A binding, weights and their step sizes.
     """
-    held, sizes = weights, steps
-    if bound.elementwise and any(map(is_sharded, weights)):
+    bound, held, sizes = term.bound, weights, steps
+    if term.sharded and bound.elementwise:
         held, sizes = local_parts(weights), [s.local() for s in steps]
     narrow = [i for i, weight in enumerate(held) if weight.dtype in _DROPPED]
     if not narrow:
-        act(bound, held, sizes)
+        yield bound, held, sizes
         return
     rest = [i for i in range(len(held)) if i not in set(narrow)]
     if rest and not bound.couples:
-        act(bound, [held[i] for i in rest], [sizes[i] for i in rest])
+        yield bound, [held[i] for i in rest], [sizes[i] for i in rest]
     for block in [[*range(len(held))]] if bound.couples else [[i] for i in narrow]:
         some, theirs = [held[i] for i in block], [sizes[i] for i in block]
-        generators = [generator_at(step, place(weights[i]), held[i].device) for i in block]
+        generators = [generator_at(clock(), term.place(weights[i]), held[i].device) for i in block]
         if bound.elementwise:
-            _in_pieces_(act, bound, some[0], theirs[0], generators[0])
+            yield from _in_pieces(bound, some[0], theirs[0], generators[0])
         else:
-            _together_(act, bound, some, theirs, generators)
+            yield from _together(bound, some, theirs, generators)
 
 
-def _in_pieces_(act: Act, bound: Bound, weight: Tensor, size: StepSize, generator: torch.Generator) -> None:
+def _in_pieces(
+    bound: Bound, weight: Tensor, size: StepSize, generator: torch.Generator
+) -> Iterator[tuple[Bound, Sequence[Tensor], Sequence[StepSize]]]:
     for piece, *moments in pieces(weight, *size.tensors):
         other = wide(piece)
-        act(bound, [other], [size.taking(moments).wide()])
+        yield bound, [other], [size.taking(moments).wide()]
         piece.copy_(round_(other, piece.dtype, generator))
 
 
-def _together_(
-    act: Act,
+def _together(
     bound: Bound,
     weights: Sequence[Tensor],
     sizes: Sequence[StepSize],
     generators: Sequence[torch.Generator],
-) -> None:
+) -> Iterator[tuple[Bound, Sequence[Tensor], Sequence[StepSize]]]:
     others = [wide(weight) for weight in weights]
-    act(bound.standing_in(weights, others), others, [size.wide() for size in sizes])
+    yield bound.standing_in(weights, others), others, [size.wide() for size in sizes]
     for weight, other, generator in zip(weights, others, generators, strict=True):
         if other is not weight:
             local(weight).copy_(round_(local(other), weight.dtype, generator))

@@ -17,7 +17,7 @@ from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import Controller, TargetSparsity
 from lightning_reg.select.parameters import Selected, named_parameters, select_parameters
-from lightning_reg.tensors.shards import check_whole, shard
+from lightning_reg.tensors.shards import check_whole, is_sharded, shard
 
 __all__ = ["Apply", "DualAveraging", "Metric", "Term", "found_inf"]
 
@@ -66,6 +66,8 @@ class Term:
         self.total_steps = total_steps
         self.selected: list[Selected] = []
         self.in_use: InUse
+        self.bound: Bound  # what acts on the tensors that are in use as they are stored
+        self.sharded = False  # whether processes share out any of them
         # by identity; the values keep the tensors alive, so an id is never used again
         self._known: dict[int, nn.Parameter] = {}
         self._chosen: dict[int, Selected] = {}
@@ -79,14 +81,12 @@ class Term:
         self._controller: Controller | None = None
         if isinstance(target, TargetSparsity):
             self._controller = Controller(target, self._sizes, self.sizes_by_layer)
-
-    @property
-    def bound(self) -> Bound:
-        """What acts on the tensors that are in use as they are stored."""
-        return self.in_use.bound
+        self._number = None if callable(target) else evaluate(target, 0, total_steps)
 
     def strength(self, step: int) -> float:
         """Return λ at ``step``, checked."""
+        if self._number is not None:
+            return self._number
         if self._controller is not None:
             return self._controller.strength(step, self.total_steps)
         return evaluate(self.penalty.strength, step, self.total_steps)
@@ -133,7 +133,7 @@ class Term:
             and id(tensor) not in leave_out
         ]
         check_whole(trainable, "a term of the loss")
-        used, bound = self.in_use.tensors(trainable)
+        used, bound = self.in_use.tensors(trainable) if self.in_use.computed else (trainable, self.bound)
         return bound.total(used, strength, like=next(self.module.parameters()))
 
     def is_stale(self) -> bool:
@@ -182,7 +182,7 @@ class Term:
 
     def mask_(self, parameters: Iterable[Tensor]) -> None:
         """Set to zero what a pruning mask takes out, which would count in the norm of a group."""
-        for parameter in parameters if self.in_use else ():
+        for parameter in parameters if self.in_use.computed else ():
             computed = self.in_use.of(parameter)
             if computed is not None and not self.in_use.through_map(parameter):
                 parameter.copy_(computed.used())
@@ -249,6 +249,8 @@ class Term:
         state = {} if first else self.bound.state_dict()
         # tensors that have left the module and stay in an optimizer are bound as well
         self.in_use = InUse(self.penalty, list(self._chosen.values()))
+        self.bound = self.in_use.bound
+        self.sharded = any(is_sharded(s.parameter) for s in self._chosen.values())
         if state:
             self.bound.load_state_dict(state)
 

@@ -15,7 +15,6 @@ from lightning_reg.penalties import GroupLasso, L2Norm, SparseGroupLasso
 from lightning_reg.penalties._elementwise import ElementwisePenalty
 from lightning_reg.prox.group import shrink_groups_in_metric_
 from lightning_reg.tensors import fused
-from lightning_reg.tensors.precision import without_grad
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["warm_up"]
@@ -24,7 +23,7 @@ __all__ = ["warm_up"]
 LONG = 2.0
 
 
-@without_grad
+@torch.no_grad()
 def warm_up(term: Term, apply: Apply, weights: Sequence[Tensor]) -> None:
     """Take a step on spare weights of each dtype that the loops will take; say so if that took long.
 

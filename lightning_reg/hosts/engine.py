@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,20 @@ class Host(ABC):
         """Leave no trace."""
 
 
+class _Hooked(NamedTuple):
+    """An optimizer whose steps count.
+
+    Attributes:
+        optimizer: the bare one.
+        inside: whether what comes before its update is done in its step.
+        hooks: on its steps, where something is done in them or after them.
+    """
+
+    optimizer: Optimizer
+    inside: bool
+    hooks: StepHooks | None
+
+
 class Engine:
     """A penalty or a constraint at work on one module, in one of the four ways.
 
@@ -121,12 +136,15 @@ class Engine:
             self.term.bound.warn()
         self.term.dual_averaging = dual_averaging
         self.added = False  # the gradient of the coming step
+        #: whether it acts anew on the gradients of each call of a closure, and not once a step
+        self.repeats = apply in ("gradient", "loss")
         self.steps_seen = 0
         self._checked = False
         self._not_reached = NotReached()
         self._clipping = SeemsClipped()
         self._own_gradients = OwnGradients(self.term)
-        self._hooked: dict[int, tuple[Optimizer, StepHooks | None]] = {}
+        self._hooked: dict[int, _Hooked] = {}
+        self._announces = host.announces()
         self._announced: dict[int, int] = {}  # by identity of an optimizer: the step
         self._awaited: dict[int, Sequence[Awaited]] = {}  # decays that wait for the update
         self._now: tuple[int, float] | None = None  # the step last asked for, and its strength
@@ -141,6 +159,8 @@ class Engine:
 
     def strength(self) -> float:
         """Return λ of the coming step, asked for once a step."""
+        if not callable(self.penalty.strength):
+            return 0.0 if self._is_stopped() else self.term.strength(0)
         step = self.host.step()
         if self._now is None or self._now[0] != step:
             self._now = step, 0.0 if self._is_stopped() else self.term.strength(step)
@@ -150,10 +170,18 @@ class Engine:
         """Whether another one at work holds the zeros that this one has made."""
         if self.penalty.is_constraint or not self.term.bound.holds_zeros:
             return False
-        members = (m for optimizer in self.host.optimizers() or () for m in StepHooks.members_of(optimizer))
-        return any(
-            isinstance(m, Engine) and m.penalty.stops_penalties and m.strength() > 0.0 for m in members
-        )
+        if not self._hooked:
+            members = [StepHooks.members_of(optimizer) for optimizer in self.host.optimizers() or ()]
+        else:
+            members = [
+                hooks.members if hooks is not None else StepHooks.members_of(optimizer)
+                for optimizer, _, hooks in self._hooked.values()
+                if optimizer._optimizer_step_post_hooks
+            ]
+        stopping = [
+            m for some in members for m in some if isinstance(m, Engine) and m.penalty.stops_penalties
+        ]
+        return any(engine.strength() > 0.0 for engine in stopping)
 
     # --- what happens in a step ----------------------------------------------------------------------
 
@@ -163,53 +191,43 @@ class Engine:
             return
         check_optimizer(self.term, self.apply, optimizer, self.metric)
         warm_up(self.term, self.apply, self.term.trainable(optimizer))
+        inside = self.apply != "loss" and self.host.acts_inside(self.apply, optimizer)
+        follows = inside or self.apply == "proximal" or self.penalty.awaits_update
         hooks = None
-        if self.apply != "loss" and not self._acts_before_alone(optimizer):
+        if follows and not runs_hooks(optimizer):
+            raise ValueError(
+                f"{type(optimizer).__name__} runs no hooks in its step, so that apply={self.apply!r} of "
+                f"{self.penalty!r} cannot follow it; give the optimizer inside it, or use apply='gradient'"
+            )
+        if follows or (self.apply == "gradient" and runs_hooks(optimizer)):
             hooks = StepHooks.of(optimizer)
             hooks.add(self)
-        self._hooked[id(optimizer)] = optimizer, hooks
-
-    def _acts_before_alone(self, optimizer: Optimizer) -> bool:
-        """Whether it needs no hooks: all that it does comes before the step, where the host calls it.
-
-        Raises:
-            ValueError: the step runs no hooks, and something comes inside it or after it.
-        """
-        if runs_hooks(optimizer):
-            return False
-        cautious = getattr(self.penalty, "cautious", False)
-        before = self.apply == "gradient" or (self.apply == "decoupled" and not cautious)
-        if before and self.host.announces() and not self.host.acts_inside(self.apply, optimizer):
-            return True
-        raise ValueError(
-            f"{type(optimizer).__name__} runs no hooks in its step, so that apply={self.apply!r} of "
-            f"{self.penalty!r} cannot follow it; give the optimizer inside it, or use apply='gradient'"
-        )
+        self._hooked[id(optimizer)] = _Hooked(optimizer, inside, hooks)
 
     def optimizers(self) -> list[Optimizer]:
         """Return those whose steps it takes part in."""
-        return [optimizer for optimizer, _ in self._hooked.values()]
+        return [hooked.optimizer for hooked in self._hooked.values()]
 
     def announce(self, optimizer: Optimizer) -> None:
         """Act before a step whose gradients are complete, where the host says so."""
         self.steps_seen += 1
-        if self._announced.get(id(optimizer)) == self.host.step() and not self.repeats:
+        if not self.repeats and self._announced.get(id(optimizer)) == self.host.step():
             return  # a closure that is called again
         self.hook(optimizer)  # made since the fit started, or given parameters
-        if id(optimizer) not in self._hooked:
+        hooked = self._hooked.get(id(optimizer))
+        if hooked is None:
             return
-        self._announced[id(optimizer)] = self.host.step()
-        if not self.host.acts_inside(self.apply, optimizer):
+        self._announced[id(optimizer)] = 0 if self.repeats else self.host.step()
+        if not hooked.inside:
+            if self.apply == "gradient" and hooked.hooks is not None and not self._own_gradients.left:
+                hooked.hooks.remove(self)  # nothing is left to do after the update
+                self._hooked[id(optimizer)] = hooked._replace(hooks=None)
             self.before_step(optimizer)
-
-    @property
-    def repeats(self) -> bool:
-        """Whether it acts anew on the gradients of each call of a closure, and not once a step."""
-        return self.apply == "gradient"
 
     def acts_inside(self, optimizer: Optimizer) -> bool:
         """Whether :meth:`before_step` is to be called in the step."""
-        return self.apply != "loss" and self.host.acts_inside(self.apply, optimizer)
+        hooked = self._hooked.get(id(optimizer))
+        return hooked is not None and hooked.inside
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Act before the update, when the gradients are complete."""
@@ -220,31 +238,32 @@ class Engine:
             self.term.note(optimizer)
             if self.penalty.is_constraint:
                 look_before_(self.term, optimizer, self.strength())
-            else:
+            elif self._clipping.looks < SeemsClipped.LOOKS:
                 self._clipping.look(optimizer)
         elif self.apply == "decoupled":
-            awaited = decay_(self.term, optimizer, self.strength(), self.host.step())
+            awaited = decay_(self.term, optimizer, self.strength(), self.host.step)
             self._awaited[id(optimizer)] = awaited
         elif self.apply == "gradient" and not self.added:
             add_gradient_(self.term, optimizer, self.strength())
-        if self.apply == "gradient":
+        if self.apply == "gradient" and self._own_gradients.left:
             self._own_gradients.begin(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Act after the update."""
-        if self.host.announces() and not self.penalty.is_constraint:
+        if self._announces and not self.penalty.is_constraint:
             if id(optimizer) not in self._announced:
                 return  # stepped behind the host's back, where no schedule moves on
             del self._announced[id(optimizer)]
         if self.penalty.is_constraint:
             project_(self.term, optimizer, self.strength())
         elif self.apply == "proximal":
-            factors = StepHooks.of(optimizer).factors
-            prox_(self.term, optimizer, self.strength(), self.host.step(), self.metric, factors)
+            hooks = self._hooked[id(optimizer)].hooks
+            factors = hooks.factors if hooks is not None else {}
+            prox_(self.term, optimizer, self.strength(), self.host.step, self.metric, factors)
         elif self.apply == "gradient":
-            self._own_gradients.check(optimizer, assigned=not self.host.announces())
+            self._own_gradients.check(optimizer, assigned=not self._announces)
         elif self.apply == "decoupled":
-            decay_where_agreed_(self._awaited.pop(id(optimizer), ()), self.host.step())
+            decay_where_agreed_(self._awaited.pop(id(optimizer), ()), self.host.step)
         self.term.forget(optimizer)
         self.added = False
         if not found_inf(optimizer):  # a fused optimizer comes here even when its scaler skips the step
@@ -252,7 +271,7 @@ class Engine:
 
     def loss_term(self, loss: Tensor | None = None) -> Tensor:
         """Return what to add to ``loss``; tensors that nothing trains are left out."""
-        if loss is not None:
+        if loss is not None and not self._not_reached.asked:
             free = self.host.unheld(s.parameter for s in self.term.selected)
             self._not_reached.ask(loss, free)
         return self.term.value(self.strength(), self.host.optimizers(), leave_out=self._not_reached.ids)
@@ -276,9 +295,9 @@ class Engine:
 
     def detach(self) -> None:
         """Leave no trace in the optimizers."""
-        for _, hooks in self._hooked.values():
-            if hooks is not None:
-                hooks.remove(self)
+        for hooked in self._hooked.values():
+            if hooked.hooks is not None:
+                hooked.hooks.remove(self)
         self._hooked = {}
         self._announced = {}
         self._not_reached.end()

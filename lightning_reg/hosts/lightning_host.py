@@ -103,7 +103,7 @@ class LightningHost(Host):
         """Warn where a schedule's run is over and manual steps go on: their number is a guess."""
         total_steps = engine.term.total_steps
         over = total_steps is not None and self.step() == total_steps
-        if over and callable(engine.penalty.strength) and not self.module.automatic_optimization:
+        if over:
             warnings.warn(
                 f"the run takes more optimizer steps than the {total_steps} estimated, so schedules stay at "
                 "their ends from here; give total_steps= to the callback",

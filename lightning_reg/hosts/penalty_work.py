@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_reg.apply import (
     Apply,
@@ -21,7 +20,6 @@ from lightning_reg.apply import (
 from lightning_reg.hosts.averages import AveragesKeepZeros
 from lightning_reg.hosts.engine import Engine
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
-from lightning_reg.hosts.trainer import values_this_step
 from lightning_reg.hosts.watch import Unheld
 from lightning_reg.penalties.regularizer import Regularizer
 
@@ -64,6 +62,8 @@ class PenaltyWork:
         self.module = module
         self.log_key = f"penalty/{log_name}" if log_name is not None else None
         self.logged_at = -1
+        #: whether the number of steps is a guess, after which a schedule stays at its end
+        self.outruns = callable(penalty.strength) and not module.automatic_optimization
         self.host = LightningHost(trainer, module)
         self.host.check_host(penalty, apply, logs=log_name is not None)
         total_steps = length_for(penalty, trainer, total_steps)
@@ -99,13 +99,6 @@ class PenaltyWork:
         if self.unheld is not None:
             self.unheld.end()
         remove_from_training_step(self.module, self._loss_term)
-
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Act in ``on_before_optimizer_step``."""
-        self.host.warn_of_a_longer_run(self.engine)
-        if self.log_key is not None and values_this_step(self.trainer):
-            self._log()
-        self.engine.announce(optimizer)
 
     def check_seen(self) -> None:
         """Warn, once, if an epoch went by without an optimizer step, or with steps that nobody sees."""
@@ -155,7 +148,8 @@ class PenaltyWork:
             return self.engine.loss_term(loss)
         return torch.zeros((), device=self.module.device)
 
-    def _log(self) -> None:
+    def log(self) -> None:
+        """Log the term's value, once a batch."""
         assert self.log_key is not None
         step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
         if self.logged_at == step:  # another optimizer of the same batch

@@ -81,7 +81,7 @@ class OwnGradients:
 
     def __init__(self, term: Term) -> None:
         self._term = term
-        self._left = _PATIENCE
+        self.left = _PATIENCE  # steps to look at
         self._parameter: nn.Parameter | None = None
         self._gradient: Tensor | None = None
         self._made = False
@@ -89,7 +89,7 @@ class OwnGradients:
 
     def begin(self, optimizer: Optimizer) -> None:
         """Look from here, where the gradients are complete; several times where the loss is evaluated so."""
-        if self._left <= 0:
+        if not self.left:
             return
         self.end()
         found = [p for p in self._term.trainable(optimizer) if p.is_leaf and not is_sharded(p)]
@@ -106,9 +106,9 @@ class OwnGradients:
         other = parameter.grad is not None and parameter.grad is not self._gradient
         made = self._made or (assigned and other)
         self.end()
-        self._left -= 1
+        self.left -= 1
         if made:
-            self._left = 0
+            self.left = 0
             warnings.warn(
                 f"{self._term.penalty!r} may not count: {type(optimizer).__name__} makes gradients of its "
                 "own inside its step; add penalty(model) to the loss that it differentiates",

@@ -16,7 +16,7 @@ from lightning_reg.groups.partition import partition
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
 from lightning_reg.penalties._factors import Factors, factor_of, find_factors
 from lightning_reg.penalties._guards import Share, check_steered, warn_of_norm_alone
-from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.schedules.target_sparsity import TargetSparsity
@@ -33,6 +33,8 @@ __all__ = ["BoundGroups"]
 
 class BoundGroups(Bound):
     """A group penalty with the layouts of one module's tensors."""
+
+    holds_zeros = True
 
     def __init__(self, penalty: GroupedPenalty, selected: Sequence[Selected]) -> None:
         self.penalty = penalty
@@ -148,21 +150,10 @@ class BoundGroups(Bound):
         if self._share is None:
             warn_of_norm_alone(type(self.penalty).__name__, partition(self._selected, self.penalty.groups))
 
-    @property
-    def holds_zeros(self) -> bool:
-        """Every group penalty makes zeros."""
-        return True
-
     @torch.no_grad()
-    def hold_zeros_(
-        self,
-        weights: Sequence[Tensor],
-        averages: Sequence[Tensor],
-        strength: float,
-        steps: Sequence[StepSize],
-        shares: Sequence[float],
-    ) -> None:
+    def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
         """Set to zero what the averages keep there, a block at a time."""
+        weights, averages, steps, shares = held
         for block, members in self._blocks(weights):
             tensors, layouts, gathered = self._open([weights[i] for i in block], members)
             kept, _, _ = self._open([averages[i] for i in block], members)
@@ -180,6 +171,7 @@ class BoundGroups(Bound):
                 for i, tensor, average in zip(block, tensors, kept, strict=True):
                     local(weights[i]).copy_(part(tensor, weights[i]))
                     local(averages[i]).copy_(part(average, averages[i]))
+        return range(len(weights))
 
     @torch.no_grad()
     def sizes(self, weights: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_reg.penalties._factors import Factors, WithFactors
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.prox.dual_averaging import hold_zeros_
 from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors import fused
@@ -25,6 +25,7 @@ class ElementwisePenalty(Penalty):
     """A penalty that is a sum over weights, in any diagonal metric."""
 
     factors: Factors | None
+    elementwise = True
 
     @abstractmethod
     def each(self, weight: Tensor, strength: float) -> Tensor:
@@ -33,11 +34,6 @@ class ElementwisePenalty(Penalty):
     def bind(self, selected: Sequence[Selected]) -> Bound:
         """Return this penalty itself, or what gives each weight a strength of its own."""
         return self if self.factors is None else WithFactors(self, self.factors, selected)
-
-    @property
-    def elementwise(self) -> bool:
-        """True: each weight is penalised by itself."""
-        return True
 
     @torch.no_grad()
     def add_gradient_(
@@ -56,40 +52,17 @@ class ElementwisePenalty(Penalty):
         r"""Return τ: the proximal operator is zero where :math:`|w| \le \tau`, and nowhere else."""
         raise NotImplementedError(f"{type(self).__name__} makes no zeros")
 
-    @property
-    def holds_zeros(self) -> bool:
-        """Whether :meth:`threshold` is known."""
-        return type(self).threshold is not ElementwisePenalty.threshold
-
     @torch.no_grad()
-    def hold_zeros_(
-        self,
-        weights: Sequence[Tensor],
-        averages: Sequence[Tensor],
-        strength: float,
-        steps: Sequence[StepSize],
-        shares: Sequence[float],
-    ) -> None:
-        """Set to zero what the averages keep there, a piece at a time."""
-        for weight, average, step, share in zip(weights, averages, steps, shares, strict=True):
-            for piece, kept, *moments in pieces(weight, average, *step.tensors):
-                eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
-                hold_zeros_(piece, kept, self.threshold(strength, eta), share)
-
-    @torch.no_grad()
-    def hold_and_prox_(
-        self,
-        weights: Sequence[Tensor],
-        averages: Sequence[Tensor],
-        strength: float,
-        steps: Sequence[StepSize],
-        shares: Sequence[float],
-    ) -> list[int]:
-        """Do both in a fused loop, and return the positions left to do."""
+    def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
+        """Set to zero what the averages keep there, and do the prox too, in a fused loop; else by pieces."""
         loop = self.loop(strength)
-        if loop is None:
-            return [*range(len(weights))]
-        return fused.hold_and_act_(weights, averages, steps, shares, *loop)
+        left = range(len(held.weights)) if loop is None else fused.hold_and_act_(*held, *loop)
+        for i in left:
+            step = held.steps[i]
+            for piece, kept, *moments in pieces(held.weights[i], held.averages[i], *step.tensors):
+                eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
+                hold_zeros_(piece, kept, self.threshold(strength, eta), held.shares[i])
+        return left
 
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.prox.dual_averaging import hold_zeros_
 from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors.precision import real_dtype, wide
@@ -137,19 +137,13 @@ class WithFactors(Bound):
         return self.penalty.holds_zeros
 
     @torch.no_grad()
-    def hold_zeros_(
-        self,
-        weights: Sequence[Tensor],
-        averages: Sequence[Tensor],
-        strength: float,
-        steps: Sequence[StepSize],
-        shares: Sequence[float],
-    ) -> None:
+    def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
         """Set to zero what the averages keep there."""
-        for weight, average, step, share in zip(weights, averages, steps, shares, strict=True):
+        for weight, average, step, share in zip(*held, strict=True):
             threshold = self.penalty.threshold(self._strength(weight, strength), step.local().dense())
             full = torch.as_tensor(threshold, device=weight.device).expand(local(weight).shape).contiguous()
             hold_zeros_(local(weight), local(average), full, share)
+        return range(len(held.weights))
 
     def _sum(self, strength: Any, mine: Tensor) -> Tensor:
         return self.penalty.each(wide(mine), strength).sum()

@@ -15,7 +15,7 @@ from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected, check_select, named_parameters, select_parameters
 from lightning_reg.tensors.precision import real_dtype
-from lightning_reg.tensors.shards import check_whole, local, over_shards, part, whole
+from lightning_reg.tensors.shards import check_whole, is_sharded, local, part, sum_over_shards, whole
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["Penalty"]
@@ -185,6 +185,8 @@ class Penalty(Regularizer, Bound):
 
     def _value(self, weight: Tensor, strength: float) -> Tensor:
         """The value of one tensor, of all its shards where it is sharded."""
+        if not is_sharded(weight):
+            return self.value(weight, strength)
         if self.elementwise:
-            return over_shards(lambda mine: self.value(mine, strength), weight)
+            return sum_over_shards(self.value(local(weight), strength), weight)
         return self.value(whole(weight), strength)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +12,26 @@ from torch import Tensor
 from lightning_reg.tensors.shards import entries, whole
 from lightning_reg.tensors.steps import StepSize
 
-__all__ = ["Bound"]
+__all__ = ["Bound", "Held"]
 
 #: Weights looked at to say how many are zero: a share to about 0.001.
 SAMPLE = 2**17
+
+
+class Held(NamedTuple):
+    """Weights whose zeros an average of each holds.
+
+    Attributes:
+        weights: after the optimizer's step.
+        averages: of each weight's subgradient in units of λ, in float32 or wider.
+        steps: a step for each tensor, or for each weight; none is 0.
+        shares: of this step in each tensor's averages, in (0, 1].
+    """
+
+    weights: Sequence[Tensor]
+    averages: Sequence[Tensor]
+    steps: Sequence[StepSize]
+    shares: Sequence[float]
 
 
 class Bound(ABC):
@@ -29,6 +46,14 @@ class Bound(ABC):
     def elementwise(self) -> bool:
         """Whether gradient and prox act on each weight by itself, so that a shard needs no other."""
         return False
+
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether the prox makes zeros, and :meth:`hold_zeros_` keeps them from the noise of batches."""
+        return False
+
+    #: Whether tensors share groups, so that they need one call together.
+    couples = False
 
     @abstractmethod
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
@@ -51,40 +76,17 @@ class Bound(ABC):
     def warn(self) -> None:  # noqa: B027 - mostly nothing to say
         """Say, before the first step, what of the network keeps zeros from meaning what they should."""
 
-    @property
-    def holds_zeros(self) -> bool:
-        """Whether the prox makes zeros, and :meth:`hold_zeros_` keeps them from the noise of batches."""
-        return False
-
-    def hold_zeros_(
-        self,
-        weights: Sequence[Tensor],
-        averages: Sequence[Tensor],
-        strength: float,
-        steps: Sequence[StepSize],
-        shares: Sequence[float],
-    ) -> None:
-        """Before :meth:`prox_`, set to zero what an average keeps there.
+    def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
+        """Before :meth:`prox_`, set to zero what averages keep there.
 
         Args:
-            weights: changed in place, after the optimizer's step.
-            averages: of each weight's subgradient in units of λ, in float32 or wider, changed in place.
+            held: the weights and their averages, both changed in place.
             strength: λ, not 0.
-            steps: a step for each tensor, or for each weight; none is 0.
-            shares: of this step in each tensor's averages, in (0, 1].
+
+        Returns:
+            The positions of those that still want :meth:`prox_`; the others have had it in the same pass.
         """
         raise NotImplementedError(f"{type(self).__name__} has no zeros to hold")
-
-    def hold_and_prox_(
-        self,
-        weights: Sequence[Tensor],
-        averages: Sequence[Tensor],
-        strength: float,
-        steps: Sequence[StepSize],
-        shares: Sequence[float],
-    ) -> list[int]:
-        """Do :meth:`hold_zeros_` and :meth:`prox_` where one pass can; return the positions left to do."""
-        return [*range(len(weights))]
 
     def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
         """Return what acts on each of ``others`` as this does on the one of ``weights`` in its place."""
@@ -97,9 +99,6 @@ class Bound(ABC):
     def at_rest(self) -> Bound:
         """Return what gives the same gradient and is not moved on by it."""
         return self
-
-    #: Whether tensors share groups, so that they need one call together.
-    couples = False
 
     def sizes(self, weights: Sequence[Tensor]) -> Tensor:
         """Return the modulus of every weight, or of a random sample of many; of groups, their norms."""

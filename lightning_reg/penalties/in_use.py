@@ -25,19 +25,16 @@ class InUse:
     """
 
     def __init__(self, penalty: Regularizer, selected: Sequence[Selected]) -> None:
-        self._computed = {id(s.parameter): s for s in selected if s.derived is not None}
+        #: by identity of their first parameter, those in use that are not the parameter itself
+        self.computed = {id(s.parameter): s for s in selected if s.derived is not None}
         # what the binding knows a tensor by: itself, also where it is masked; else a copy of the one in use
         known = [s if s.derived is None or s.derived.masked else s.as_used() for s in selected]
         self._keys = {id(s.parameter): k.parameter for s, k in zip(selected, known, strict=True)}
         self.bound: Bound = penalty.bind(known)
 
-    def __bool__(self) -> bool:
-        """Whether any tensor in use is not the parameter itself."""
-        return bool(self._computed)
-
     def of(self, parameter: Tensor) -> Selected | None:
         """Return the computed weight whose first parameter this is; None where the layer uses it as it is."""
-        return self._computed.get(id(parameter))
+        return self.computed.get(id(parameter))
 
     def through_map(self, parameter: Tensor) -> bool:
         """Whether the layer computes its weight from this parameter by more than a mask."""
@@ -46,7 +43,7 @@ class InUse:
 
     def tensors(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], Bound]:
         """Return the tensors in use, with the graph to the parameters, and what acts on them."""
-        if not self._computed:
+        if not self.computed:
             return list(parameters), self.bound
         computed = [self.of(p) for p in parameters]
         used = [p if s is None else s.used() for p, s in zip(parameters, computed, strict=True)]

@@ -47,6 +47,8 @@ class L0(ElementwisePenalty):
         14(5), 2008.
     """
 
+    holds_zeros = True
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

@@ -49,6 +49,8 @@ class L1(ElementwisePenalty):
         Tibshirani, *Regression Shrinkage and Selection via the Lasso*, JRSS B 58(1), 1996.
     """
 
+    holds_zeros = True
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

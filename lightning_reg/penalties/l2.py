@@ -61,6 +61,8 @@ class L2(ElementwisePenalty):
     by_norms: ClassVar[bool] = True
     turn: ClassVar[int] = 40
 
+    holds_zeros = False
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
@@ -80,6 +82,11 @@ class L2(ElementwisePenalty):
     def is_plain(self) -> bool:
         """Whether a decoupled decay of it is AdamW's."""
         return self.decay == "lr" and not self.cautious
+
+    @property
+    def awaits_update(self) -> bool:
+        """Whether it is cautious."""
+        return self.cautious
 
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\tfrac{\lambda}{2}\sum_i|w_i|^2`."""

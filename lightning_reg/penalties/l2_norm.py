@@ -13,7 +13,7 @@ from lightning_reg.groups.layout import Slices
 from lightning_reg.groups.spanning import local_layout
 from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.penalties.group_lasso import GroupLasso
 from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import shrink_groups_in_metric_, shrink_views_
@@ -54,6 +54,7 @@ class L2Norm(Penalty):
 
     by_norms: ClassVar[bool] = True
     turn: ClassVar[int] = 35
+    holds_zeros = True
 
     strength: ScheduleLike
     select: Select = "weights"
@@ -86,22 +87,10 @@ class L2Norm(Penalty):
         self.prox_([result], strength, [StepSize.of(step)])
         return result
 
-    @property
-    def holds_zeros(self) -> bool:
-        """A tensor as a whole."""
-        return True
-
     @torch.no_grad()
-    def hold_zeros_(
-        self,
-        weights: Sequence[Tensor],
-        averages: Sequence[Tensor],
-        strength: float,
-        steps: Sequence[StepSize],
-        shares: Sequence[float],
-    ) -> None:
+    def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
         """Set tensors to zero that the averages keep there."""
-        for weight, average, step, share in zip(weights, averages, steps, shares, strict=True):
+        for weight, average, step, share in zip(*held, strict=True):
             layout = local_layout(weight, Slices(tuple(weight.shape), ()))
             hold_groups_(
                 [local(weight)],
@@ -113,6 +102,7 @@ class L2Norm(Penalty):
                 lambda views, layouts: shrink_views_(views, layouts, 1.0),
                 together=True,
             )
+        return range(len(held.weights))
 
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:

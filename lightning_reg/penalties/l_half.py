@@ -43,6 +43,8 @@ class LHalf(ElementwisePenalty):
         Solver*, IEEE TNNLS 23(7), 2012.
     """
 
+    holds_zeros = True
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

@@ -47,6 +47,8 @@ class MCP(ElementwisePenalty):
         Zhang, *Nearly Unbiased Variable Selection under Minimax Concave Penalty*, Ann. Statist. 38(2), 2010.
     """
 
+    holds_zeros = True
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

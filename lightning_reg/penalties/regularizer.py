@@ -60,6 +60,11 @@ class Regularizer(ABC):
         return self.has_prox
 
     @property
+    def awaits_update(self) -> bool:
+        """Whether ``apply="decoupled"`` looks at the update before it decays."""
+        return False
+
+    @property
     def has_gradient(self) -> bool:
         """Whether a step along a gradient does what is asked for."""
         return True

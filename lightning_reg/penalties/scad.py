@@ -47,6 +47,8 @@ class SCAD(ElementwisePenalty):
         96(456), 2001.
     """
 
+    holds_zeros = True
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

@@ -18,7 +18,6 @@ from torch.nn.functional import softshrink
 
 from lightning_reg.tensors import compiled, fused
 from lightning_reg.tensors.chunks import BATCH, pieces
-from lightning_reg.tensors.precision import without_grad
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["add_scaled_", "add_sign_", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
@@ -31,21 +30,21 @@ PACK, PACKS = 2**17, 4
 FEW = PACK // SMALL
 
 
-@without_grad
+@torch.no_grad()
 def add_scaled_(targets: Sequence[Tensor], weights: Sequence[Tensor], alpha: float) -> None:
     """``targets += alpha · weights``, the gradient of L2 where ``alpha`` is λ."""
     if targets:
         torch._foreach_add_(list(targets), list(weights), alpha=alpha)
 
 
-@without_grad
+@torch.no_grad()
 def scale_(weights: Sequence[Tensor], factor: float) -> None:
     """``weights *= factor``."""
     if weights:
         torch._foreach_mul_(list(weights), factor)
 
 
-@without_grad
+@torch.no_grad()
 def add_sign_(
     targets: Sequence[Tensor], weights: Sequence[Tensor], alpha: float, scaled: float = 0.0
 ) -> None:
@@ -53,9 +52,12 @@ def add_sign_(
 
     The sign of 0 is 0, of a complex number ``w/|w|``. A target may be the weight itself.
     """
-    together: list[tuple[Tensor, Tensor]] = []
-    rows = compiled.add_sign_(list(zip(targets, weights, strict=True)), alpha, scaled)
-    for row in fused.add_sign_(rows, alpha, scaled):
+    together, rows = [], list(zip(targets, weights, strict=True))
+    if _are_large(weights):
+        rows = fused.add_sign_(compiled.add_sign_(rows, alpha, scaled), alpha, scaled)
+    else:
+        together, rows = rows, together
+    for row in rows:
         if not _is_large(row[1]):
             together.append(row)
             continue
@@ -74,7 +76,7 @@ def add_sign_(
         torch._foreach_add_(some_targets, signs, alpha=alpha)
 
 
-@without_grad
+@torch.no_grad()
 def soft_threshold_(weights: Sequence[Tensor], threshold: float) -> None:
     """``w ← sign(w)·max(|w| − threshold, 0)``, in one pass.
 
@@ -84,7 +86,7 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float) -> None:
         _soft_threshold_(weight, threshold)
 
 
-@without_grad
+@torch.no_grad()
 def soft_threshold_in_metric_(
     weights: Sequence[Tensor], steps: Sequence[StepSize], threshold: float, shrink: float = 0.0
 ) -> None:
@@ -97,8 +99,11 @@ def soft_threshold_in_metric_(
         shrink: the factor of w²/2, λ·(1 − ρ) for elastic net.
     """
     together: dict[tuple[float, float, float], list[tuple[Tensor, Tensor]]] = {}
-    rows = compiled.soft_threshold_in_metric_(list(zip(weights, steps, strict=True)), threshold, shrink)
-    for weight, step in fused.soft_threshold_in_metric_(rows, threshold, shrink):
+    rows = list(zip(weights, steps, strict=True))
+    if _are_large(weights):
+        rows = compiled.soft_threshold_in_metric_(rows, threshold, shrink)
+        rows = fused.soft_threshold_in_metric_(rows, threshold, shrink)
+    for weight, step in rows:
         numerator, moment, root_scale, eps, mean = step
         if moment is None:
             _soft_threshold_(weight, numerator * threshold)
@@ -219,6 +224,11 @@ _scratch = _Scratch()
 
 def _is_large(tensor: Tensor) -> bool:
     return tensor.is_cpu and tensor.numel() > SMALL
+
+
+def _are_large(tensors: Sequence[Tensor]) -> bool:
+    """Whether there are enough weights for a pass that takes them apart."""
+    return sum(tensor.numel() for tensor in tensors) >= SMALL
 
 
 def _batches(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:

@@ -1,36 +1,16 @@
-"""Sums over weights that neither overflow nor lose bits in 16-bit floats; and work outside of autograd."""
+"""Sums over weights that neither overflow nor lose bits in 16-bit floats."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from lightning_reg.tensors.chunks import pieces
 
-__all__ = ["accumulator", "norm", "real_dtype", "sum_of_squares", "wide", "without_grad"]
+__all__ = ["accumulator", "norm", "real_dtype", "sum_of_squares", "wide"]
 
 #: Entries that a norm adds up at a time.
 ROW = 2**14
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-
-def without_grad(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """``torch.no_grad()`` for functions that call each other: only the outermost pays for it."""
-
-    @wraps(function)
-    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if not torch.is_grad_enabled():
-            return function(*args, **kwargs)
-        with torch.no_grad():
-            return function(*args, **kwargs)
-
-    return wrapped
 
 
 def norm(weight: Tensor, order: float = 2.0) -> Tensor:

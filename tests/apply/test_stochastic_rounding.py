@@ -92,7 +92,7 @@ def acted(case: Case, apply: str, dtype: torch.dtype, steps: int) -> Tensor:
     for step in range(steps):
         weight.data.copy_(start)
         act = decay_ if apply == "decoupled" else prox_
-        act(term, optimizer, 0.05, step)
+        act(term, optimizer, 0.05, lambda step=step: step)
         results.append(weight.detach().double())
     return torch.stack(results)
 
@@ -123,7 +123,7 @@ def test_in_adams_metric_the_mean_is_the_float32_result(penalty: Any) -> None:
         term, total = Term(penalty, module), torch.zeros(weight.shape, dtype=torch.float64)
         for step in range(steps):
             weight.data.copy_(start)
-            prox_(term, optimizer, 0.05, step)
+            prox_(term, optimizer, 0.05, lambda step=step: step)
             total += weight.detach()
         return total / steps
 
@@ -212,8 +212,8 @@ def test_no_tensor_of_the_weights_size_is_made() -> None:
     weight.grad = torch.zeros_like(weight)
     term = Term(L1(1.0), module)
     with Largest() as made:
-        decay_(term, optimizer, 0.1, 0)
-        prox_(term, optimizer, 0.1, 0)
+        decay_(term, optimizer, 0.1, int)
+        prox_(term, optimizer, 0.1, int)
     assert pieces.PIECE <= made.largest <= 2 * pieces.PIECE
 
 
@@ -242,7 +242,7 @@ def test_a_copy_rounds_alike_and_float32_is_not_rounded() -> None:
         twins = [module, copy.deepcopy(module)]
         for twin in twins:
             twin.get_parameter("weight").grad = torch.zeros(3, 4, dtype=dtype)
-            decay_(Term(L1(1.0), twin), torch.optim.SGD(twin.parameters(), lr=0.1), 0.01, 5)
+            decay_(Term(L1(1.0), twin), torch.optim.SGD(twin.parameters(), lr=0.1), 0.01, lambda: 5)
         first, second = (twin.get_parameter("weight") for twin in twins)
         assert torch.equal(first, second)
         if dtype == torch.float32:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg import L1, L2, MCP, SCAD, ElasticNet, LHalf
-from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.tensors import fused
 from lightning_reg.tensors.fused import fuse_kernels
 from lightning_reg.tensors.steps import StepSize
@@ -230,11 +230,11 @@ def test_averages_hold_zeros_in_the_same_pass(
     averages = [weight.nan_to_num(nan=0.0).clamp(-1.0, 1.0) for weight in tensors(dtype, 2)]
     others, kept = [weight.clone() for weight in weights], [average.clone() for average in averages]
 
-    left = penalty.hold_and_prox_(weights, averages, 0.3, steps, [share] * len(weights))
+    shares = [share] * len(weights)
+    left = penalty.hold_zeros_(Held(weights, averages, steps, shares), 0.3)
     assert left == [9]  # the transposed one
     fuse_kernels(False)
-    assert penalty.hold_and_prox_(others, kept, 0.3, steps, [share] * len(others)) == [*range(len(others))]
-    penalty.hold_zeros_(others, kept, 0.3, steps, [share] * len(others))
+    assert [*penalty.hold_zeros_(Held(others, kept, steps, shares), 0.3)] == [*range(len(others))]
     penalty.prox_(others, 0.3, steps)
 
     done = [i for i in range(len(weights)) if i not in left]
@@ -254,5 +254,5 @@ def test_a_weight_at_its_border_is_not_cut_off_by_rounding() -> None:
     assert isinstance(eta, Tensor)
     weight = eta * 0.1 * (1.0 + 1e-6)
     average = torch.rand(2**15, generator=generator)
-    assert L1(0.1).hold_and_prox_([weight], [average], 0.1, [step], [1.0]) == []
+    assert L1(0.1).hold_zeros_(Held([weight], [average], [step], [1.0]), 0.1) == []
     assert bool((weight > 0).all()) and bool((average == 1.0).all())

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_reg.apply.optimizers.facts import Facts, Group, register_optimizer, row_of
+from lightning_reg.apply.optimizers.facts import Facts, Group, learning_rate, register_optimizer, row_of
 from lightning_reg.apply.optimizers.recognised import recognised, steps_twice
 from lightning_reg.tensors.steps import StepSize
 
@@ -83,4 +83,6 @@ def decay_rates(optimizer: Optimizer, group: Group, parameters: Sequence[Tensor]
     rate = facts_of(optimizer, group).rate
     if not callable(rate):
         raise TypeError(f"apply='decoupled' does not work under {type(optimizer).__name__}: {rate}")
+    if rate is learning_rate:
+        return [float(group["lr"])] * len(parameters)
     return [rate(group, optimizer.state.get(parameter, {})) for parameter in parameters]
