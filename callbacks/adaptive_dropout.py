@@ -6,7 +6,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from lightning_reg.callbacks._dropout_sites import InEval, SiteCallback
+from lightning_reg.callbacks.dropout_sites import InEval, SiteCallback
 from lightning_reg.dropout.adaptive import GapControl, GapState
 from lightning_reg.dropout.selection import SelectSites
 from lightning_reg.dropout.settings import Compiled, RateInEval

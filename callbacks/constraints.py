@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, final
 
 from lightning_reg import constraints
-from lightning_reg.callbacks._penalty import RegularizerCallback
+from lightning_reg.callbacks.regularizer import RegularizerCallback
 
 __all__ = ["NM", "Box", "KeepLargest", "MaxNorm", "NonNegative", "NormBudget", "Refit", "UnitNorm"]
 

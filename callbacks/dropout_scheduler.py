@@ -6,7 +6,7 @@ import math
 
 from typing_extensions import override
 
-from lightning_reg.callbacks._dropout_sites import InEval, SiteCallback
+from lightning_reg.callbacks.dropout_sites import InEval, SiteCallback
 from lightning_reg.dropout.selection import SelectSites
 from lightning_reg.dropout.settings import Compiled, RateInEval
 from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_reg.apply import add_to_training_step, remove_from_training_step
-from lightning_reg.callbacks._penalty import log_name_of
+from lightning_reg.callbacks.regularizer import log_name_of
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.hosts.trainer import run_length, values_this_step
 from lightning_reg.penalties import ForwardPenalty

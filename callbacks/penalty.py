@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from lightning_reg.apply import Apply, DualAveraging, Metric, default_apply
-from lightning_reg.callbacks._penalty import _PenaltyCallback
+from lightning_reg.callbacks.regularizer import _PenaltyCallback
 from lightning_reg.penalties import L1, L2, ElasticNet
 from lightning_reg.penalties.l2 import Decay
 from lightning_reg.penalties.regularizer import Regularizer

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
-from lightning_reg.callbacks._penalty import _PenaltyCallback, term_of
+from lightning_reg.callbacks.regularizer import _PenaltyCallback, term_of
 from lightning_reg.dropout import DropoutReport, DropoutSite, find_sites
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.hosts.evaluated import evaluated

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from lightning_reg.apply import Apply, DualAveraging, Metric
-from lightning_reg.callbacks._penalty import _PenaltyCallback
+from lightning_reg.callbacks.regularizer import _PenaltyCallback
 from lightning_reg.groups.forms import Groups
 from lightning_reg.penalties import GroupLasso, SparseGroupLasso
 from lightning_reg.schedules.base import ScheduleLike

@@ -97,7 +97,7 @@ def test_no_arrow_points_up() -> None:
 def test_no_circle_of_modules() -> None:
     graph: dict[str, set[str]] = {}
     for i in OURS:
-        if i.level == "module":
+        if i.level in ("module", "function"):  # a late import would only hide the circle
             me = "lightning_reg." + i.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
             graph.setdefault(me, set()).add(i.module)
     done: set[str] = set()
@@ -113,7 +113,6 @@ def test_no_circle_of_modules() -> None:
         visit(module, ())
 
 
-@pytest.mark.skip(reason="being mended")
 def test_no_private_name_crosses_rooms() -> None:
     crossing = [
         i

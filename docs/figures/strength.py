@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from lightning_reg import L2, RegularizedClassifier
-from lightning_reg.look.plot import _COLOURS, _INK, _legend, _style
+from lightning_reg.look.drawing import COLOURS, INK, legend, style
 from lightning_reg.tune import Sweep, find_dropout, find_strength
 
 CPU = {"accelerator": "cpu"}
@@ -32,25 +32,23 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
 
 def draw(axes: object, sweep: Sweep, title: str, name: str) -> None:
     """Points, curve and suggestion of one sweep, with both ends named."""
-    _style(axes, title, name, "validation loss")
+    style(axes, title, name, "validation loss")
     seen = [(value, loss) for value, loss in sweep if value > 0.0 or sweep.kind == "rate"]
-    axes.plot(*zip(*seen, strict=True), "o", color=_COLOURS[0], markersize=4.5, label="a short run each")
+    axes.plot(*zip(*seen, strict=True), "o", color=COLOURS[0], markersize=4.5, label="a short run each")
     values, losses = sweep.curve()
     reach = max(value for value, loss in seen if loss < 1.5 * min(losses))  # ruined runs lie beyond
     shown = [(value, loss) for value, loss in zip(values, losses, strict=True) if value <= reach]
-    axes.plot(*zip(*shown, strict=True), color=_COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth")
+    axes.plot(*zip(*shown, strict=True), color=COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth")
     found = sweep.suggestion()
-    axes.axvline(found, color=_COLOURS[3], linestyle="--", linewidth=1.2, label=f"suggestion: {found:.2g}")
+    axes.axvline(found, color=COLOURS[3], linestyle="--", linewidth=1.2, label=f"suggestion: {found:.2g}")
     if sweep.kind == "strength":
         axes.set_xscale("log")
     axes.set_yscale("log")
     axes.minorticks_off()
     axes.set_yticks([0.2, 0.3, 0.5, 1.0, 2.0], ["0.2", "0.3", "0.5", "1", "2"])
-    axes.text(0.03, 0.55, "too small:\ndoes nothing", transform=axes.transAxes, color=_INK, fontsize=9)
-    axes.text(
-        0.97, 0.55, "too large:\nruins it", transform=axes.transAxes, color=_INK, fontsize=9, ha="right"
-    )
-    _legend(axes, 3)
+    axes.text(0.03, 0.55, "too small:\ndoes nothing", transform=axes.transAxes, color=INK, fontsize=9)
+    axes.text(0.97, 0.55, "too large:\nruins it", transform=axes.transAxes, color=INK, fontsize=9, ha="right")
+    legend(axes, 3)
 
 
 def sweeps() -> Figure:

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply.dual_averaging import forgetting, key_of
 from lightning_reg.apply.term import Term
+from lightning_reg.penalties.bound import Held
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["prox_rows_"]
@@ -67,7 +68,7 @@ def prox_rows_(
             if average is not None:
                 kept = average[some]
                 share: Any = _share(before, count, k or 1.0).to(kept).view(spread)
-                bound.hold_zeros_([table], [kept], strength, [size], [share])
+                bound.hold_zeros_(Held([table], [kept], [size], [share]), strength)
                 average[some] = kept
             bound.prox_([table], strength, [size])
             weight[some] = table

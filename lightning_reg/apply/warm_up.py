@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_reg.apply.term import Apply, Term
 from lightning_reg.groups.layout import Slices
 from lightning_reg.penalties import GroupLasso, L2Norm, SparseGroupLasso
-from lightning_reg.penalties._elementwise import ElementwisePenalty
+from lightning_reg.penalties.elementwise import ElementwisePenalty
 from lightning_reg.prox.group import shrink_groups_in_metric_
 from lightning_reg.tensors import fused
 from lightning_reg.tensors.steps import StepSize

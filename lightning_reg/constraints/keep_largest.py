@@ -13,7 +13,7 @@ from lightning_reg.constraints.base import BoundConstraint, Constraint
 from lightning_reg.groups.forms import Groups, check_groups
 from lightning_reg.groups.layout import Layout
 from lightning_reg.groups.partition import choose, partition, selection
-from lightning_reg.penalties._guards import A_CONSTANT, check_no_biases, warn_of_norm_alone
+from lightning_reg.penalties.guards import A_CONSTANT, check_no_biases, warn_of_norm_alone
 from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.schedules.base import Position, ScheduleLike, check_position
 from lightning_reg.schedules.shapes import Polynomial

@@ -1,9 +1,10 @@
 """Dropout that can be scheduled: where a module drops, and schedules for its rates."""
 
+from lightning_reg.dropout.find import find_sites
 from lightning_reg.dropout.known import register_site
 from lightning_reg.dropout.plain import DropoutHandle, Sampled, mc_dropout, schedule_dropout
 from lightning_reg.dropout.report import DropoutReport
-from lightning_reg.dropout.sites import DropoutSite, find_sites
+from lightning_reg.dropout.sites import DropoutSite
 from lightning_reg.schedules.dropout import (
     AnnealedDropout,
     ByDepth,

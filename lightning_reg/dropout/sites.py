@@ -8,7 +8,7 @@ configuration, read at each forward. Names are dotted paths from the root and en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, MutableSequence
+from collections.abc import Iterator, MutableMapping, MutableSequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from lightning_reg.dropout.steering import SteeredRate, built_rate
 from lightning_reg.dropout.tuples import tuple_of
 from lightning_reg.select.wrappers import visible_modules
 
-__all__ = ["DropoutSite", "candidates", "find_sites", "slots_of"]
+__all__ = ["DropoutSite", "candidates", "slots_of"]
 
 _RATES_OF_DROP_CLASSES = frozenset(
     {"p", "prob", "rate", "ratio", "weight_p", "embed_p", "input_p", "hidden_p"}
@@ -48,6 +48,7 @@ class DropoutSite:
         holders: the modules that hold the owner.
         keeps: whether the number is a probability of keeping, as ``keep_prob`` is; rates are of dropping.
 
+    >>> from lightning_reg.dropout import find_sites
     >>> [site] = find_sites(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
     >>> site.name, site.kind, site.get()
     ('1.p', 'element', 0.1)
@@ -130,33 +131,6 @@ class DropoutSite:
     def __repr__(self) -> str:
         mark = "" if self.known else ", not of a known class"
         return f"DropoutSite({self.name!r}, {self.kind}, {self.get():g}, built {self.built:g}{mark})"
-
-
-def find_sites(module: nn.Module, call: Callable[[], object] | None = None) -> list[DropoutSite]:
-    """List every place in ``module`` that drops, shared ones once, in module order.
-
-    Names alone get this wrong both ways: they list numbers that nothing reads and miss rates read from a
-    configuration. So give ``call``, which runs one forward: what it does not use is left out.
-
-    Args:
-        module: any module.
-        call: runs one forward, ``lambda: model(batch)``, as you would run it in training: random state and
-            buffers move on. Rates that are seen to act are 0 meanwhile, so that no layer is skipped. Without
-            it the known classes are listed, and numbers with "drop" in their name that a module holds itself.
-
-    >>> net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.MultiheadAttention(4, 2, dropout=0.2))
-    >>> [(site.name, site.kind) for site in find_sites(net)]
-    [('1.p', 'element'), ('2.dropout', 'attention')]
-    """
-    if call is None:
-        return [site for site in candidates(module) if site.known or site.owner is site.module]
-    from lightning_reg.dropout.watch import Watch
-
-    watch = Watch(module)
-    watch.wanted = {site.key: 0.0 for site in watch.sites}  # no layer is skipped meanwhile
-    with watch.step():
-        call()
-    return [replace(s, kind=seen.kind) for s in watch.sites if (seen := watch.seen.get(s.key)) is not None]
 
 
 def candidates(module: nn.Module) -> list[DropoutSite]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lightning_reg.look.drawing import COLOURS, INK, legend, style
 from lightning_reg.schedules.base import ScheduleLike, evaluate
 from lightning_reg.select.parameters import Select, select_parameters
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["regularization_path", "schedule", "sparsity", "weight_histograms", "weights_of"]
-
-_INK = "#767676"  # contrast 4.5 on white and 4.6 on black: AA for text on either
-_COLOURS = ("#2a85d0", "#e07b1a", "#2a9d5c", "#d04a6a", "#8f6fd6", "#a8812c", "#1f9e9e", "#c65bb5")
 
 #: Layers up to which each has a line, names beside rows of colours, and histograms in one figure.
 MAX_LINES, MAX_ROW_NAMES, MAX_HISTOGRAMS = 10, 30, 24
@@ -51,7 +49,7 @@ def sparsity(history: Sequence[Mapping[str, float]], title: str = "Zeros by laye
         axes.plot(steps, values, color=_colour(index), label=key.partition("/")[2], linewidth=1.8)
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(_percent())
-    _legend(axes, len(layers))
+    legend(axes, len(layers))
     return figure
 
 
@@ -69,8 +67,8 @@ def _sparsity_rows(history: Sequence[Mapping[str, float]], layers: Sequence[str]
     names = [key.partition("/")[2] for key in layers[::every]]
     axes.set_yticks(range(0, len(layers), every), names, fontsize=8)
     bar = figure.colorbar(image, ax=axes, format=_percent(), pad=0.02)
-    bar.set_label("zeros", color=_INK)
-    bar.ax.tick_params(colors=_INK, labelsize=9)
+    bar.set_label("zeros", color=INK)
+    bar.ax.tick_params(colors=INK, labelsize=9)
     bar.outline.set_visible(False)
     return figure
 
@@ -113,16 +111,14 @@ def weight_histograms(before: Mapping[str, Tensor], after: Mapping[str, Tensor],
         limit = float(torch.cat([first, last]).abs().max()) or 1.0
         edges = torch.linspace(-limit, limit, bins + 1).numpy()
         many = f" ({len(members)})" if len(members) > 1 else ""
-        _style(axes, name + many, "weight", "count" if index % columns == 0 else "")
-        axes.hist(first.numpy(), edges, color=_INK, alpha=0.45, label="before")
-        axes.hist(last.numpy(), edges, color=_COLOURS[0], histtype="step", linewidth=1.6, label="after")
+        style(axes, name + many, "weight", "count" if index % columns == 0 else "")
+        axes.hist(first.numpy(), edges, color=INK, alpha=0.45, label="before")
+        axes.hist(last.numpy(), edges, color=COLOURS[0], histtype="step", linewidth=1.6, label="after")
         axes.set_yscale("symlog", linthresh=1.0)
         zeros = float((last == 0).float().mean())
-        axes.text(
-            0.03, 0.95, f"{zeros:.0%} zeros", transform=axes.transAxes, va="top", color=_INK, fontsize=9
-        )
+        axes.text(0.03, 0.95, f"{zeros:.0%} zeros", transform=axes.transAxes, va="top", color=INK, fontsize=9)
         if index == 0:
-            _legend(axes, 2)
+            legend(axes, 2)
     return figure
 
 
@@ -143,7 +139,7 @@ def schedule(
         values = [evaluate(one, step, total_steps) for step in steps]
         axes.plot(steps, values, color=_colour(index), label=name, linewidth=1.8)
     if any(named):
-        _legend(axes, len(named))
+        legend(axes, len(named))
     return figure
 
 
@@ -171,13 +167,13 @@ def regularization_path(
     x = [strengths[i] for i in order]
     for feature in range(table.shape[1]):
         label = names[feature] if names is not None else f"{feature}"
-        style = ("-", "--", ":")[feature // len(_COLOURS) % 3]
+        style = ("-", "--", ":")[feature // len(COLOURS) % 3]
         axes.plot(x, table[order, feature], style, color=_colour(feature), label=label, linewidth=1.6)
     axes.set_xscale("log")
     axes.invert_xaxis()
-    axes.axhline(0.0, color=_INK, linewidth=0.8)
+    axes.axhline(0.0, color=INK, linewidth=0.8)
     if names is not None:
-        _legend(axes, table.shape[1])
+        legend(axes, table.shape[1])
     return figure
 
 
@@ -209,29 +205,12 @@ def _figure(title: str, x: str, y: str, height: float = 3.8) -> tuple[Figure, Ax
     figure, axes = plt.subplots(figsize=(6.4, height), layout="constrained")
     plt.close(figure)  # a notebook shows what is returned, once
     figure.patch.set_alpha(0.0)
-    _style(axes, title, x, y)
+    style(axes, title, x, y)
     return figure, axes
 
 
-def _style(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.patch.set_alpha(0.0)
-    axes.set_title(title, loc="left", color=_INK, fontsize=11)
-    axes.set_xlabel(x, color=_INK)
-    axes.set_ylabel(y, color=_INK)
-    axes.tick_params(colors=_INK, which="both", labelsize=9)
-    axes.grid(color=_INK, alpha=0.2, linewidth=0.6)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_INK)
-
-
-def _legend(axes: Axes, entries: int) -> None:
-    outside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if entries > 3 else {}
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=9, **outside)
-
-
 def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
+    return COLOURS[index % len(COLOURS)]
 
 
 def _percent() -> Any:

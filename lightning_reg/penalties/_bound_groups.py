@@ -15,8 +15,8 @@ from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.groups.partition import partition
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
 from lightning_reg.penalties._factors import Factors, factor_of, find_factors
-from lightning_reg.penalties._guards import Share, check_steered, warn_of_norm_alone
 from lightning_reg.penalties.bound import Bound, Held
+from lightning_reg.penalties.guards import Share, check_steered, warn_of_norm_alone
 from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.schedules.target_sparsity import TargetSparsity

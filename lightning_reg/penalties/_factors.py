@@ -19,7 +19,7 @@ from lightning_reg.tensors.shards import local, over_shards, part
 from lightning_reg.tensors.steps import StepSize
 
 if TYPE_CHECKING:
-    from lightning_reg.penalties._elementwise import ElementwisePenalty
+    from lightning_reg.penalties.elementwise import ElementwisePenalty
 
 __all__ = ["Factors", "WithFactors", "factor_of", "find_factors"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,13 +25,13 @@ class Held(NamedTuple):
         weights: after the optimizer's step.
         averages: of each weight's subgradient in units of λ, in float32 or wider.
         steps: a step for each tensor, or for each weight; none is 0.
-        shares: of this step in each tensor's averages, in (0, 1].
+        shares: of this step in each tensor's averages, in (0, 1]; a tensor where rows have shares of their own.
     """
 
     weights: Sequence[Tensor]
     averages: Sequence[Tensor]
     steps: Sequence[StepSize]
-    shares: Sequence[float]
+    shares: Sequence[Any]
 
 
 class Bound(ABC):

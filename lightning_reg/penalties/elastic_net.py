@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.penalties._elementwise import ElementwisePenalty
 from lightning_reg.penalties._factors import Factors
+from lightning_reg.penalties.elementwise import ElementwisePenalty
 from lightning_reg.prox import elementwise as prox
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -104,4 +104,4 @@ class ElasticNet(ElementwisePenalty):
     def loop(self, strength: float) -> tuple[str, str, float, float]:
         """The loop that is :meth:`prox`, and its parameters."""
         lasso, ridge = strength * self.l1_ratio, strength * (1.0 - self.l1_ratio)
-        return "tensors._loops", "elastic_net", lasso, ridge
+        return "tensors.loops", "elastic_net", lasso, ridge

@@ -8,8 +8,8 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_reg.penalties._elementwise import ElementwisePenalty
 from lightning_reg.penalties._factors import Factors
+from lightning_reg.penalties.elementwise import ElementwisePenalty
 from lightning_reg.prox import elementwise as prox
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -89,4 +89,4 @@ class L1(ElementwisePenalty):
 
     def loop(self, strength: float) -> tuple[str, str, float, float]:
         """The loop that is :meth:`prox`, and its parameters."""
-        return "tensors._loops", "soft_threshold", strength, 0.0
+        return "tensors.loops", "soft_threshold", strength, 0.0

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
-from lightning_reg.penalties._elementwise import ElementwisePenalty
 from lightning_reg.penalties._factors import Factors
+from lightning_reg.penalties.elementwise import ElementwisePenalty
 from lightning_reg.prox import elementwise as prox
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -119,4 +119,4 @@ class L2(ElementwisePenalty):
 
     def loop(self, strength: float) -> tuple[str, str, float, float]:
         """The loop of elastic net, without its L1 part."""
-        return "tensors._loops", "elastic_net", 0.0, strength
+        return "tensors.loops", "elastic_net", 0.0, strength

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.penalties._elementwise import ElementwisePenalty
 from lightning_reg.penalties._factors import Factors
+from lightning_reg.penalties.elementwise import ElementwisePenalty
 from lightning_reg.prox import nonconvex as prox_nonconvex
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from lightning_reg.tensors._loops import clamp, jit, memory
+from lightning_reg.tensors.loops import clamp, jit, memory
 
 __all__ = ["shrink_groups"]
 

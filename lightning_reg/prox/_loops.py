@@ -12,7 +12,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from lightning_reg.prox.nonconvex import HALF_MOST, HALF_START
-from lightning_reg.tensors._loops import clamp, proximal
+from lightning_reg.tensors.loops import clamp, proximal
 
 __all__ = ["firm_threshold", "half_threshold", "scad_threshold"]
 

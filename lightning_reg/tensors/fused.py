@@ -65,7 +65,7 @@ def fuse_kernels(enabled: bool = True) -> None:
 
 def add_sign_(rows: list[tuple[Tensor, Tensor]], alpha: float, scaled: float) -> list[tuple[Tensor, Tensor]]:
     """``target += alpha · sign(weight) + scaled · weight`` for each row; return the rows left to do."""
-    return act_("tensors._loops", "add_sign", rows, lambda row: row, lambda row: (), alpha, scaled)
+    return act_("tensors.loops", "add_sign", rows, lambda row: row, lambda row: (), alpha, scaled)
 
 
 def soft_threshold_in_metric_(
@@ -73,7 +73,7 @@ def soft_threshold_in_metric_(
 ) -> list[tuple[Tensor, StepSize]]:
     """``w ← S(w, η·threshold) / (1 + η·shrink)`` for each row; return the rows left to do."""
     loop = "elastic_net" if shrink else "soft_threshold"
-    return act_in_metric_(rows, "tensors._loops", loop, threshold, shrink)
+    return act_in_metric_(rows, "tensors.loops", loop, threshold, shrink)
 
 
 def act_in_metric_(

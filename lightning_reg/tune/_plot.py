@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning_reg.look.plot import _COLOURS, _INK, _legend, _style
-from lightning_reg.tune.frame import Row
+from lightning_reg.look.drawing import COLOURS, INK, legend, style
 
 if TYPE_CHECKING:
     from lightning_reg.tune.comparison import Comparison
-    from lightning_reg.tune.frame import PathFrame
+    from lightning_reg.tune.frame import PathFrame, Row
     from lightning_reg.tune.stability import Stability
     from lightning_reg.tune.sweep import Sweep
 
@@ -29,25 +28,25 @@ def plot_path(frame: PathFrame) -> Any:
     scored = [row for row in frame if _is_number(row.get("validation_loss"))]
     name = "validation_loss" if scored else "train_loss"
     scored = scored or [row for row in frame if _is_number(row.get(name))]
-    _style(right, "", "weights that are not zero", name.replace("_", " "))
+    style(right, "", "weights that are not zero", name.replace("_", " "))
     errors = [row.get("validation_error") for row in scored]
     with_errors = bool(scored) and None not in errors
     right.errorbar(
         [row["nonzeros"] for row in scored],
         [row[name] for row in scored],
         yerr=errors if with_errors else None,
-        color=_COLOURS[0],
-        ecolor=_INK,
+        color=COLOURS[0],
+        ecolor=INK,
         marker="o",
         markersize=3.5,
         linewidth=1.2,
         elinewidth=0.7,
     )
     if name == "validation_loss":
-        _mark(left, right, frame.best(), "lowest", _COLOURS[3])
+        _mark(left, right, frame.best(), "lowest", COLOURS[3])
         if with_errors:
-            _mark(left, right, frame.best("one_se"), "within one standard error", _COLOURS[2])
-        _legend(right, 2)
+            _mark(left, right, frame.best("one_se"), "within one standard error", COLOURS[2])
+        legend(right, 2)
     return figure
 
 
@@ -55,7 +54,7 @@ def plot_sweep(sweep: Sweep) -> Any:
     """Draw the points of a sweep, the curve through them, the loss without a penalty and the suggestion."""
     figure, axes = _new_figure(1)
     name = "score" if sweep.scored else "validation loss"
-    _style(axes, "", "strength" if sweep.kind == "strength" else "dropout rate", name)
+    style(axes, "", "strength" if sweep.kind == "strength" else "dropout rate", name)
     sign = -1.0 if sweep.scored else 1.0
     places, curve = sweep.curve()
     seen = [(value, loss) for value, loss in sweep if math.isfinite(loss)]
@@ -64,29 +63,29 @@ def plot_sweep(sweep: Sweep) -> Any:
     top = lowest + reach  # where the curve ends; a run that is worse is drawn there, as a triangle
     near = [(value, sign * loss) for value, loss in shown if loss <= top]
     far = [value for value, loss in shown if loss > top]
-    axes.plot(*zip(*near, strict=True), "o", color=_COLOURS[0], markersize=4.5, label="a short run each")
+    axes.plot(*zip(*near, strict=True), "o", color=COLOURS[0], markersize=4.5, label="a short run each")
     if far:
         marker = "v" if sweep.scored else "^"
-        axes.plot(far, [sign * top] * len(far), marker, color=_COLOURS[0], markersize=6, label="worse")
+        axes.plot(far, [sign * top] * len(far), marker, color=COLOURS[0], markersize=6, label="worse")
     axes.plot(
-        places, [sign * loss for loss in curve], color=_COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth"
+        places, [sign * loss for loss in curve], color=COLOURS[0], linewidth=1.4, alpha=0.7, label="smooth"
     )
     if sweep.without is not None and math.isfinite(sweep.without):
         label = f"no penalty: {sign * sweep.without:.3g}"
-        axes.axhline(sign * min(sweep.without, top), color=_INK, linestyle=":", linewidth=1.4, label=label)
+        axes.axhline(sign * min(sweep.without, top), color=INK, linestyle=":", linewidth=1.4, label=label)
     suggestion = sweep.suggestion()
     label = f"suggestion: {suggestion:.3g}"
     if suggestion > 0.0 or sweep.kind == "rate":
-        axes.axvline(suggestion, color=_COLOURS[3], linestyle="--", linewidth=1.2, label=label)
+        axes.axvline(suggestion, color=COLOURS[3], linestyle="--", linewidth=1.2, label=label)
     else:
-        axes.plot([], [], color=_COLOURS[3], linestyle="--", label=label)
+        axes.plot([], [], color=COLOURS[3], linestyle="--", label=label)
     if sweep.kind == "strength":
         axes.set_xscale("log")
     if not sweep.scored and lowest > 0.0 and top > 3.0 * lowest:
         axes.set_yscale("log")
         for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             formatted("{x:g}")
-    _legend(axes, 4)
+    legend(axes, 4)
     return figure
 
 
@@ -95,35 +94,35 @@ def plot_comparison(comparison: Comparison) -> Any:
     figure, (left, right) = _new_figure(2)
     ordered = sorted(comparison, key=lambda contender: contender.score)
     picked = comparison.recommendation()
-    _style(left, f"recommended: {picked.kind}", comparison.score_name, "")
+    style(left, f"recommended: {picked.kind}", comparison.score_name, "")
     for place, contender in enumerate(ordered):
-        colour = _COLOURS[3] if contender is picked else _COLOURS[0]
+        colour = COLOURS[3] if contender is picked else COLOURS[0]
         left.plot(contender.scores, [place] * len(contender.scores), "o", color=colour, alpha=0.5)
         left.errorbar(
             contender.score, place, xerr=contender.error, fmt="|", color=colour, markersize=16, capsize=3
         )
     labels = [c.kind if c.value is None else f"{c.kind} {c.value:.2g}" for c in ordered]
     left.set_yticks(range(len(ordered)), labels)
-    _style(right, "searches, by strength or rate", "", comparison.score_name)
+    style(right, "searches, by strength or rate", "", comparison.score_name)
     searches = [contender for contender in comparison if contender.value is not None]
     for index, contender in enumerate(searches):
         seen = sorted((value, score) for value, score in contender.searched if math.isfinite(score))
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         right.plot(*zip(*seen, strict=True), "o-", color=colour, markersize=3.5, label=contender.kind)
     right.set_xscale("log")
     none = comparison["none"].scores[0]
-    right.axhline(none, color=_INK, linestyle="--", linewidth=1.0, label="none")
+    right.axhline(none, color=INK, linestyle="--", linewidth=1.0, label="none")
     scores = [score for contender in comparison for score in contender.scores]
     margin = (max(scores) - min(scores)) or 1.0
     right.set_ylim(min(scores) - margin, max(scores) + 0.3 * margin)  # ruined runs lie below
-    _legend(right, len(searches) + 1)
+    legend(right, len(searches) + 1)
     return figure
 
 
 def plot_stability(found: Stability, threshold: float, false_discoveries: float) -> Any:
     """Draw frequencies against the strength: stable units in colour, others grey, and the path's end."""
     figure, axes = _new_figure(1)
-    _style(axes, "", "strength", "share of subsamples that select it")
+    style(axes, "", "strength", "share of subsamples that select it")
     axes.set_xscale("log")
     axes.invert_xaxis()
     end = found.end(threshold, false_discoveries)
@@ -132,23 +131,23 @@ def plot_stability(found: Stability, threshold: float, false_discoveries: float)
     highest = found.frequencies.amax(0).tolist()
     others = sorted(set(places) - set(stable), key=lambda name: (-highest[places[name]], places[name]))
     for name in others[:MAX_LINES]:
-        axes.plot(found.strengths, found.frequencies[:, places[name]], color=_INK, linewidth=0.7, alpha=0.45)
+        axes.plot(found.strengths, found.frequencies[:, places[name]], color=INK, linewidth=0.7, alpha=0.45)
     for index, name in enumerate(stable):
         label = name if index < MAX_NAMES else None
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         axes.plot(
             found.strengths, found.frequencies[:, places[name]], color=colour, linewidth=1.8, label=label
         )
     label = f"threshold {threshold:g}"
-    axes.axhline(threshold, color=_INK, linestyle="--", linewidth=1.0, label=label)
+    axes.axhline(threshold, color=INK, linestyle="--", linewidth=1.0, label=label)
     ticks = found.strengths[:: max(1, len(found.strengths) // 5)]
     axes.set_xticks(ticks, [f"{strength:.2g}" for strength in ticks])
     axes.minorticks_off()
     last = found.strengths[max(end, 1) - 1]
     label = f"bound: {found.bound(threshold, strength=last):.2g} false"
-    axes.axvline(last, color=_INK, linestyle=":", linewidth=1.4, label=label)
+    axes.axvline(last, color=INK, linestyle=":", linewidth=1.4, label=label)
     axes.set_ylim(-0.03, 1.03)
-    _legend(axes, MAX_NAMES)  # beside the axes: among this many lines there is no best place
+    legend(axes, MAX_NAMES)  # beside the axes: among this many lines there is no best place
     return figure
 
 
@@ -156,22 +155,22 @@ def _draw_sizes(axes: Any, frame: PathFrame) -> None:
     """Weights where they are few, the layers' norms elsewhere; above, how many are not zero."""
     rows = frame.rows
     by_weight = bool(rows) and all(row.get("weights") is not None for row in rows)
-    _style(axes, "", "strength", "weight" if by_weight else "norm of each layer")
+    style(axes, "", "strength", "weight" if by_weight else "norm of each layer")
     axes.set_xscale("log")
     axes.invert_xaxis()
     if by_weight:
         lines = list(zip(*frame["weights"], strict=True))
-        axes.axhline(0.0, color=_INK, linewidth=0.8)
+        axes.axhline(0.0, color=INK, linewidth=0.8)
         for index, line in enumerate(lines):
-            axes.plot(frame["strength"], line, color=_COLOURS[index % len(_COLOURS)], linewidth=1.4)
+            axes.plot(frame["strength"], line, color=COLOURS[index % len(COLOURS)], linewidth=1.4)
     else:
         names = list(rows[0]["layers"]) if rows else []
         for index, name in enumerate(names):
             sizes = [row["layers"][name] for row in rows]
-            colour = _COLOURS[index % len(_COLOURS)]
+            colour = COLOURS[index % len(COLOURS)]
             axes.plot(frame["strength"], sizes, color=colour, linewidth=1.6, label=name)
         if 0 < len(names) <= MAX_NAMES:
-            _legend(axes, 1)
+            legend(axes, 1)
     for row in rows[:: max(1, len(rows) // 7)]:
         axes.annotate(
             str(row["nonzeros"]),
@@ -181,7 +180,7 @@ def _draw_sizes(axes: Any, frame: PathFrame) -> None:
             textcoords="offset points",
             ha="center",
             fontsize=8,
-            color=_INK,
+            color=INK,
         )
 
 

@@ -196,13 +196,13 @@ def test_without_numba_eager_passes_do_all(monkeypatch: pytest.MonkeyPatch) -> N
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    monkeypatch.delitem(sys.modules, "lightning_reg.tensors._loops", raising=False)
+    monkeypatch.delitem(sys.modules, "lightning_reg.tensors.loops", raising=False)
     monkeypatch.setattr(builtins, "__import__", refuses)
     fused._compiled.cache_clear()
     weight = torch.ones(2**15)
     L1(1.0).prox_([weight], 0.25, [StepSize(1.0)])
     assert bool((weight == 0.75).all())
-    assert not any(fused._compiled(*where) for where in [("tensors._loops", "soft_threshold", "float32")])
+    assert not any(fused._compiled(*where) for where in [("tensors.loops", "soft_threshold", "float32")])
     fused._compiled.cache_clear()
 
 

@@ -55,7 +55,8 @@ class ElementwisePenalty(Penalty):
     @torch.no_grad()
     def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
         """Set to zero what the averages keep there, and do the prox too, in a fused loop; else by pieces."""
-        loop = self.loop(strength)
+        apart = any(isinstance(share, Tensor) for share in held.shares)  # of rows, which no loop takes
+        loop = None if apart else self.loop(strength)
         left = range(len(held.weights)) if loop is None else fused.hold_and_act_(*held, *loop)
         for i in left:
             step = held.steps[i]

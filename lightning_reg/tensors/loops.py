@@ -155,6 +155,7 @@ def _shrunk(weight: Any, step: Any, threshold: Any, shrink: Any) -> Any:
 
 @register_jitable
 def by_step(step: Any, threshold: Any, _: Any) -> Any:
+    """Return the threshold of a proximal operator that takes the step times λ."""
     return step * threshold
 
 
