@@ -35,8 +35,8 @@ MODES: dict[str, tuple[dict[str, Any], int]] = {
     "gradient": ({}, 7),
     "loss": ({"apply": "loss"}, 11),
     "decoupled": ({"apply": "decoupled"}, 12),
-    "proximal": ({"apply": "proximal"}, 23),
-    "proximal, plain": ({"apply": "proximal", "dual_averaging": False}, 17),
+    "proximal": ({"apply": "proximal"}, 25),
+    "proximal, plain": ({"apply": "proximal", "dual_averaging": False}, 19),
 }
 
 
