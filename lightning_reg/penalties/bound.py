@@ -25,7 +25,7 @@ class Held(NamedTuple):
         weights: after the optimizer's step.
         averages: of each weight's subgradient in units of λ, in float32 or wider.
         steps: a step for each tensor, or for each weight; none is 0.
-        shares: of this step in each tensor's averages, in (0, 1]; a tensor where rows have shares of their own.
+        shares: of this step in each tensor's averages, in (0, 1]; a tensor where each row has its own.
     """
 
     weights: Sequence[Tensor]
