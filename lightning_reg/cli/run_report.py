@@ -9,9 +9,9 @@ from typing import Any, TextIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lightning_reg.callbacks.regularizer import RegularizerCallback
 from lightning_reg.callbacks.dropout_injector import DropoutInjector
 from lightning_reg.callbacks.dropout_sites import SiteCallback
+from lightning_reg.callbacks.regularizer import RegularizerCallback
 from lightning_reg.dropout.inject import modules_after
 from lightning_reg.dropout.selection import select_sites
 from lightning_reg.dropout.sites import candidates
