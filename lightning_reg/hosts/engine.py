@@ -77,17 +77,11 @@ class Host(ABC):
 
 
 class _Hooked(NamedTuple):
-    """An optimizer whose steps count.
-
-    Attributes:
-        optimizer: the bare one.
-        inside: whether what comes before its update is done in its step.
-        hooks: on its steps, where something is done in them or after them.
-    """
+    """An optimizer whose steps count."""
 
     optimizer: Optimizer
-    inside: bool
-    hooks: StepHooks | None
+    inside: bool  # whether what comes before its update is done in its step
+    hooks: StepHooks | None  # where something is done in its steps or after them
 
 
 class Engine:
