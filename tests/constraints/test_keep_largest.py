@@ -282,3 +282,9 @@ def test_no_layer_dies_whole_however_small_its_groups_are() -> None:
     first, second = cut(net, KeepLargest(0.6, of="groups", scope="all"))
     assert (first.norm(dim=1) > 0).sum() == 1
     assert second.any()
+
+
+@pytest.mark.parametrize(("begin", "until"), [(5, 3), (3, 3), (0.5, 0.2)])
+def test_a_ramp_that_ends_before_it_begins_is_refused(begin, until):
+    with pytest.raises(ValueError, match="until"):
+        KeepLargest(0.5, begin=begin, until=until)

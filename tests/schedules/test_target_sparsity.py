@@ -389,3 +389,9 @@ def test_a_share_of_weights_that_the_floor_forbids_is_refused() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with pytest.raises(ValueError, match=r"with floor=0\.5 at most 7 of 15 weights may be zero"):
         attach(model, optimizer, L1(TargetSparsity(0.9, floor=0.5)), apply="proximal", total_steps=10)
+
+
+@pytest.mark.parametrize("share", [-0.5, 0.0, 1.0, 1.5])
+def test_a_share_of_nothing_or_of_all_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share"):
+        TargetSparsity(share)
