@@ -179,7 +179,7 @@ class BoundGroups(Bound):
         return _joined(sizes for _, sizes in self.sizes_by_layer(weights))
 
     def pressed_sizes(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return the same, and 0 for groups that live only because the wanted share is reached."""
+        """Return the same; 0 for groups that live since the share is reached, infinite for a floor's."""
         return _joined(sizes for _, sizes in self._sizes(weights, pressed=True))
 
     def sizes_by_layer(self, weights: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -116,7 +116,7 @@ class Bound(ABC):
         return torch.cat(found) if found else torch.zeros(0)
 
     def pressed_sizes(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return the same, and 0 for what only a guard has kept from zero: what a strength is steered by."""
+        """Return the same as a strength is to see it, which guards may have kept from zero."""
         return self.sizes(weights)
 
     def state_dict(self) -> dict[str, Tensor]:

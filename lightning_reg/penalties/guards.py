@@ -138,7 +138,7 @@ class Share:
         self._floors = [floor_of(target, count) for count in counts]
         #: Dead groups of each set after its last step.
         self.dead = [0] * len(counts)
-        self._spared: dict[int, Tensor] = {}
+        self._spared: dict[int, tuple[Tensor, Tensor]] = {}
         self._before: dict[int, list[Tensor]] = {}
 
     def note(self, index: int, tensors: Sequence[Tensor]) -> None:
@@ -156,17 +156,26 @@ class Share:
         dead = (group_norms(tensors, layouts) == 0) & real
         count, groups = int(dead.sum()), int(real.sum())
         allowed = self._most - sum(self.dead) + self.dead[index]
-        excess = count - max(min(allowed, groups - self._floors[index]), 0)
-        spared = torch.zeros_like(dead)
+        beyond = max(count - (groups - self._floors[index]), 0)
+        excess = max(count - max(allowed, 0), beyond)
+        spared, floored = torch.zeros_like(dead), torch.zeros_like(dead)
         if excess > 0:
-            spared[torch.where(dead, norms, -1.0).topk(excess).indices] = True
+            strongest = torch.where(dead, norms, -1.0).topk(excess).indices
+            spared[strongest] = True
+            floored[strongest[:beyond]] = True
             for tensor, old, layout in zip(tensors, before, layouts, strict=True):
                 view = layout.view(tensor)
                 view.copy_(torch.where(layout.spread(spared.to(view.device), view), layout.view(old), view))
         self.dead[index] = count - max(excess, 0)
-        self._spared[index] = spared
+        self._spared[index] = spared, floored
 
     def pressed(self, index: int, norms: Tensor) -> Tensor:
-        """Return the norms of a set, and 0 for groups that were put back: a lower strength would do."""
-        spared = self._spared.get(index)
-        return norms if spared is None else torch.where(spared.to(norms.device), 0.0, norms)
+        """Return the norms of a set as a strength is to see them.
+
+        They are 0 for groups that the share has put back, where a lower strength would do, and infinite for
+        those that the floor has, which no strength cuts: others must go for them.
+        """
+        if index not in self._spared:
+            return norms
+        spared, floored = (mask.to(norms.device) for mask in self._spared[index])
+        return torch.where(floored, torch.inf, torch.where(spared, 0.0, norms))

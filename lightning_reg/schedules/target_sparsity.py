@@ -139,7 +139,7 @@ class Controller:
         edge = float(sizes.kthvalue(rank).values)
         if self._counted_at < 0:
             # where the first step has cut it already, the largest says in what units sizes are
-            self._first, self._last = edge or float(sizes.max()), edge
+            self._first, self._last = edge or float(sizes[sizes.isfinite()].max()), edge
             return
         scale = self._first or 1.0
         wanted = max(1.0 - progress, 0.0)

@@ -240,6 +240,30 @@ def test_without_a_floor_each_layer_keeps_half_of_what_an_even_cut_would_leave()
         twin = bound.standing_in([model[2].weight], weights)
         twin.prox_(weights, 1e3, [StepSize.of(1.0)])
         assert int(weights[0].any(1).sum()) == left
+        # what the floor has kept cannot go, and what the share has kept could
+        seen = twin.pressed_sizes(weights)
+        assert int(seen.isinf().sum()) == left
+        assert int((seen == 0).sum()) == len(weights[0]) - left
+
+
+@pytest.mark.filterwarnings("ignore:.*is at a share of")  # a hundredfold strength is found a little late
+def test_where_a_floor_keeps_some_others_go_for_them() -> None:
+    """The weak layer stops at its floor, and the strength rises until the share is met elsewhere."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 20, bias=False), nn.Linear(20, 20, bias=False))
+    with torch.no_grad():
+        model[1].weight.mul_(0.01)
+    goal = [layer.weight.detach().clone() for layer in model]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    attach(
+        model, optimizer, GroupLasso(TargetSparsity(0.5), groups="rows"), apply="proximal", total_steps=400
+    )
+    for _ in range(400):
+        optimizer.zero_grad()
+        sum(0.5 * (m.weight - g).square().sum() for m, g in zip(model, goal, strict=True)).backward()
+        optimizer.step()
+    dead = [int((layer.weight == 0).all(1).sum()) for layer in model]
+    assert dead == [5, 15]
 
 
 def test_coupled_units_stay_whole() -> None:
