@@ -87,6 +87,7 @@ def test_group_lasso_has_no_duality_gap_on_diabetes(optimizer):
     assert group_gap(x, y, w, lam, 2) <= 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_all_groups_are_zero_from_lambda_max_on(optimizer):
     x, y = diabetes()
@@ -97,6 +98,7 @@ def test_all_groups_are_zero_from_lambda_max_on(optimizer):
         assert (norms(w, 2) > 0).sum() == alive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_sparse_group_lasso_is_optimal_on_diabetes(optimizer):
     """The subgradient conditions of both parts, coordinate by coordinate."""
