@@ -135,7 +135,9 @@ class Controller:
         if not sizes.numel():
             return
         share = float((sizes == 0).double().mean())
-        rank = min(sizes.numel(), math.ceil(self.target.share * sizes.numel()))
+        # no more than what a floor lets go, which the rounding of a share may exceed by one
+        rank = min(int(sizes.isfinite().sum()), math.ceil(self.target.share * sizes.numel()))
+        wanted_share = min(self.target.share, rank / sizes.numel())
         edge = float(sizes.kthvalue(rank).values)
         if self._counted_at < 0:
             # where the first step has cut it already, the largest says in what units sizes are
@@ -143,8 +145,8 @@ class Controller:
             return
         scale = self._first or 1.0
         wanted = max(1.0 - progress, 0.0)
-        if share > self.target.share or progress >= 1.0:
-            error = 20.0 * (self.target.share - share)
+        if share > wanted_share or progress >= 1.0:
+            error = 20.0 * (wanted_share - share)
         else:
             speed = (edge - self._last) / scale / passed
             error = 8.0 * (edge / scale - wanted) + (speed + (progress < 1.0))
