@@ -80,7 +80,10 @@ def norm_alone(
         (s, {id(other.module) for other, _ in members})
         for members in sets
         for s, layout in members
-        if isinstance(s.module, _BEFORE_NORM) and s.parameter.dim() > 1 and layout == layout_of(s, "rows")
+        if isinstance(s.module, _BEFORE_NORM)
+        and s.norms_of is None
+        and s.parameter.dim() > 1
+        and layout == layout_of(s, "rows")
     ]
     behind = norms_behind(rows[0][0].containers[0]) if rows else {}
     for s, inside in rows:
