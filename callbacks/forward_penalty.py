@@ -21,7 +21,7 @@ __all__ = ["ForwardPenaltyCallback"]
 
 @final
 class ForwardPenaltyCallback(BothCallback):
-    """Penalise what the modules of a LightningModule compute, without touching it.
+    """Penalize what the modules of a LightningModule compute, without touching it.
 
     The term is added to what ``training_step`` returns.
 

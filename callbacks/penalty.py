@@ -22,7 +22,7 @@ __all__ = [
 
 @final
 class PenaltyCallback(_PenaltyCallback):
-    """Penalise the parameters of whatever module the Trainer fits.
+    """Penalize the parameters of whatever module the Trainer fits.
 
     It works on one device, under DDP, and under ``ModelParallelStrategy`` (FSDP2 and tensor parallelism).
     Written after their source and untested here, since they need a GPU: ``DeepSpeedStrategy``, stages 1 and 2
@@ -40,7 +40,7 @@ class PenaltyCallback(_PenaltyCallback):
             on the steps that the Trainer logs.
         metric: of ``"proximal"``: the optimizer's own, or ``"euclidean"``, the learning rate alone.
         dual_averaging: of ``"proximal"``: True for zeros that the noise of mini-batches does not undo, at
-            the price of one state tensor a penalised weight; False for the plain proximal step. A number k
+            the price of one state tensor a penalized weight; False for the plain proximal step. A number k
             averages over about the last t/k of t steps; True is 4.
         total_steps: length of the run for schedules in fractions of it; the Trainer's own estimate where
             None.
@@ -71,7 +71,7 @@ class PenaltyCallback(_PenaltyCallback):
 
 @final
 class L1PenaltyCallback(_PenaltyCallback):
-    """Penalise with :class:`~lightning_reg.L1`, λ·Σ|w|; ``apply="proximal"`` makes exact zeros.
+    """Penalize with :class:`~lightning_reg.L1`, λ·Σ|w|; ``apply="proximal"`` makes exact zeros.
 
     Args:
         strength: λ, a number, a schedule or a callable ``(step, total_steps) -> float``.
@@ -104,7 +104,7 @@ class L1PenaltyCallback(_PenaltyCallback):
 
 @final
 class L2PenaltyCallback(_PenaltyCallback):
-    """Penalise with :class:`~lightning_reg.L2`, (λ/2)·Σw²; ``apply="decoupled"`` is AdamW's decay.
+    """Penalize with :class:`~lightning_reg.L2`, (λ/2)·Σw²; ``apply="decoupled"`` is AdamW's decay.
 
     Args:
         strength: λ, a number, a schedule or a callable ``(step, total_steps) -> float``.
@@ -143,7 +143,7 @@ class L2PenaltyCallback(_PenaltyCallback):
 
 @final
 class ElasticNetPenaltyCallback(_PenaltyCallback):
-    """Penalise with :class:`~lightning_reg.ElasticNet`, λ·(ρ·Σ|w| + (1−ρ)/2·Σw²).
+    """Penalize with :class:`~lightning_reg.ElasticNet`, λ·(ρ·Σ|w| + (1−ρ)/2·Σw²).
 
     Args:
         strength: λ, a number, a schedule or a callable ``(step, total_steps) -> float``.

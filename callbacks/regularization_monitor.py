@@ -38,7 +38,7 @@ class RegularizationMonitor(BothCallback):
 
     On the steps that the Trainer logs it sends to every logger ``sparsity/<layer>``, ``norm/<layer>``,
     ``sparsity``, ``dropout/<layer>`` and, for each penalty at work, ``gradient_ratio/<penalty>``: the norm of
-    the penalty's gradient over that of the loss's, on the weights that it penalises. A ratio far above 1 says
+    the penalty's gradient over that of the loss's, on the weights that it penalizes. A ratio far above 1 says
     that the penalty rules; far below, that it hardly matters. On other steps it only notes dropout rates.
 
     Under a schedule-free optimizer, sparsity and norms are those of the average that evaluation uses.

@@ -125,7 +125,7 @@ class RegularizerCallback(BothCallback):
         work.engine.announce(optimizer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so if no optimizer step was seen: then nothing was penalised."""
+        """Say so if no optimizer step was seen: then nothing was penalized."""
         if self._work is not None:
             self._work.check_seen()
 

@@ -16,7 +16,7 @@ __all__ = ["GroupLassoPenaltyCallback", "SparseGroupLassoPenaltyCallback"]
 
 @final
 class GroupLassoPenaltyCallback(_PenaltyCallback):
-    """Penalise with :class:`~lightning_reg.GroupLasso`; ``apply="proximal"`` sets whole groups to zero.
+    """Penalize with :class:`~lightning_reg.GroupLasso`; ``apply="proximal"`` sets whole groups to zero.
 
     Args:
         strength: λ, a number, a schedule or a callable ``(step, total_steps) -> float``.
@@ -56,7 +56,7 @@ class GroupLassoPenaltyCallback(_PenaltyCallback):
 
 @final
 class SparseGroupLassoPenaltyCallback(_PenaltyCallback):
-    """Penalise with :class:`~lightning_reg.SparseGroupLasso`: zero groups, and zeros in those that stay.
+    """Penalize with :class:`~lightning_reg.SparseGroupLasso`: zero groups, and zeros in those that stay.
 
     Args:
         strength: λ, a number, a schedule or a callable ``(step, total_steps) -> float``.

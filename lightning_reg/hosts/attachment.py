@@ -44,14 +44,14 @@ def attach(
 
     Args:
         model: whose parameters are selected, bare or wrapped.
-        optimizer: whose steps count, bare or wrapped; only parameters it holds are penalised.
+        optimizer: whose steps count, bare or wrapped; only parameters it holds are penalized.
         penalty: which function, on what, how strong; or a constraint.
         apply: ``"gradient"`` where not given, ``"decoupled"`` or ``"proximal"``. For the loss there is
             nothing to attach: write ``loss + penalty(model)``. A constraint projects after the step.
         total_steps: length of the run in optimizer steps, for a schedule in fractions of it.
         metric: of ``"proximal"``, the optimizer's own or ``"euclidean"``.
         dual_averaging: of ``"proximal"``, True for zeros that the noise of mini-batches does not undo, at
-            the price of one state tensor a penalised weight; False for the plain proximal step. A number k
+            the price of one state tensor a penalized weight; False for the plain proximal step. A number k
             averages over about the last t/k of t steps; True is 4.
 
     Returns:

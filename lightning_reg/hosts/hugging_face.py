@@ -36,7 +36,7 @@ _STATE_LIMIT = 2**22
 
 @final
 class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Penalise the parameters of the model that a ``transformers.Trainer`` trains.
+    """Penalize the parameters of the model that a ``transformers.Trainer`` trains.
 
     What :func:`~lightning_reg.attach` does, on the Trainer's clock: schedules count ``state.global_step`` of
     ``state.max_steps``, so a resumed run needs no state for them. With ``max_grad_norm`` above 0 the gradient
@@ -55,7 +55,7 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
         log: log the term's value.
         metric: of ``"proximal"``: the optimizer's own, or ``"euclidean"``, the learning rate alone.
         dual_averaging: of ``"proximal"``: True for zeros that the noise of mini-batches does not undo, at
-            the price of one state tensor a penalised weight; False for the plain proximal step. A number k
+            the price of one state tensor a penalized weight; False for the plain proximal step. A number k
             averages over about the last t/k of t steps; True is 4.
 
     Raises:

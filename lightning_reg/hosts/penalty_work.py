@@ -127,7 +127,7 @@ class PenaltyWork:
             )
 
     def warn_of_repetition(self, me: str, others: Iterable[tuple[str, Regularizer]]) -> None:
-        """Warn where one of the ``others``, by their owners, penalises the same tensors the same way."""
+        """Warn where one of the ``others``, by their owners, penalizes the same tensors the same way."""
         mine = {id(selected.parameter) for selected in self.term.selected}
         for owner, penalty in others:
             if penalty.is_constraint or type(penalty) is not type(self.penalty):
@@ -137,7 +137,7 @@ class PenaltyWork:
             if both:
                 more = f" and {len(both) - 1} more parameters are" if len(both) > 1 else " is"
                 warnings.warn(
-                    f"{both[0]}{more} penalised twice, by {me} and by {owner}; the strengths add up, so "
+                    f"{both[0]}{more} penalized twice, by {me} and by {owner}; the strengths add up, so "
                     "leave one out or narrow its select=",
                     stacklevel=2,
                 )

@@ -53,7 +53,7 @@ class Loop(Host):
 
 
 def check_held(term: Term, optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose steps would penalise nothing."""
+    """Refuse an optimizer whose steps would penalize nothing."""
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     select = term.penalty.select
     selected = term.penalty.choose(named_parameters(term.module)) or term.selected

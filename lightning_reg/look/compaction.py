@@ -38,7 +38,7 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
     all zero; a ``MultiheadAttention`` that loses heads becomes a module of our own, called in the same way.
     One unit of each layer is always kept.
 
-    To have units die as a whole, penalise them with ``groups="units"``, see :class:`~lightning_reg.Units`.
+    To have units die as a whole, penalize them with ``groups="units"``, see :class:`~lightning_reg.Units`.
     :func:`~lightning_reg.size_table` says what was won.
 
     Args:

@@ -103,7 +103,7 @@ class Acting:
 
 @torch.no_grad()
 def gradient_ratios(optimizer: Optimizer, acting: Sequence[Acting], step: int) -> dict[str, float]:
-    """Return ‖∇penalty‖/‖∇loss‖ by the name of the penalty, each over the weights that it penalises.
+    """Return ‖∇penalty‖/‖∇loss‖ by the name of the penalty, each over the weights that it penalizes.
 
     The gradient of the loss is what the parameters hold, less the penalties already in it; the ratio is
     infinite where the loss has no gradient.

@@ -69,7 +69,7 @@ def regularization_table(
     rows = _rows(after, acting)
     table.add_column("layer", "all", overflow="fold", ratio=1)
     table.add_column("weights", f"{_entries(after):,}", justify="right", no_wrap=True)
-    table.add_column("penalised by", overflow="fold")
+    table.add_column("penalized by", overflow="fold")
     table.add_column("norm", _change(started, after), justify="right", no_wrap=True)
     table.add_column("zeros", f"{_zeros(after):.1%}", justify="right", no_wrap=True)
     for (name, names), states in rows.items():

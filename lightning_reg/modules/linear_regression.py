@@ -25,7 +25,7 @@ class LinearRegression(LinearModule):
 
     These are scikit-learn's conventions: ``l1_strength`` is the ``alpha`` of its ``Lasso``, both together are
     its ``ElasticNet`` with ``alpha = l1 + l2`` and ``l1_ratio = l1 / alpha``, and ``l2_strength`` is the
-    ``alpha`` of its ``Ridge`` divided by the number of samples. The intercept is never penalised. With
+    ``alpha`` of its ``Ridge`` divided by the number of samples. The intercept is never penalized. With
     ``apply="proximal"``, the default, L1 gives exact zeros; a full-batch run of some hundred steps on
     standardised inputs reaches scikit-learn's solution. With several outputs, squares are summed over them.
 

@@ -25,7 +25,7 @@ class LogisticRegression(LinearModule):
     r"""Logistic regression: mean cross-entropy :math:`+\; \lambda_1\|W\|_1 + \tfrac{\lambda_2}{2}\|W\|_2^2`.
 
     As in scikit-learn, two classes share one row of weights and more have one row each (multinomial), and the
-    intercept is never penalised. With :math:`n` samples, scikit-learn's ``C`` is :math:`1/(n\lambda)`. With
+    intercept is never penalized. With :math:`n` samples, scikit-learn's ``C`` is :math:`1/(n\lambda)`. With
     ``apply="proximal"``, the default, L1 gives exact zeros; a full-batch run of some hundred steps on
     standardised inputs reaches scikit-learn's solution.
 

@@ -24,7 +24,7 @@ class PoissonRegression(LinearModule):
     r"""Counts with L1 and L2: :math:`\tfrac1n\sum_i(e^{\eta_i} - y_i\eta_i) + \lambda_1\|w\|_1 + \tfrac{\lambda_2}{2}\|w\|_2^2`.
 
     The linear predictor is :math:`\eta = Xw + b`, and the mean is :math:`e^\eta`. ``l2_strength`` is the
-    ``alpha`` of scikit-learn's ``PoissonRegressor``. The intercept is never penalised.
+    ``alpha`` of scikit-learn's ``PoissonRegressor``. The intercept is never penalized.
 
     Args:
         in_features: features of ``x``, which is ``(batch, in_features)``; ``y`` is ``(batch,)``, 0 or more.

@@ -66,7 +66,7 @@ class ForwardPenalty(ABC):
     dataclasses and hold no state.
 
     Attributes:
-        modules: whose calls are penalised; several calls in one step add up.
+        modules: whose calls are penalized; several calls in one step add up.
     """
 
     modules: ModuleSelect
@@ -107,7 +107,7 @@ class Recorder:
     """A forward penalty bound to a module: it sees the calls of a training step and sums their terms.
 
     Args:
-        penalty: what is penalised.
+        penalty: what is penalized.
         module: the module in which ``penalty.modules`` is resolved.
         active: asked at each call whether it counts; every call in training mode where None.
 

@@ -27,7 +27,7 @@ class SpectralNorm(IteratedPenalty):
     vectors are kept in checkpoints. On a bare tensor it is exact. The prox, exact too and for one step a
     tensor, cuts the largest singular values off at one level.
 
-    This penalises; to divide a weight by its norm in the forward pass, use
+    This penalizes; to divide a weight by its norm in the forward pass, use
     ``torch.nn.utils.parametrizations.spectral_norm``.
 
     Args:

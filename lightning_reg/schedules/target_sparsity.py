@@ -21,7 +21,7 @@ __all__ = ["Controller", "TargetSparsity"]
 class TargetSparsity(Schedule):
     r"""A strength that adapts until a given share of weights, or of groups, is zero.
 
-    Nothing is penalised before ``begin``. From there to ``until`` the strength is steered so that the weight
+    Nothing is penalized before ``begin``. From there to ``until`` the strength is steered so that the weight
     (or group) that is to be the last one cut shrinks on a straight line to zero; after ``until`` the share is
     held. Shortly after ``until`` a warning says, layer by layer, where it was missed by more than 2 points.
     It works with ``apply="proximal"``, which makes zeros; what it has found is kept in checkpoints.

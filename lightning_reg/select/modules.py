@@ -1,4 +1,4 @@
-"""Which modules: those whose calls are penalised, or after which something is dropped."""
+"""Which modules: those whose calls are penalized, or after which something is dropped."""
 
 from __future__ import annotations
 

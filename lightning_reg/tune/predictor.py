@@ -95,8 +95,8 @@ class _Point:
         self.module, self.term, self.batches, self.loss, self.strength = module, term, batches, loss, strength
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         selected = {id(s.parameter) for s in term.selected}
-        self.penalised = [id(p) in selected for p in self.parameters]
-        sizes = zip(self.parameters, self.penalised, strict=True)
+        self.penalized = [id(p) in selected for p in self.parameters]
+        sizes = zip(self.parameters, self.penalized, strict=True)
         self.chosen = torch.cat([torch.full((p.numel(),), yes) for p, yes in sizes]).to(self.weights().device)
         self.gradients = 0
 
@@ -124,7 +124,7 @@ class _Point:
         found = torch.zeros_like(weights)
         chosen = [
             (p, t)
-            for p, t, yes in zip(self.parameters, self._split(found), self.penalised, strict=True)
+            for p, t, yes in zip(self.parameters, self._split(found), self.penalized, strict=True)
             if yes
         ]
         with torch.no_grad():
@@ -135,7 +135,7 @@ class _Point:
         """Return the weights after a proximal gradient step of size 1."""
         self.set(weights)
         moved = weights - gradient
-        parts = zip(self.parameters, self._split(gradient), self._split(moved), self.penalised, strict=True)
+        parts = zip(self.parameters, self._split(gradient), self._split(moved), self.penalized, strict=True)
         chosen = [(p, g, m) for p, g, m, yes in parts if yes]
         after = prox_of_step(self.term, [p for p, *_ in chosen], [g for _, g, _ in chosen], self.strength)
         for (_, _, target), value in zip(chosen, after, strict=True):

@@ -1,4 +1,4 @@
-r"""How far weights are from solving a penalised problem.
+r"""How far weights are from solving a penalized problem.
 
 :math:`w` solves :math:`\min f(w) + \Omega(w)` with both convex exactly if it is a fixed point of the proximal
 gradient step, :math:`w = \operatorname{prox}_{\Omega}(w - \nabla f(w))`. The distance between both sides is

@@ -118,7 +118,7 @@ def check(weights: dict[Penalty, Tensor]) -> None:
 
 
 def settles(variant: Variant) -> bool:
-    # at a penalised solution the full-batch gradient is constant: v − m² falls to 0, the step grows to lr/ε,
+    # at a penalized solution the full-batch gradient is constant: v − m² falls to 0, the step grows to lr/ε,
     # and momentum is then unstable; its step size is held by the tests of step_size alone
     return not (variant.options.get("centered") and variant.options.get("momentum"))
 

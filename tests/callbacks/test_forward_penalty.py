@@ -224,7 +224,7 @@ def test_only_training_steps_are_seen_and_nothing_is_left() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_a_validation_that_calls_the_training_step_is_not_penalised(training: bool) -> None:
+def test_a_validation_that_calls_the_training_step_is_not_penalized(training: bool) -> None:
     class Validated(Net):
         def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
             self.train(training)

@@ -131,7 +131,7 @@ class Gan(pl.LightningModule):
 
 
 @pytest.mark.parametrize("apply", ["gradient", "decoupled", "proximal"])
-def test_each_optimizer_of_a_gan_penalises_its_own_parameters_once(apply: Any) -> None:
+def test_each_optimizer_of_a_gan_penalizes_its_own_parameters_once(apply: Any) -> None:
     gan = Gan()
     fit(gan, L1PenaltyCallback(1.0, apply=apply), loader=DataLoader(torch.zeros(1, 1)), steps=2)
     assert torch.allclose(gan.generator.weight, torch.full((2, 3), 0.9))
@@ -381,7 +381,7 @@ def test_an_instance_attribute_training_step_is_put_back() -> None:
     assert vars(module)["training_step"] is own
 
 
-def test_fitting_twice_with_one_callback_penalises_twice_the_same() -> None:
+def test_fitting_twice_with_one_callback_penalizes_twice_the_same() -> None:
     callback = L1PenaltyCallback(Cosine(0.0, 0.1), apply="proximal")
     first, second = Net(), Net()
     fit(first, callback)
@@ -646,10 +646,10 @@ def test_the_euclidean_metric_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize("second", [L1PenaltyCallback(0.1, "net.0.*"), None])
-def test_a_parameter_penalised_twice_is_warned_of(second: Any) -> None:
+def test_a_parameter_penalized_twice_is_warned_of(second: Any) -> None:
     module = Net() if second else RegularizedNet(L1(0.1))
     callbacks = [L1PenaltyCallback(0.2), *([second] if second else [])]
-    with pytest.warns(UserWarning, match=r"net.0.weight .*penalised twice"):
+    with pytest.warns(UserWarning, match=r"net.0.weight .*penalized twice"):
         fit(module, *callbacks, steps=1)
 
 
@@ -662,11 +662,11 @@ class OfTheLast(Net):
 
 @pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled", "proximal"])
 def test_a_selection_that_no_optimizer_holds_is_warned_of(apply: Any) -> None:
-    plain, penalised = OfTheLast(), OfTheLast()
+    plain, penalized = OfTheLast(), OfTheLast()
     fit(plain)
     with pytest.warns(UserWarning, match=r"no optimizer holds net\.0\.weight, or any other"):
-        fit(penalised, L1PenaltyCallback(0.1, "net.0.*", apply=apply))
-    assert torch.equal(weights(penalised), weights(plain)), "as the warning says"
+        fit(penalized, L1PenaltyCallback(0.1, "net.0.*", apply=apply))
+    assert torch.equal(weights(penalized), weights(plain)), "as the warning says"
     fit(OfTheLast(), L1PenaltyCallback(0.1, apply=apply))  # acts on a part, as the optimizer does
 
 
@@ -710,14 +710,14 @@ def test_an_optimizer_that_lightning_never_steps_is_warned_of_once(apply: Any, o
             super().training_step(batch, batch_idx).backward()
             optimizer.step()
 
-    plain, penalised = Apart(), Apart()
+    plain, penalized = Apart(), Apart()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(plain, max_epochs=3, steps=-1)
         fit(Apart(), L1PenaltyCallback(0.1, apply=apply), max_epochs=1, steps=-1)
         after_one_epoch = len(caught)
-        fit(penalised, L1PenaltyCallback(0.1, apply=apply), max_epochs=3, steps=-1)
-    assert torch.equal(weights(penalised), weights(plain)), "as the warning says"
+        fit(penalized, L1PenaltyCallback(0.1, apply=apply), max_epochs=3, steps=-1)
+    assert torch.equal(weights(penalized), weights(plain)), "as the warning says"
     found = [str(w.message) for w in caught if "was not applied" in str(w.message)]
     assert len(found) == 2, "one in each run, though the second has three epochs"
     assert any("was not applied" in str(w.message) for w in caught[:after_one_epoch])

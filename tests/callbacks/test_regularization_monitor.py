@@ -255,8 +255,8 @@ def test_the_table_says_what_how_strongly_and_what_came_of_it(capsys: pytest.Cap
     text = console.file.getvalue()
     zeros = float((module.linear.weight == 0).float().mean())
     assert 0 < zeros < 1
-    penalised = ("linear.weight", "l1, l2", "l1 0.4 (proximal)", "l2 0.1 (proximal)")
-    for expected in (*penalised, f"{zeros:.1%}", "0 → "):
+    penalized = ("linear.weight", "l1, l2", "l1 0.4 (proximal)", "l2 0.1 (proximal)")
+    for expected in (*penalized, f"{zeros:.1%}", "0 → "):
         assert expected in text
 
 

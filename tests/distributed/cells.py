@@ -155,7 +155,7 @@ def _loop(family: str, apply: str, optimizer_name: str, accumulate: int, clip: s
     net = network().double()
     optimizer = OPTIMIZERS[optimizer_name](net.parameters())
     value, gradient, prox = _formulas(FAMILIES[family])
-    penalised = {name: p for name, p in net.named_parameters() if p.dim() > 1}
+    penalized = {name: p for name, p in net.named_parameters() if p.dim() > 1}
     x, y = data(dtype=torch.float64).tensors
     batches: Iterator[Any] = itertools.cycle(zip(x.split(BATCH), y.split(BATCH), strict=True))
     factor, count, memory = 1.0, 0.0, {"SGD": 0.5, "Adam": 0.9}[optimizer_name]
@@ -165,7 +165,7 @@ def _loop(family: str, apply: str, optimizer_name: str, accumulate: int, clip: s
             inputs, targets = next(batches)
             loss = nn.functional.mse_loss(net(inputs), targets)
             if apply == "loss":
-                loss = loss + sum(value(name, p) for name, p in penalised.items())
+                loss = loss + sum(value(name, p) for name, p in penalized.items())
             (loss / accumulate).backward()
         if clip == "norm":
             limit = CLIPPING[clip]["gradient_clip_val"]
@@ -177,11 +177,11 @@ def _loop(family: str, apply: str, optimizer_name: str, accumulate: int, clip: s
             nn.utils.clip_grad_value_(net.parameters(), CLIPPING[clip]["gradient_clip_val"])
         with torch.no_grad():
             if apply == "decoupled":
-                for name, p in penalised.items():
+                for name, p in penalized.items():
                     p.sub_(gradient(name, p), alpha=optimizer.param_groups[0]["lr"])
             optimizer.step()
             if apply == "proximal":
-                for name, p in penalised.items():
+                for name, p in penalized.items():
                     p.copy_(prox(name, p, factor * _step_size(optimizer, p)))
     return nn.utils.parameters_to_vector(net.parameters()).detach()
 

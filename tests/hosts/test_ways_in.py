@@ -112,11 +112,11 @@ def test_frozen_weights_are_skipped_and_picked_up_when_thawed(way: Way, apply: s
         net[0].weight.requires_grad_(False)
         return way(penalty, apply, net=net, before=thaw)
 
-    penalised, plain = run(L1(0.5)), run(None)
+    penalized, plain = run(L1(0.5)), run(None)
     first = slice(0, 50)
-    assert torch.equal(penalised.seen[2][first], penalised.seen[0][first])
-    assert not torch.equal(penalised.weights()[first], plain.weights()[first])
-    assert not torch.equal(penalised.weights()[first], penalised.seen[2][first])
+    assert torch.equal(penalized.seen[2][first], penalized.seen[0][first])
+    assert not torch.equal(penalized.weights()[first], plain.weights()[first])
+    assert not torch.equal(penalized.weights()[first], penalized.seen[2][first])
 
 
 @each_mode
@@ -139,7 +139,7 @@ def test_a_parameter_group_added_mid_run(way: Way, apply: str) -> None:
 
 
 @each_mode
-def test_a_lazy_layer_is_penalised_once_it_has_a_shape(way: Way, apply: str) -> None:
+def test_a_lazy_layer_is_penalized_once_it_has_a_shape(way: Way, apply: str) -> None:
     if not way.takes_lazy:
         pytest.skip("the host counts parameters before the first batch")
 
@@ -147,10 +147,10 @@ def test_a_lazy_layer_is_penalised_once_it_has_a_shape(way: Way, apply: str) -> 
         net = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(1)).double()
         return way(L1(strength), apply, net=net).weights()
 
-    penalised, plain = run(10.0), run(0.0)
-    assert not torch.equal(penalised, plain)
+    penalized, plain = run(10.0), run(0.0)
+    assert not torch.equal(penalized, plain)
     if apply == "proximal":
-        assert int((penalised == 0).sum()) == 55
+        assert int((penalized == 0).sum()) == 55
 
 
 @each_mode

@@ -214,7 +214,7 @@ def test_poisson_regression(bias: bool, with_weights: bool) -> None:
     assert 0 < (zeros.linear.weight != 0).sum() < x.shape[1]
 
 
-def test_the_intercept_is_never_penalised() -> None:
+def test_the_intercept_is_never_penalized() -> None:
     """A strength that kills every weight leaves the intercept at the mean."""
     x, y, _ = dataset("diabetes")
     ours = fit(LinearRegression(x.shape[1], l1_strength=100.0, l2_strength=10.0, optimizer=ADAM), 800, x, y)
@@ -273,7 +273,7 @@ def test_a_checkpoint_holds_plain_values_and_loads(tmp_path: Any) -> None:
 def test_a_second_penalty_on_the_same_weights_is_said() -> None:
     module = LinearRegression(4, l1_strength=0.1)
     trainer = pl.Trainer(**{**QUIET, "max_steps": 1, "callbacks": [L1PenaltyCallback(0.1)]})
-    with pytest.warns(UserWarning, match="penalised twice"):
+    with pytest.warns(UserWarning, match="penalized twice"):
         trainer.fit(module, repeated([torch.randn(6, 4), torch.randn(6)], 1))
 
 

@@ -49,7 +49,7 @@ def test_no_penalties_is_a_plain_module() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
-def test_task_loss_and_total_are_logged_apart_and_validation_is_not_penalised(tmp_path: Any) -> None:
+def test_task_loss_and_total_are_logged_apart_and_validation_is_not_penalized(tmp_path: Any) -> None:
     class Validated(RegularizedNet):
         def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
             loss = self.task_loss(batch, batch_idx)

@@ -47,7 +47,7 @@ def test_an_epoch_shorter_than_the_logging_interval_has_a_value(apply: Any) -> N
 
 
 @pytest.mark.parametrize("apply", ["loss", "decoupled"])
-def test_a_validation_that_calls_the_training_step_is_not_penalised(apply: Any) -> None:
+def test_a_validation_that_calls_the_training_step_is_not_penalized(apply: Any) -> None:
     class Validated(RegularizedClassifier):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             assert self.training_step(batch, batch_idx) == self.task_loss(batch, batch_idx)

@@ -45,7 +45,7 @@ def _with(penalty: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("penalty", ELEMENTWISE, ids=lambda p: type(p).__name__)
-def test_each_weight_is_penalised_by_its_own_strength(penalty: Any) -> None:
+def test_each_weight_is_penalized_by_its_own_strength(penalty: Any) -> None:
     model = _model()
     factors = torch.tensor([0.0, 0.5, 1.0, 3.0], dtype=torch.float64).expand(3, 4)
     (selected,) = select_parameters(model, "weights")
@@ -78,7 +78,7 @@ def test_each_weight_is_penalised_by_its_own_strength(penalty: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [GroupLasso, LInf, SparseGroupLasso])
-def test_each_group_is_penalised_by_its_own_strength(kind: Any) -> None:
+def test_each_group_is_penalized_by_its_own_strength(kind: Any) -> None:
     model = _model()
     (selected,) = select_parameters(model, "weights")
     factors = torch.tensor([0.0, 0.5, 2.0])

@@ -117,7 +117,7 @@ def test_a_wrapper_is_called_in_place_of_what_it_wraps() -> None:
 
 
 @pytest.mark.parametrize("modules", ["enc", "enc.1"])
-def test_calls_in_a_compiled_module_are_penalised(modules: str) -> None:
+def test_calls_in_a_compiled_module_are_penalized(modules: str) -> None:
     torch.compiler.reset()  # compiled code does not notice hooks that are added later
     net = nn.ModuleDict({"enc": nn.Sequential(nn.Linear(2, 2), nn.ReLU())})
     net["enc"] = torch.compile(net["enc"], backend="eager")

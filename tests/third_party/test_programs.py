@@ -63,11 +63,11 @@ def plain(request, tmp_path_factory):
 def test_the_penalty_falls_and_nothing_else_changes(plain, name, tmp_path):
     program, without = plain
     callback = REGULARIZATIONS[name](CASES[program].strength)
-    penalised = run(program, tmp_path, [callback])
-    assert callback.penalty(penalised.module) < 0.97 * callback.penalty(without.module)
-    assert penalised.logged - without.logged == {f"penalty/{callback.penalty.log_name}"}
-    assert without.logged <= penalised.logged
-    assert differences(penalised.interface, without.interface) == []
+    penalized = run(program, tmp_path, [callback])
+    assert callback.penalty(penalized.module) < 0.97 * callback.penalty(without.module)
+    assert penalized.logged - without.logged == {f"penalty/{callback.penalty.log_name}"}
+    assert without.logged <= penalized.logged
+    assert differences(penalized.interface, without.interface) == []
 
 
 def test_what_acts_with_nothing_changes_no_bit(plain, tmp_path):

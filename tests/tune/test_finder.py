@@ -297,8 +297,8 @@ def best_of_the_grid(module: Digits, train: TensorDataset, validation: TensorDat
         for batch in TensorBatches(train, 30):
             optimizer.zero_grad()
             losses(*batch).sum().backward()
-            for penalised in (weight, weight2):
-                penalised.grad.add_(penalised.detach() * strengths)
+            for penalized in (weight, weight2):
+                penalized.grad.add_(penalized.detach() * strengths)
             optimizer.step()
     with torch.no_grad():
         return GRID[int(losses(*validation.tensors).argmin())]

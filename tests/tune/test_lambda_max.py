@@ -54,7 +54,7 @@ def test_logistic_regression_with_the_intercept_fitted() -> None:
     found = lambda_max(Linear(30, logistic=True), L1(1.0), data)
     gradient = inputs.T @ (targets.mean() - targets) / len(targets)
     assert found == pytest.approx(abs(gradient).max(), rel=1e-6)
-    # l1_min_c knows no unpenalised intercept: the classes are balanced by their weights instead
+    # l1_min_c knows no unpenalized intercept: the classes are balanced by their weights instead
     balanced = np.where(targets == 1, 1 / targets.sum(), 1 / (1 - targets).sum())
     weighted = TensorDataset(*data.tensors, torch.tensor(balanced / balanced.mean()).view(-1, 1))
 

@@ -15,7 +15,7 @@ minimise loss plus penalty only if :math:`\eta_i` is the step that the optimizer
   step, which follows from what it is after, :math:`\Delta' = \rho\Delta + (1-\rho)\delta^2` and
   :math:`\delta^2 = (\Delta + \epsilon)\,g^2/(v + \epsilon)`;
 - RMSprop: :math:`lr/((1 - \mu)(\sqrt{v} + \epsilon))`, ``centered`` with :math:`v - \bar g^2`
-  (which a full-batch gradient that stays constant, as it does at a penalised solution, drives to 0: measured
+  (which a full-batch gradient that stays constant, as it does at a penalized solution, drives to 0: measured
   to diverge there, so train with mini-batches or without ``centered``);
 - ASGD: its :math:`\eta_t = lr/(1 + \lambda\,lr\,(t-1))^\alpha` with the learning rate of the step before.
   Its state holds the next one, which is noted from step to step; where there is no note, at the first step
