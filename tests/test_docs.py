@@ -56,6 +56,7 @@ class Net(pl.LightningModule):
             nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 8), nn.ReLU()
         )
         self.head = nn.Linear(8, 3)
+        self.example_input_array = torch.zeros(1, 1, 6, 6)
 
     def forward(self, x):
         return self.head(self.encoder(x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_reg.dropout.blocks import depth_factors
-from lightning_reg.dropout.compiled import compiled_modules, graphs_so_far, read_by_parent
+from lightning_reg.dropout.compiled import graphs_so_far, read_by_parent
 from lightning_reg.dropout.outcome import outcome
 from lightning_reg.dropout.report import DropoutReport, some
 from lightning_reg.dropout.rules import Rates
@@ -19,12 +18,9 @@ from lightning_reg.dropout.settings import Compiled, RateInEval, nearest_level
 from lightning_reg.dropout.sites import DropoutSite
 from lightning_reg.dropout.steered import Clock, Steered
 from lightning_reg.dropout.steering import rule_for, take_again
-from lightning_reg.dropout.watch import Watch
+from lightning_reg.dropout.watch import watch_of
 
-__all__ = ["SiteEngine", "watch_of"]
-
-#: The watch of each root that is steered; its engines share it.
-_watches: weakref.WeakKeyDictionary[nn.Module, tuple[Watch, list[SiteEngine]]] = weakref.WeakKeyDictionary()
+__all__ = ["SiteEngine"]
 
 #: How often graphs may be made, at first, before numbers are given in levels.
 _GRAPHS = 3
@@ -74,9 +70,9 @@ class SiteEngine:
         self._relative, self._by_depth, self._clock_of = relative, by_depth, clock_of
         self._seen = 0
         self._graphs, self._risen = graphs_so_far(), 0
-        self.watch, engines = watch_of(root)
+        self.watch = watch_of(root)
         chosen = select_sites(root, self.watch.sites, select)
-        _refuse_shared(chosen, engines, name)
+        _refuse_shared(chosen, self.watch.engines, name)
         self.keys: set[tuple[int, Any]] = set()
         self._add(chosen)
         if self.floats and compiled == "refuse":
@@ -85,7 +81,7 @@ class SiteEngine:
                 "use compiled='levels' for a few steps, compiled='hold' for the built rate, or leave them "
                 "out by `select`"
             )
-        engines.append(self)
+        self.watch.engines.append(self)
         self.watch.follow()
         self._generation = self.watch.generation
         self._tabulate()
@@ -171,12 +167,10 @@ class SiteEngine:
         for module in self._woken:
             module.training = False
         self._steered, self._waiting, self._woken = [], [], []
-        if self.root in _watches and self in _watches[self.root][1]:
-            engines = _watches[self.root][1]
-            engines.remove(self)
-            if not engines:
+        if self in self.watch.engines:
+            self.watch.engines.remove(self)
+            if not self.watch.engines:
                 self.watch.close()
-                del _watches[self.root]
 
     def report(self) -> DropoutReport:
         """Say what is steered, what was not reached yet, and what is not steered, and why."""
@@ -233,7 +227,7 @@ class SiteEngine:
                 one.put_back(self)
                 listed.remove(one)
                 self.keys.discard(one.site.key)
-        others = {key for engine in watch_of(self.root)[1] if engine is not self for key in engine.keys}
+        others = {key for engine in self.watch.engines if engine is not self for key in engine.keys}
         fresh = [site for site in self.watch.sites if site.key not in others]
         try:
             chosen = select_sites(self.root, fresh, self.select)
@@ -281,13 +275,6 @@ class SiteEngine:
             one.levels = True
             self.floats.append(one.site.name)
         return bool(hidden)
-
-
-def watch_of(root: nn.Module) -> tuple[Watch, list[SiteEngine]]:
-    """Return the watch that the engines of ``root`` share, and these engines."""
-    if root not in _watches:
-        _watches[root] = (Watch(root, compiled_modules(root)), [])
-    return _watches[root]
 
 
 def _refuse_shared(chosen: list[DropoutSite], engines: list[SiteEngine], name: str) -> None:

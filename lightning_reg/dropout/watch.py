@@ -8,6 +8,7 @@ drawn.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from torch.nn.modules.module import (
 )
 
 from lightning_reg.dropout.calls import draws_inside
+from lightning_reg.dropout.compiled import compiled_modules
 from lightning_reg.dropout.holders import Readers
 from lightning_reg.dropout.mode import Mode
 from lightning_reg.dropout.seen import Seen
@@ -27,7 +29,7 @@ from lightning_reg.dropout.sites import DropoutSite, candidates
 from lightning_reg.dropout.steering import observe, unobserve
 from lightning_reg.select.wrappers import visible_modules
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "watch_of"]
 
 
 class Watch:
@@ -48,6 +50,8 @@ class Watch:
     def __init__(self, root: nn.Module, apart: frozenset[int] = frozenset()) -> None:
         self.root = root
         self.apart = apart
+        #: who steers by what is seen
+        self.engines: list[Any] = []
         self.sites: list[DropoutSite] = []
         #: tensors of one number that are named as rates are
         self.named_tensors: list[Tensor] = []
@@ -98,9 +102,16 @@ class Watch:
     def follow(self) -> None:
         """Notice, until :meth:`close`, the modules that are put into the root's."""
         if self._registration is None:
-            self._registration = register_module_module_registration_hook(self._registered)
+            noticed = weakref.WeakMethod(self._registered)
 
-    def _registered(self, module: nn.Module, name: str, child: nn.Module | None) -> None:
+            def hook(module: nn.Module, name: str, child: nn.Module | None) -> None:
+                if notice := noticed():
+                    notice(module)
+
+            self._registration = register_module_module_registration_hook(hook)
+            weakref.finalize(self, self._registration.remove)
+
+    def _registered(self, module: nn.Module) -> None:
         self.dirty = self.dirty or id(module) in self.names
 
     def open(self) -> list[DropoutSite]:
@@ -207,6 +218,19 @@ class Watch:
             self._depth -= 1
         if whole:
             mode.report()
+
+
+#: The watch of each module that is steered. A watch holds its module, so nothing here holds the watch.
+_watches: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Watch]] = weakref.WeakKeyDictionary()
+
+
+def watch_of(root: nn.Module) -> Watch:
+    """Return the watch that all engines of ``root`` share."""
+    known = _watches[root]() if root in _watches else None
+    if known is None or not known.engines:
+        known = Watch(root, compiled_modules(root))
+        _watches[root] = weakref.ref(known)
+    return known
 
 
 def _often(count: int) -> bool:

@@ -1,6 +1,7 @@
 """Whatever drops without being steered is named, and numbers that only some steps use are found."""
 
 import functools
+import gc
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -132,8 +133,11 @@ def test_what_is_steered_drops_at_the_rate_wanted_and_is_put_back(name):
 
 
 def test_modules_that_come_during_the_run_are_steered_and_those_that_go_are_let_go():
+    hooks = nn.modules.module._global_module_registration_hooks
+    others = list(hooks)
     net = Net(lambda net, x: net.late(x) if hasattr(net, "late") else x)
     handle = schedule_dropout(net, 0.9)
+    assert list(hooks) != others
     first = net.first
     net.late = nn.Dropout(0.5)
     net.first = nn.Identity()
@@ -142,7 +146,16 @@ def test_modules_that_come_during_the_run_are_steered_and_those_that_go_are_let_
     handle.remove()
     assert (net.late.p, type(net.late)) == (0.5, nn.Dropout)
     net.later = nn.Dropout(0.2)  # nothing listens any more
-    assert not nn.modules.module._global_module_registration_hooks
+    assert list(hooks) == others
+
+
+def test_a_handle_that_is_forgotten_with_its_model_leaves_nothing_with_torch():
+    gc.collect()
+    hooks = nn.modules.module._global_module_registration_hooks
+    others = list(hooks)
+    schedule_dropout(nn.Sequential(nn.Dropout(0.5)), 0.9)
+    gc.collect()
+    assert list(hooks) == others
 
 
 def test_script_modules_are_named():
