@@ -73,7 +73,7 @@ def _run(name: str, block: str) -> int:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
         try:
-            exec(compile(block, name, "exec"), {"__name__": "block"})
+            exec(compile(block, name, "exec"), {"__name__": "__main__"})
         except BaseException:
             last = traceback.format_exc().strip().splitlines()[-1]
             os.write(out, f"{name}: {last}\n".encode())

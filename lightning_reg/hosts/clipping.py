@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from lightning_reg.apply.replaced import Replaced
 from lightning_reg.hosts.step_hooks import found_hooks
 from lightning_reg.hosts.wrappers import bare_optimizer, scaler_of
-from lightning_reg.tensors.shards import is_sharded, local
+from lightning_reg.tensors.shards import is_sharded, local, max_over_shards
 
 __all__ = [
     "BY_VALUE",
@@ -80,6 +80,11 @@ def _norms(parameters: Sequence[Tensor], order: float = 2.0) -> list[float]:
         gradient = parameter.grad
         assert gradient is not None
         values = gradient.coalesce().values() if gradient.is_sparse else gradient
+        if order == math.inf:  # which an empty part has not
+            mine = local(values)
+            largest = mine.abs().max() if mine.numel() else mine.new_zeros(())
+            found.append(max_over_shards(largest, values) if is_sharded(values) else largest)
+            continue
         dtype = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else None
         norm: Any = torch.linalg.vector_norm(values, order, dtype=dtype)
         found.append(norm.full_tensor() if is_sharded(norm) else norm)
@@ -144,7 +149,10 @@ def _way(module: Any) -> type[_Clips]:
 
 
 class SeemsClipped:
-    """Warns where gradients look clipped, and nobody has said by how much: all have the same norm."""
+    """Warns where gradients look clipped, and nobody has said by how much: all have the same norm.
+
+    It does not look at sharded gradients: their norms need the other processes, at each step.
+    """
 
     #: Steps that it looks at.
     LOOKS = 12
@@ -164,13 +172,15 @@ class SeemsClipped:
         self.looks += 1
         hooks = found_hooks(optimizer)
         held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not held or hooks is None or hooks.factors or any(p.grad.is_sparse for p in held):
+        if not held or hooks is None or hooks.factors:
+            return
+        if any(p.grad.is_sparse or is_sharded(p.grad) for p in held):
             return
         norms = _norms(held)
         norm, largest = math.hypot(*norms), held[max(range(len(norms)), key=norms.__getitem__)]
         if not 0.0 < norm < math.inf:
             return
-        direction = local(largest.grad).detach().flatten()[:1000].clone()
+        direction = largest.grad.detach().flatten()[:1000].clone()
         turned = _is_cut(norm) or (
             self._direction is not None
             and self._direction.shape == direction.shape

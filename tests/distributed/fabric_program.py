@@ -13,7 +13,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD
 
 from lightning_reg import L1, attach
-from tests.hosts.test_attach_fabric import CLIPS, LR, STEPS, STRENGTH, default_dtype, micro_batches
+from tests.hosts.test_attach_fabric import (
+    CLIPS,
+    LR,
+    STEPS,
+    STRENGTH,
+    default_dtype,
+    micro_batches,
+    seen_by,
+)
 from tests.support import network, without_averages
 
 MODES = ["gradient", "decoupled", "proximal"]
@@ -64,7 +72,8 @@ def train(strategy: str, apply: Any, accumulate: int, clip: str, when: str) -> T
             if clip != "unclipped":
                 if apply == "gradient":
                     handle.add_gradient()
-                fabric.clip_gradients(model, optimizer, **CLIPS[clip])
+                with seen_by(handle, apply, clip):
+                    fabric.clip_gradients(model, optimizer, **CLIPS[clip])
             optimizer.step()
             optimizer.zero_grad()
     full = [getattr(p, "full_tensor", p.detach)() for p in bare.parameters()]
