@@ -130,13 +130,14 @@ def test_the_other_modes_are_those_of_a_plain_loop(
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.0)
     steps = 3 * 8 // accumulate
     schedule = LambdaLR(optimizer, lambda step: (steps - step) / steps)  # the Trainer's default
-    attach(model, optimizer, SCHEDULED, apply, total_steps=steps)
+    handle = attach(model, optimizer, SCHEDULED, apply, total_steps=steps)
     for _ in range(3):
         for i, batch in enumerate(DataLoader(examples(), 8)):
             (model(**batch)["loss"] / accumulate).backward()
             if (i + 1) % accumulate == 0:
                 if clip:
-                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                    with handle.clipping():
+                        nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
