@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_reg.apply.term import Term
 from lightning_reg.schedules.target_sparsity import TargetSparsity
-from lightning_reg.tensors.shards import is_sharded
+from lightning_reg.tensors.shards import is_sharded, local, max_over_shards, sum_over_shards, whole
 
 __all__ = ["Floors", "check_floors"]
 
@@ -36,7 +36,7 @@ def check_floors(term: Term) -> None:
 class Floors:
     """The largest weights of each tensor before a proximal step, to be put back where it leaves fewer.
 
-    Groups have floors of their own, and a sharded tensor is left to the share.
+    Groups have floors of their own.
 
     Args:
         term: the penalty at work.
@@ -44,27 +44,39 @@ class Floors:
     """
 
     def __init__(self, term: Term, weights: Sequence[Tensor]) -> None:
-        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._kept: list[tuple[Tensor, int, Tensor, Tensor]] = []
         target = _target_of(term)
         if target is None:
             return
         for weight in weights:
             count = _floor(target, weight.numel())
-            if count > 0 and not is_sharded(weight):
-                flat = weight.detach().reshape(-1)
-                places = flat.abs().topk(count, sorted=False).indices
-                self._kept.append((weight, places, flat[places]))
+            if count > 0:
+                mine = local(weight.detach()).reshape(-1)
+                places = _largest(weight, mine.abs(), count)
+                self._kept.append((weight, count, places, mine[places]))
 
     @torch.no_grad()
     def put_back_(self) -> None:
         """Restore them, without a look at how many there are."""
-        for weight, places, values in self._kept:
-            flat = weight.view(-1) if weight.is_contiguous() else weight.reshape(-1)
-            now = flat[places]
-            short = torch.count_nonzero(flat) < len(places)
+        for weight, count, places, values in self._kept:
+            mine = local(weight.detach())
+            flat = mine.view(-1) if mine.is_contiguous() else mine.reshape(-1)
+            now, left = flat[places], torch.count_nonzero(flat).double()
+            short = (sum_over_shards(left, weight) if is_sharded(weight) else left) < count
             flat[places] = torch.where(short & (now == 0), values, now)
-            if flat.data_ptr() != weight.data_ptr():
-                weight.copy_(flat.view(weight.shape))
+            if flat.data_ptr() != mine.data_ptr():
+                mine.copy_(flat.view(mine.shape))
+
+
+def _largest(weight: Tensor, mine: Tensor, count: int) -> Tensor:
+    """Where the ``count`` largest entries of ``weight`` lie in this process's part, of sizes ``mine``."""
+    if not is_sharded(weight):
+        return mine.topk(count, sorted=False).indices
+    if count == 1:
+        edge = max_over_shards(mine.max() if mine.numel() else mine.new_zeros(()), weight)
+    else:
+        edge = whole(weight.detach()).abs().flatten().topk(count).values[-1]
+    return (mine >= edge).nonzero().flatten()
 
 
 def _target_of(term: Term) -> TargetSparsity | None:
