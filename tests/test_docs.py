@@ -92,10 +92,10 @@ class ShortTrainer(pl.Trainer):
 @pytest.mark.parametrize(
     "page",
     [
-        # paths and searches, each of many runs, take minutes
-        pytest.param(page, marks=[pytest.mark.slow] if page.stem == "choosing-strength" else [])
+        page
         for page in [ROOT / "README.md", *PAGES]
-        if blocks(page, "python")
+        # paths and searches take minutes, and train by themselves: once is enough, in the test below
+        if blocks(page, "python") and page.stem != "choosing-strength"
     ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
