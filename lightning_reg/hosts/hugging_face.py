@@ -119,6 +119,13 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
         _restore(handle, self._name, state)
         self._handle = handle
         if self.apply == "proximal" and not self.penalty.is_constraint and (args.max_grad_norm or 0.0) > 0.0:
+            if args.world_size > 1:
+                warnings.warn(
+                    f"the Trainer clips gradients to max_grad_norm={args.max_grad_norm}, and in "
+                    f"{args.world_size} processes apply='proximal' does not see by how much, so that λ may "
+                    "count for more than it says; give TrainingArguments(max_grad_norm=0.0)",
+                    stacklevel=2,
+                )
             trained = handle._engine.term.trainable(bare_optimizer(optimizer))
             self._clipping = BetweenBackwardAndStep(trained, optimizer)
 

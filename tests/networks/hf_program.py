@@ -31,7 +31,7 @@ def train(folder: Path, processes: int, penalty: str, apply: Any, accumulate: in
             callback,
             per_device_train_batch_size=8 // processes,
             gradient_accumulation_steps=accumulate,
-            max_grad_norm=0.3,
+            max_grad_norm=0.0 if apply == "proximal" else 0.3,  # which warns in two processes
             **options,
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,23 @@ def test_deepspeed_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="DeepSpeed steps an optimizer of its own"):
         trainer(tmp_path, Net(), Shards(), PenaltyTrainerCallback(L1(0.1))).train()
+
+
+def test_a_proximal_step_beside_clipping_in_several_processes_warns(tmp_path: Path) -> None:
+    class InTwo(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            args.__class__ = type("InTwo", (TrainingArguments,), {"world_size": 2})
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            args.__class__ = TrainingArguments
+
+    callbacks = [InTwo(), PenaltyTrainerCallback(L1(0.1), "proximal")]
+    with pytest.warns(UserWarning, match="in 2 processes apply='proximal' does not see by how much"):
+        trainer(tmp_path, Net(), *callbacks).train()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer(tmp_path, Net(), *callbacks, max_grad_norm=0.0).train()
+    assert not [each for each in said if "processes" in str(each.message)]
 
 
 def test_a_proximal_step_is_as_long_as_the_clipped_gradient(tmp_path: Path) -> None:
