@@ -203,8 +203,8 @@ def _is_cut(norm: float) -> bool:
 class BetweenBackwardAndStep:
     """Measures by how much gradients were clipped, where a host leaves no place just around its clipping.
 
-    It keeps a part of some gradients as the backward pass leaves them. In several processes it knows nothing,
-    since gradients are averaged after that.
+    It keeps a part of some gradients as the backward pass leaves them. It is for one process: several average
+    their gradients after that.
 
     Args:
         parameters: the trained ones.
@@ -247,8 +247,8 @@ class BetweenBackwardAndStep:
     @torch.no_grad()
     def note(self) -> None:
         """Note the factor, just before the step."""
-        hooks, distributed = found_hooks(self._optimizer), torch.distributed
-        if hooks is None or (distributed.is_available() and distributed.is_initialized()):
+        hooks = found_hooks(self._optimizer)
+        if hooks is None:
             return
         parts = [(before, self._part(p).double()) for p, before in self._kept.values() if p.grad is not None]
         scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0

@@ -126,8 +126,9 @@ class PenaltyTrainerCallback(TrainerCallback):  # type: ignore[misc, unused-igno
                     "count for more than it says; give TrainingArguments(max_grad_norm=0.0)",
                     stacklevel=2,
                 )
-            trained = handle._engine.term.trainable(bare_optimizer(optimizer))
-            self._clipping = BetweenBackwardAndStep(trained, optimizer)
+            else:
+                trained = handle._engine.term.trainable(bare_optimizer(optimizer))
+                self._clipping = BetweenBackwardAndStep(trained, optimizer)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the Trainer's step count, and have the gradient added before the Trainer clips."""
