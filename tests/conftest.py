@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.ports import free_port
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would wait for each other's
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what a test starts
     torch.set_num_threads(1)
@@ -15,6 +17,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _meeting_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processes of a launcher meet, which would else take a port that it had closed again."""
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
 
 
 @pytest.fixture

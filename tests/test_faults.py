@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from inspect import signature
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from lightning_reg.callbacks import RegularizationMonitor
 from tests.faults_program import FAULT_AT, DropNet, Signal, run
+from tests.ports import free_port
 from tests.support import weights
 
 ROOT = Path(__file__).parents[1]
@@ -184,9 +184,7 @@ def test_a_rank_killed_under_torchrun_then_resumed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_other_rank_ends_with_an_error_by_itself(rank: int, tmp_path: Path) -> None:
     """With nobody to end it: gloo sees the connection close."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = str(free_port())
     jobs = json.dumps([{"folder": str(tmp_path), "kills": rank}])
     processes = []
     for mine in (0, 1):
@@ -198,7 +196,7 @@ def test_the_other_rank_ends_with_an_error_by_itself(rank: int, tmp_path: Path) 
             "LOCAL_WORLD_SIZE": "2",
             "GROUP_RANK": "0",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": port,
             "TORCHELASTIC_RUN_ID": "tests",
         }
         with (tmp_path / f"{mine}.log").open("w") as log:  # a pipe that nobody empties would stop the other

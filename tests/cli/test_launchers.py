@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +27,7 @@ def tool(module: str, *arguments: str) -> list[str]:
 
 def fabric(*arguments: str) -> list[str]:
     """``fabric run`` with these arguments."""
-    return tool("lightning.fabric.cli", "--accelerator", "cpu", "--main-port", free_port(), *arguments)
+    return tool("lightning.fabric.cli", "--accelerator", "cpu", "--main-port", str(free_port()), *arguments)
 
 
 def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
@@ -93,14 +94,14 @@ def test_two_processes(torchrun: str, tmp_path: Path) -> None:
 @pytest.mark.xdist_group("torchrun")
 def test_two_nodes(torchrun: str, tmp_path: Path) -> None:
     """Two agents on this machine, of one process each, are two processes."""
-    port = free_port()
+    port = str(free_port())
     address = ("--master-addr", "127.0.0.1", "--master-port", port)
     agents = [
         tool("torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", *address, *EXAMPLE)
         for rank in range(2)
     ]
     assert together(agents, tmp_path) == torchrun
-    port = free_port()
+    port = str(free_port())
     nodes = ["--num-nodes", "2", "--devices", "1", "--strategy", "ddp", "--main-port", port]
     ours = [
         tool("lightning_reg.cli.main", "run", *nodes, "--node-rank", str(rank), *ATTACHED, *EXAMPLE, *WITHOUT)
@@ -128,9 +129,3 @@ def test_the_exit_status_is_the_scripts(tmp_path: Path) -> None:
 def together(agents: list[list[str]], folder: Path) -> str:
     processes = [start(agent, folder) for agent in agents]
     return "".join(printed(process, folder) for process in processes)
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])

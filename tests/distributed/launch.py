@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,10 +16,8 @@ class Launch:
     """``python -m program arguments``, under way in ``processes`` processes, with logs of this name."""
 
     def __init__(self, program: str, arguments: list[str], processes: int, folder: Path, name: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         command = [sys.executable, "-W", "ignore", "-m", program, *arguments]
+        port = str(free_port())
         self._started: list[tuple[subprocess.Popen[bytes], Path]] = []
         for rank in range(processes):
             world = {
@@ -28,10 +27,11 @@ class Launch:
                 "LOCAL_WORLD_SIZE": str(processes),
                 "GROUP_RANK": "0",
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
                 "TORCHELASTIC_RUN_ID": "tests",
             }
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", **(world if processes > 1 else {})}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": port}
+            if processes > 1:
+                environment |= world
             path = folder / f"{name}-{rank}.log"
             with path.open("w") as log:  # a pipe that nobody empties would stop the other rank
                 process = subprocess.Popen(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_reg import metrics
 from lightning_reg.metrics import functional as f
+from tests.ports import free_port
 
 SEEDS = st.integers(0, 10_000)
 
@@ -211,7 +211,4 @@ def _reduce(rank: int, address: str) -> None:
 
 @pytest.mark.slow
 def test_reduced_over_two_processes() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    mp.spawn(_reduce, (address,), nprocs=2)
+    mp.spawn(_reduce, (f"tcp://127.0.0.1:{free_port()}",), nprocs=2)
