@@ -140,7 +140,7 @@ class BoundGroups(Bound):
                 self._share.note(index, tensors)
             self.penalty.joint_prox_(tensors, layouts, self._strength(block, weights, strength), sizes)
             if self._share is not None:
-                self._share.keep_(index, tensors, layouts)
+                self._share.keep_(index, tensors, [m.all if gathered else m.spanning for m in members])
             if gathered:
                 for i, tensor in zip(block, tensors, strict=True):
                     local(weights[i]).copy_(part(tensor, weights[i]))
@@ -193,7 +193,7 @@ class BoundGroups(Bound):
             norms = group_norms([local(weights[i]) for i in block], layouts)
             roots = torch.as_tensor(group_weights(layouts, norms)).to(norms).expand_as(norms)
             index = self._set_of[id(weights[block[0]])]
-            if pressed and self._share is not None and not any(member.apart for member in members):
+            if pressed and self._share is not None:
                 norms = self._share.pressed(index, norms)
             yield self._names[index], (norms[roots > 0] / roots[roots > 0]).cpu()
 

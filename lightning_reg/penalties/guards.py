@@ -126,10 +126,11 @@ def warn_of_norm_alone(
 
 
 class Share:
-    """No more groups die than a share asks for, nor more of a layer than its floor leaves.
+    """No more groups die than a share asks for, and of each layer as many as its floor are left alone.
 
     A dead unit has no gradient, so that one too many would never come back. Where a proximal step would take
-    more, the strongest of them are put back to what they were before it.
+    more, the strongest of them are put back to what they were before it. So is the floor at every step: units
+    that were only kept from zero would shrink until a normalization behind them, by its ε, passes nothing on.
 
     Args:
         target: the share and the floor.
@@ -151,25 +152,27 @@ class Share:
 
     @torch.no_grad()
     def keep_(self, index: int, tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
-        """Look at what a step has made of one set, and put back what it must not take."""
+        """Look at what a step has made of one set, and put back what it must not take.
+
+        ``layouts`` number all groups, also those whose weights other processes hold.
+        """
         before = self._before.pop(index)
         norms = group_norms(before, layouts)
         weights = torch.as_tensor(group_weights(layouts, norms, size_weighted=False)).to(norms)
         real = weights.expand_as(norms) > 0
         dead = (group_norms(tensors, layouts) == 0) & real
-        count, groups = int(dead.sum()), int(real.sum())
-        allowed = self._most - sum(self.dead) + self.dead[index]
-        beyond = max(count - (groups - self._floors[index]), 0)
-        excess = max(count - max(allowed, 0), beyond)
-        spared, floored = torch.zeros_like(dead), torch.zeros_like(dead)
+        floored = torch.zeros_like(dead)
+        floored[torch.where(real, norms, -1.0).topk(self._floors[index]).indices] = True
+        floored &= real & (norms > 0)
+        excess = int((dead & ~floored).sum()) - max(self._most - sum(self.dead) + self.dead[index], 0)
+        spared = floored.clone()
         if excess > 0:
-            strongest = torch.where(dead, norms, -1.0).topk(excess).indices
-            spared[strongest] = True
-            floored[strongest[:beyond]] = True
+            spared[torch.where(dead & ~floored, norms, -1.0).topk(excess).indices] = True
+        if self._floors[index] or excess > 0:
             for tensor, old, layout in zip(tensors, before, layouts, strict=True):
                 view = layout.view(tensor)
                 view.copy_(torch.where(layout.spread(spared.to(view.device), view), layout.view(old), view))
-        self.dead[index] = count - max(excess, 0)
+        self.dead[index] = int((dead & ~spared).sum())
         self._spared[index] = spared, floored
 
     def pressed(self, index: int, norms: Tensor) -> Tensor:

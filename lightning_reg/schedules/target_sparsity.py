@@ -36,7 +36,8 @@ class TargetSparsity(Schedule):
         gain: how far :math:`\log\lambda` may move between ``begin`` and ``until``.
         floor: how many groups of each layer, or weights of each tensor, always stay, a number or a share of
             them. Where None, of groups half as many as an even cut would leave, and one weight of a tensor.
-            At 0 a whole layer may die, which only a network with a way around it survives.
+            At 0 a whole layer may die, which only a network with a way around it survives. The groups that
+            stay, the largest of their layer, are not shrunk either.
 
     Raises:
         ValueError: one of these out of its range.

@@ -38,6 +38,7 @@ from lightning_reg import (
     Penalty,
     SparseGroupLasso,
     SpectralNorm,
+    TargetSparsity,
     attach,
 )
 from lightning_reg.apply import Term
@@ -238,6 +239,24 @@ def constrain(pair: tuple[nn.Module, nn.Module], groups: str) -> float:
     return max(before, apart(model, plain))
 
 
+def steer(pair: tuple[nn.Module, nn.Module], groups: Any) -> float:
+    """A strength that would take every group: as many go, and of a layer the same stay, as of whole tensors."""
+    plain, model = (copy.deepcopy(pair[0]), pair[1])
+    penalty = GroupLasso(TargetSparsity(0.5, initial=10.0, floor=1), groups=groups)
+    handles = []
+    for one in (plain, model):
+        selected = select_parameters(one, penalty.select)
+        optimizer = torch.optim.SGD([s.parameter for s in selected], lr=0.1, momentum=0.5)
+        handles.append((optimizer, attach(one, optimizer, penalty, "proximal", total_steps=10)))
+    for _ in range(3):
+        give_gradients(model, plain)
+        for optimizer, _ in handles:
+            optimizer.step()
+    dead = [handle.state_dict()["penalty"]["dead groups"] for _, handle in handles]
+    assert dead[0].sum() > 0
+    return max(apart(model, plain), float((dead[0] != dead[1]).sum()))
+
+
 def prune(pair: tuple[nn.Module, nn.Module]) -> float:
     """Masks that compare weights of the whole tensor, or of all of them; ties too."""
     found, (plain, model) = 0.0, (copy.deepcopy(pair[0]), pair[1])
@@ -375,6 +394,8 @@ def checks() -> Iterator[tuple[Any, ...]]:
                 yield f"{way}-{name}-proximal-adam", way, train, penalty, "proximal", "adam"
         for groups in ("rows", "columns", "tensor"):
             yield f"{way}-constraints-{groups}", way, constrain, groups
+        for name, some in (("rows", "rows"), ("columns", "columns"), ("coupled", UNIT)):
+            yield f"{way}-steered-{name}", way, steer, some
         yield f"{way}-pruned", way, prune
         yield f"{way}-metrics", way, measure
     yield "whole-partial_gradients", "whole", partial_gradients

@@ -246,6 +246,25 @@ def test_without_a_floor_each_layer_keeps_half_of_what_an_even_cut_would_leave()
         assert int((seen == 0).sum()) == len(weights[0]) - left
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_floors_units_are_not_shrunk(averaged: bool) -> None:
+    """Kept from zero alone, they would end below the ε of a normalization, and the layer with them."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 8, bias=False)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalty = GroupLasso(TargetSparsity(0.5, initial=1e-2, gain=1e-9, floor=3), groups="rows")
+    options = {} if averaged else {"dual_averaging": False}
+    attach(model, optimizer, penalty, apply="proximal", total_steps=100, **options)
+    model.weight.grad = torch.zeros_like(model.weight)
+    for _ in range(20):
+        optimizer.step()
+    floor = before.norm(dim=1).topk(3).indices
+    assert torch.equal(model.weight[floor], before[floor])
+    others = before.norm(dim=1).topk(5, largest=False).indices
+    assert (model.weight[others].norm(dim=1) < 0.97 * before[others].norm(dim=1)).all()
+
+
 @pytest.mark.filterwarnings("ignore:.*is at a share of")  # a hundredfold strength is found a little late
 def test_where_a_floor_keeps_some_others_go_for_them() -> None:
     """The weak layer stops at its floor, and the strength rises until the share is met elsewhere."""
