@@ -240,7 +240,7 @@ def constrain(pair: tuple[nn.Module, nn.Module], groups: str) -> float:
 
 
 def steer(pair: tuple[nn.Module, nn.Module], groups: Any) -> float:
-    """A strength that would take every group: as many go, and of a layer the same stay, as of whole tensors."""
+    """A strength that would take every group: as many go, and the same stay, as of whole tensors."""
     plain, model = (copy.deepcopy(pair[0]), pair[1])
     penalty = GroupLasso(TargetSparsity(0.5, initial=10.0, floor=1), groups=groups)
     handles = []
