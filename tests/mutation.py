@@ -1,9 +1,10 @@
-"""Whether the everyday tests notice a broken formula: ``python -m tests.mutation``, some twenty minutes.
+"""Whether the everyday tests notice a broken formula: ``python -m tests.mutation``, some thirty minutes.
 
-The operators are cosmic-ray's (``pip install 'cosmic-ray>=8.4'``). One process collects the tests and notes
-which of them enter which function. Each mutant is a fork of it in which one function has other code; the
-tests that enter that function run in the fork, the quickest first, until one fails. A seeded draw takes as
-many mutants of each room.
+The operators are cosmic-ray's, the map is coverage's (``pip install 'cosmic-ray>=8.4' coverage``). One
+process collects the tests and notes which of them run which line. Each mutant is a fork of it in which one
+function has other code; the tests that run the changed line run in the fork, the quickest case of each test
+first, until one fails. A seeded draw takes as many mutants of each stratum. ``--again mutation.jsonl`` tries
+only the survivors of an earlier run once more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -28,6 +29,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ["penalties", "prox", "schedules", "constraints", "apply"]
+#: The strata of the draw: the rooms, and one file by itself.
+ALONE = "schedules/target_sparsity.py"
+STRATA = [*ROOMS, ALONE]
 #: Compiled by numba once, so that other code in a fork would not run.
 COMPILED = {"prox/_loops.py", "prox/_group_loops.py"}
 TESTS = [
@@ -38,7 +42,6 @@ TESTS = [
     ),
     *(f"lightning_reg/{room}" for room in ROOMS),
 ]
-CPU_SECONDS = 60
 WALL_SECONDS = 300
 Key = tuple[str, str, int]
 
@@ -46,13 +49,14 @@ Key = tuple[str, str, int]
 class Mutant(NamedTuple):
     """One function with one token changed."""
 
-    room: str
+    stratum: str
     operator: str
     line: int
     was: str
     now: str
     key: Key
     code: CodeType
+    lines: range  # of the statement that has the token, without the block below it
 
 
 # --- which mutants there are -------------------------------------------------------------------------
@@ -94,6 +98,18 @@ def functions(tree: ast.AST, inside: str = "") -> Iterator[tuple[Key, range, lis
             ]
             body = range(node.body[0].lineno, (node.end_lineno or 0) + 1)
             yield ("", f"{inside}{node.name}", first), body, skip
+
+
+def statement_at(tree: ast.AST, line: int) -> range:
+    """Lines of the innermost statement there, without the block below it."""
+    found = range(line, line + 1)
+    for node in ast.walk(tree):  # outer ones first
+        if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0):
+            body = getattr(node, "body", None)
+            end = body[0].lineno - 1 if body else node.end_lineno or 0
+            if line <= max(end, node.lineno):
+                found = range(node.lineno, max(end, node.lineno) + 1)
+    return found
 
 
 def code_in(code: CodeType, qualname: str, first: int) -> CodeType | None:
@@ -140,20 +156,19 @@ def sites(path: Path) -> dict[tuple[Key, tuple[int, int]], list[tuple[str, Any, 
 
 
 def drawn(count: int, seed: int) -> Iterator[Mutant]:
-    """As many mutants of each room, each at a place of its own; the rooms take turns."""
-    each = [drawn_of(room, count // len(ROOMS), seed) for room in ROOMS]
-    for turn in zip_longest(*each):
-        yield from filter(None, turn)
+    """As many mutants of each stratum, each at a place of its own; the strata take turns."""
+    each = [drawn_of(stratum, -(-count // len(STRATA)), seed) for stratum in STRATA]
+    yield from islice((mutant for turn in zip_longest(*each) for mutant in turn if mutant), count)
 
 
-def drawn_of(room: str, count: int, seed: int) -> Iterator[Mutant]:
+def drawn_of(stratum: str, count: int, seed: int) -> Iterator[Mutant]:
     from cosmic_ray.mutating import mutate_code
 
-    folder = ROOT / "lightning_reg" / room
-    files = sorted(folder.rglob("*.py"))
-    files = [p for p in files if p.relative_to(folder.parent).as_posix() not in COMPILED]
+    root = ROOT / "lightning_reg"
+    leave = {root / name for name in COMPILED | {ALONE}}
+    files = [root / ALONE] if stratum == ALONE else sorted({*(root / stratum).rglob("*.py")} - leave)
     places = [(path, place, changes) for path in files for place, changes in sites(path).items()]
-    generator = random.Random(f"{seed} {room}")
+    generator = random.Random(f"{seed} {stratum}")
     generator.shuffle(places)
     for path, (key, (line, _)), changes in places:
         if count == 0:
@@ -168,7 +183,8 @@ def drawn_of(room: str, count: int, seed: int) -> Iterator[Mutant]:
         if code is not None:
             was, now = (text.splitlines()[line - 1].strip() for text in (source, mutated))
             count -= 1
-            yield Mutant(room, name, line, was, now, key, code)
+            lines = statement_at(ast.parse(source), line)
+            yield Mutant(stratum, name, line, was, now, key, code, lines)
 
 
 # --- the tests, and the forks ------------------------------------------------------------------------
@@ -218,83 +234,107 @@ class Mutation:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        entered = self.map(session.items)
+        reached = self.map(session.items)
         items = {item.nodeid: item for item in session.items}
         live: dict[Key, list[FunctionType]] = defaultdict(list)
         for found in gc.get_objects():
             if type(found) is FunctionType and found.__code__.co_filename.startswith(str(ROOT)):
                 code = found.__code__
                 live[code.co_filename, code.co_qualname, code.co_firstlineno].append(found)
-        results = []
+        results: list[dict[str, Any]] = []
+        again = None
+        if self.options.again:
+            rows = map(json.loads, Path(self.options.again).read_text().splitlines())
+            again = {identity(row) for row in rows if not row["killed"]}
         gc.freeze()  # or each fork would copy what it only looks at
         with open(self.options.out, "w", buffering=1) as out:
             for mutant in drawn(self.options.count, self.options.seed):
-                tests = sorted(entered.get(mutant.key, {}).items(), key=lambda test: test[1])
+                if again is not None and identity(mutant._asdict()) not in again:
+                    continue
+                tests: dict[str, float] = {}
+                for line in mutant.lines:
+                    tests |= reached.get((mutant.key[0], line), {})
                 chosen, total = [], 0.0
-                for name, seconds in tests:
-                    if name in items and total + seconds <= self.options.seconds:
+                for name in in_turns({n: t for n, t in tests.items() if n in items}):
+                    if not chosen or total + tests[name] <= self.options.seconds:
                         chosen.append(items[name])
-                        total += seconds
+                        total += tests[name]
                 start = time.monotonic()
-                status = in_child(lambda m=mutant, c=chosen: self.attempt(m, live[m.key], c)) if chosen else 0
+                limit = int(10 + 4 * total)
+                status = in_child(lambda m=mutant, c=chosen, s=limit: self.attempt(m, live[m.key], c, s))
                 row = mutant._asdict() | {
-                    "killed": status != 0,
+                    "killed": bool(chosen) and status != 0,
                     "status": status,
                     "tests": len(chosen),
                     "of": len(tests),
                     "seconds": round(time.monotonic() - start, 2),
                 }
-                del row["code"]
+                del row["code"], row["lines"]
                 results.append(row)
                 out.write(json.dumps(row) + "\n")
         report(results)
         return True
 
-    def attempt(self, mutant: Mutant, live: Iterable[FunctionType], chosen: list[pytest.Item]) -> int:
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+    def attempt(
+        self, mutant: Mutant, live: Iterable[FunctionType], chosen: list[pytest.Item], limit: int
+    ) -> int:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
         if self.options.dry:
             return int(not all(passes(a, b) for a, b in zip(chosen, [*chosen[1:], None], strict=True)))
         for function in live:
             function.__code__ = mutant.code
         return int(not all(passes(a, b) for a, b in zip(chosen, [*chosen[1:], None], strict=True)))
 
-    def map(self, items: list[pytest.Item]) -> dict[Key, dict[str, float]]:
-        """For each function, the tests that enter it and the CPU seconds each takes."""
+    def map(self, items: list[pytest.Item]) -> dict[tuple[str, int], dict[str, float]]:
+        """For each line, the tests that run it and the CPU seconds each takes."""
         file = Path(self.options.map)
-        if not file.exists():
-            in_child_without_limit(lambda: self.trace(items, file))
-        entered: dict[Key, dict[str, float]] = defaultdict(dict)
+        known = {json.loads(row)["test"] for row in file.read_text().splitlines()} if file.exists() else set()
+        if fresh := [item for item in items if item.nodeid not in known]:
+            in_child_without_limit(lambda: self.trace(fresh, file))
+        reached: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
         for row in map(json.loads, file.read_text().splitlines()):
-            for path, qualname, first in row["entered"]:
-                entered[path, qualname, first][row["test"]] = row["seconds"]
-        return entered
+            for path, lines in row["ran"].items():
+                for line in lines:
+                    reached[str(ROOT / path), line][row["test"]] = row["seconds"]
+        return reached
 
     def trace(self, items: list[pytest.Item], file: Path) -> int:
-        prefix = str(ROOT / "lightning_reg")
-        seen: set[CodeType] = set()
+        import coverage
 
-        def note(frame: Any, event: str, argument: Any) -> None:
-            seen.add(frame.f_code)
-
-        part = file.with_suffix(".part")
-        done = (
-            {json.loads(line)["test"] for line in part.read_text().splitlines()} if part.exists() else set()
-        )
-        items = [item for item in items if item.nodeid not in done]  # where an earlier run was stopped
-        with part.open("a", buffering=1) as out:
-            for item, following in zip(items, [*items[1:], None], strict=True):
-                seen.clear()
-                start = time.process_time()
-                sys.settrace(note)
-                good = passes(item, following)
-                sys.settrace(None)
-                seconds = time.process_time() - start
-                ours = [c for c in seen if c.co_filename.startswith(prefix)]
-                where = [[c.co_filename, c.co_qualname, c.co_firstlineno] for c in ours]
-                if good:
-                    out.write(json.dumps({"test": item.nodeid, "seconds": seconds, "entered": where}) + "\n")
-        part.rename(file)
+        noted = coverage.Coverage(data_file=None, include=[f"{ROOT}/lightning_reg/*"])
+        noted.start()
+        seconds: dict[str, float | None] = {}
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            noted.switch_context(item.nodeid)
+            start = time.process_time()
+            good = passes(item, following)
+            seconds[item.nodeid] = time.process_time() - start if good else None
+        noted.stop()
+        data, ran = noted.get_data(), defaultdict(lambda: defaultdict(list))
+        for path in data.measured_files():
+            for line, tests in data.contexts_by_lineno(path).items():
+                for test in tests:
+                    ran[test][str(Path(path).relative_to(ROOT))].append(line)
+        with file.open("a") as out:
+            for test, took in seconds.items():
+                lines = ran[test] if took is not None else {}  # one that fails says nothing of mutants
+                out.write(json.dumps({"test": test, "seconds": took, "ran": lines}) + "\n")
         return 0
+
+
+def in_turns(tests: dict[str, float]) -> list[str]:
+    """The quickest case of every test, quickest first; then the second quickest of each, and so on."""
+    turns: dict[str, int] = Counter()
+    ranked = []
+    for name in sorted(tests, key=tests.__getitem__):
+        test = name.partition("[")[0]
+        ranked.append((turns[test], tests[name], name))
+        turns[test] += 1
+    return [name for _, _, name in sorted(ranked)]
+
+
+def identity(row: dict[str, Any]) -> tuple[str, int, str, str]:
+    return Path(row["key"][0]).name, row["line"], row["operator"], row["now"]
 
 
 def in_child_without_limit(work: Any) -> None:
@@ -307,24 +347,29 @@ def in_child_without_limit(work: Any) -> None:
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    total, killed = Counter(r["room"] for r in rows), Counter(r["room"] for r in rows if r["killed"])
+    total: Counter[str] = Counter()
+    killed, reached = total.copy(), total.copy()
     for row in rows:
+        for stratum in (row["stratum"], "all"):
+            total[stratum] += 1
+            killed[stratum] += row["killed"]
+            reached[stratum] += bool(row["tests"])
         if not row["killed"]:
             path = Path(row["key"][0]).relative_to(ROOT / "lightning_reg")
             print(f"\n{path}:{row['line']} {row['operator']} ({row['tests']} of {row['of']} tests)")
             print(f"  - {row['was']}\n  + {row['now']}")
-    print("\n| room | killed |\n|---|---|")
-    for room in total:
-        print(f"| {room} | {killed[room]} of {total[room]} |")
-    print(f"| all | {sum(killed.values())} of {len(rows)}, {sum(killed.values()) / max(len(rows), 1):.1%} |")
+    print("\n| stratum | mutants | reached by a test | died |\n|---|---|---|---|")
+    for stratum in [*sorted(total.keys() - {"all"}), "all"]:
+        print(f"| {stratum} | {total[stratum]} | {reached[stratum]} | {killed[stratum]} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of tests for one mutant")
-    parser.add_argument("--map", default="mutation-map.jsonl", help="which tests enter which function, kept")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of tests for one mutant")
+    parser.add_argument("--map", default="mutation-map.jsonl", help="which tests run which line, kept")
+    parser.add_argument("--again", help="an earlier --out: only its survivors")
     parser.add_argument("--out", default="mutation.jsonl")
     parser.add_argument("--dry", action="store_true", help="run the tests without the mutants: none may fail")
     parser.add_argument("tests", nargs="*", default=TESTS)

@@ -12,7 +12,7 @@ from lightning_reg.groups.forms import HEAD_COUNTS, KEY_VALUE_COUNTS
 from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.groups.units import head_sets
 from lightning_reg.look.attention import SmallerAttention
-from lightning_reg.prox.group import group_maxima
+from lightning_reg.prox.group_maxima import group_maxima
 from lightning_reg.select.parameters import Selected, named_parameters
 
 __all__ = ["cut_heads_"]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lightning_reg.groups.forms import Groups, check_groups, default_layout
 from lightning_reg.groups.layout import Layout
 from lightning_reg.groups.partition import choose, partition
-from lightning_reg.prox.group import group_maxima, group_weights
+from lightning_reg.prox.group import group_weights
+from lightning_reg.prox.group_maxima import group_maxima
 from lightning_reg.select.parameters import Select, named_parameters, select_parameters
 from lightning_reg.tensors.shards import whole
 

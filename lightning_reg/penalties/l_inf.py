@@ -13,7 +13,8 @@ from lightning_reg.groups.forms import Groups
 from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties._grouped import GroupedPenalty
-from lightning_reg.prox.group import group_maxima, group_weights, lower_maxima_, lower_views_
+from lightning_reg.prox.group import group_weights
+from lightning_reg.prox.group_maxima import group_maxima, lower_maxima_, lower_views_
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.steps import StepSize

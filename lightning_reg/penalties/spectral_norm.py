@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_reg.groups.layout import Slices
 from lightning_reg.penalties._iterated import IteratedPenalty
-from lightning_reg.prox.group import lower_maxima_
+from lightning_reg.prox.group_maxima import lower_maxima_
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.spectra import as_matrix, power_step, svd

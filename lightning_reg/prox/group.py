@@ -1,4 +1,4 @@
-r"""Proximal operators of norms of groups, in one number's metric and in a diagonal one.
+r"""Proximal operators of Euclidean norms of groups, in one number's metric and in a diagonal one.
 
 With a step :math:`\eta_j` for each weight, the prox of :math:`\mu\|x\|_2` in the metric :math:`1/\eta` is
 zero where :math:`\|v/\eta\|_2 \le \mu`, and else :math:`x_j = v_j\,\theta/(\theta + \mu\eta_j)`, where
@@ -27,16 +27,16 @@ from lightning_reg.tensors.precision import accumulator, real_dtype, wide
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = [
+    "cut_to_cache",
     "etas_of",
-    "group_maxima",
     "group_norms",
     "group_weights",
-    "lower_maxima_",
-    "lower_views_",
+    "largest_over",
     "per_weight",
     "shrink_groups_",
     "shrink_groups_in_metric_",
     "shrink_views_",
+    "sum_over",
 ]
 
 #: Newton steps at most: from the better of two lower bounds, over 20 decades of steps, 7 reached rounding.
@@ -140,11 +140,11 @@ def shrink_groups_in_metric_(
                 view.copy_(soft_threshold(view, per_weight(soft * eta, layout, view)))
         shrink_groups_(tensors, layouts, threshold * eta)
         return
-    for views, moments in _pieces(tensors, layouts, steps, threshold):
+    for views, moments in cut_to_cache(tensors, layouts, steps, threshold):
         _newton_(views, etas_of(steps, moments, views), layouts, threshold, soft)
 
 
-def _pieces(
+def cut_to_cache(
     tensors: Sequence[Tensor],
     layouts: Sequence[Layout],
     steps: Sequence[StepSize],
@@ -200,8 +200,8 @@ def _newton_(
     # φ ≥ (‖v‖/(θ + m))² by Jensen's inequality, with the mean m of μη weighted by v²; hence θ ≥ ‖v‖ - m
     length = _norms(values, layouts)
     shares = [v / layout.spread(length.to(v.device), v) for layout, v in zip(layouts, values, strict=True)]
-    mean = _sum_over(layouts, [q.square_().mul_(tau) for q, tau in zip(shares, taus, strict=True)])
-    theta = torch.maximum(length - mean, _largest(layouts, [v.abs().sub_(tau) for v, tau in both]))
+    mean = sum_over(layouts, [q.square_().mul_(tau) for q, tau in zip(shares, taus, strict=True)])
+    theta = torch.maximum(length - mean, largest_over(layouts, [v.abs().sub_(tau) for v, tau in both]))
     # from 0 no weight's v/(μη) is above 1; a dead group climbs from 1, to no effect
     theta = torch.where(alive, theta.clamp_(min=0.0), 1.0)
     # to look costs a wait for the device, and processes that share groups must take the same steps
@@ -212,8 +212,8 @@ def _newton_(
             q = (tau + layout.spread(theta.to(tau.device), tau)).reciprocal_()
             inverse.append(q)
             squares.append((value * q).square_())
-        phi = _sum_over(layouts, squares)
-        slope = _sum_over(layouts, [square.mul_(q) for square, q in zip(squares, inverse, strict=True)])
+        phi = sum_over(layouts, squares)
+        slope = sum_over(layouts, [square.mul_(q) for square, q in zip(squares, inverse, strict=True)])
         climb = torch.where(alive, phi * (phi.sqrt() - 1.0) / slope, 0.0)
         theta = theta + climb
         # what is left to climb is the square of this, by the order of the method
@@ -230,94 +230,7 @@ def per_weight(number: float | Tensor, layout: Layout, view: Tensor) -> Any:
     return layout.spread(number.to(view), view) if isinstance(number, Tensor) else number
 
 
-def group_maxima(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
-    """Return the largest modulus of each group over all ``tensors``, ``(groups,)``; 0 for an empty group."""
-    first = tensors[0]
-    dtype = accumulator(first.dtype) or real_dtype(first.dtype)
-    maxima = first.new_zeros(layouts[0].count, dtype=dtype)
-    for tensor, layout in zip(tensors, layouts, strict=True):
-        if not tensor.numel():
-            maxima = maxima + tensor.abs().sum().to(maxima)  # 0, and of the tensor's graph
-        else:
-            maxima = torch.maximum(maxima, layout.amax(layout.view(tensor).abs()).to(maxima))
-    return maxima
-
-
-@torch.no_grad()
-def lower_maxima_(
-    tensors: Sequence[Tensor],
-    layouts: Sequence[Layout],
-    steps: Sequence[StepSize],
-    threshold: float | Tensor,
-) -> None:
-    r"""Prox of :math:`\sum_g \mu_g\max_{i \in g}|w_i|` in the metric of the steps, in place.
-
-    It cuts off every modulus above a level :math:`t` with
-    :math:`\sum_j (|v_j| - t)_+/\eta_j = \mu`, or :math:`t = 0`. The left side is convex and made of lines, so
-    that Newton's method climbs to the root from the left, and is there once no modulus falls below.
-
-    Args:
-        tensors: changed in place; real; they share their groups.
-        layouts: one for each tensor, whose groups lie whole in this process.
-        steps: the step of every weight of each tensor.
-        threshold: :math:`\mu`, one number or ``(groups,)``.
-
-    Reference: Michelot, *A Finite Algorithm for Finding the Projection of a Point onto the Canonical Simplex
-    of R^n*, Journal of Optimization Theory and Applications 50(1), 1986, whose problem is this one's dual.
-    """
-    plain = all(step.second_moment is None and step.numerator == steps[0].numerator for step in steps)
-    if plain:
-        threshold = threshold * steps[0].numerator
-    for views, moments in _pieces(tensors, layouts, steps, threshold):
-        lower_views_(views, None if plain else etas_of(steps, moments, views), layouts, threshold)
-
-
-def lower_views_(
-    views: Sequence[Tensor],
-    etas: Sequence[Tensor] | None,
-    layouts: Sequence[Layout],
-    threshold: float | Tensor,
-) -> None:
-    """All groups at once; ``views`` are changed, ``etas`` spent, and 1 where None."""
-    if not any(view.numel() for view in views):
-        return
-    dtype = accumulator(views[0].dtype) or views[0].dtype
-    moduli = [view.abs().to(dtype) for view in views]
-    # a step of 0 moves nothing, and what pulls must stay a number
-    etas = None if etas is None else [eta.to(dtype).clamp_(min=1e-30) for eta in etas]
-
-    def spread(per_group: Tensor) -> list[Tensor]:
-        return [layout.spread(per_group.to(m.device), m) for layout, m in zip(layouts, moduli, strict=True)]
-
-    def over_groups(tensors: Sequence[Tensor]) -> Tensor:
-        if etas is not None:
-            tensors = [tensor.div_(eta) for tensor, eta in zip(tensors, etas, strict=True)]
-        return _sum_over(layouts, tensors)
-
-    mu = threshold.to(moduli[0]) if isinstance(threshold, Tensor) else threshold
-    # two levels below the root: of the line through all moduli, and of the best one through a single one
-    above = over_groups([torch.ones_like(m) for m in moduli])
-    level = (over_groups([m.clone() for m in moduli]) - mu) / above
-    reach: Sequence[Any] = spread(mu) if isinstance(mu, Tensor) else [mu] * len(moduli)
-    if etas is not None:
-        reach = [r * eta for r, eta in zip(reach, etas, strict=True)]
-    level = torch.fmax(level, _largest(layouts, [m - r for m, r in zip(moduli, reach, strict=True)]))
-    level.clamp_(min=0.0)
-    above = torch.full_like(level, torch.inf)
-    while True:
-        excess = [(m - limit).clamp_(min=0.0) for m, limit in zip(moduli, spread(level), strict=True)]
-        before, above = above, over_groups([part.sign() for part in excess])
-        gap = over_groups(excess) - mu
-        climbs = (gap > 0) & (above < before)  # neither for NaN
-        if not bool(climbs.any()):
-            break
-        level = torch.where(climbs, level + gap / above, level)
-    for view, limit in zip(views, spread(level), strict=True):
-        limit = limit.to(view.dtype)
-        view.copy_(torch.maximum(torch.minimum(view, limit), -limit))
-
-
-def _sum_over(layouts: Sequence[Layout], views: Sequence[Tensor]) -> Tensor:
+def sum_over(layouts: Sequence[Layout], views: Sequence[Tensor]) -> Tensor:
     """Sum each group over all tensors, on the first one's device."""
     total = layouts[0].sum(views[0])
     for layout, view in zip(layouts[1:], views[1:], strict=True):
@@ -325,7 +238,7 @@ def _sum_over(layouts: Sequence[Layout], views: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _largest(layouts: Sequence[Layout], views: Sequence[Tensor]) -> Tensor:
+def largest_over(layouts: Sequence[Layout], views: Sequence[Tensor]) -> Tensor:
     """The largest entry of each group over all tensors, on the first one's device."""
     pairs = [(layout, view) for layout, view in zip(layouts, views, strict=True) if not layout.is_empty(view)]
     found = [layout.amax(view).to(views[0].device) for layout, view in pairs]

@@ -11,7 +11,8 @@ from torch import nn
 
 from lightning_reg import L1, GroupLasso, L2Norm, LInf, SparseGroupLasso, attach
 from lightning_reg.groups.layout import Labels, Slices
-from lightning_reg.prox.group import lower_maxima_, shrink_groups_in_metric_
+from lightning_reg.prox.group import shrink_groups_in_metric_
+from lightning_reg.prox.group_maxima import lower_maxima_
 from lightning_reg.tensors.steps import StepSize
 
 PENALTIES = {

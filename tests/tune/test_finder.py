@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -174,6 +175,16 @@ def test_the_curve_finds_a_parabola_and_stands_a_ruined_end() -> None:
     )
     with pytest.raises(ValueError, match="no run had a finite loss"):
         Sweep("rate", [0.0, 0.1, 0.2], [math.nan, math.inf, math.nan]).suggestion()
+
+
+def test_the_curve_where_most_losses_are_alike_is_scaled_by_their_upper_quartile() -> None:
+    rates = [i / 10 for i in range(9)]
+    losses = [2.0, 1.2, 1.002, 1.001, 1.0, 1.001, 1.003, 1.4, 3.0]  # median 1.002, upper quartile 1.4
+    heights = np.minimum(2.0, np.log1p((np.array(losses) - 1.0) / (0.1 * 0.4)))
+    for place, loss in list(zip(*Sweep("rate", rates, losses).curve(), strict=True))[::50]:
+        weight = np.exp(-0.25 * ((np.array(rates) - place) / 0.1) ** 2)  # polyfit squares it
+        fitted = np.polyval(np.polyfit(rates, heights, 2, w=weight), place)
+        assert loss == pytest.approx(1.0 + 0.04 * np.expm1(fitted), rel=1e-9)
 
 
 def test_no_penalty_is_an_answer() -> None:
