@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_reg.apply.term import Term
+from lightning_reg.schedules.floors import check_share, floor_of
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.tensors.shards import is_sharded, local, max_over_shards, sum_over_shards, whole
 
@@ -25,12 +25,7 @@ def check_floors(term: Term) -> None:
     if target is None:
         return
     sizes = [s.parameter.numel() for s in term.selected]
-    most = sum(size - _floor(target, size) for size in sizes)
-    if most < math.floor(target.share * sum(sizes)):
-        raise ValueError(
-            f"{type(term.penalty).__name__}({target!r}) cannot be met: with floor={target.floor} at most "
-            f"{most} of {sum(sizes)} weights may be zero; ask for a smaller share or floor"
-        )
+    check_share(f"{type(term.penalty).__name__}({target!r})", target, sizes, "weights")
 
 
 class Floors:
@@ -49,7 +44,7 @@ class Floors:
         if target is None:
             return
         for weight in weights:
-            count = _floor(target, weight.numel())
+            count = floor_of(target, weight.numel(), "weights")
             if count > 0:
                 mine = local(weight.detach()).reshape(-1)
                 places = _largest(weight, mine.abs(), count)
@@ -85,9 +80,3 @@ def _target_of(term: Term) -> TargetSparsity | None:
         return None
     grouped = hasattr(term.bound, "sizes_by_layer") and target.of != "weights"
     return None if grouped else target
-
-
-def _floor(target: TargetSparsity, size: int) -> int:
-    floor = 1 if target.floor is None else target.floor
-    floor = math.ceil(floor * size) if isinstance(floor, float) else floor
-    return max(min(floor, size - 1), 0)

@@ -16,6 +16,7 @@ from lightning_reg.groups.partition import choose, partition, selection
 from lightning_reg.penalties.guards import A_CONSTANT, check_no_biases, warn_of_norm_alone
 from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.schedules.base import Position, ScheduleLike, check_position
+from lightning_reg.schedules.floors import check_floor, check_share, floor_of
 from lightning_reg.schedules.shapes import Polynomial
 from lightning_reg.select.parameters import Select, Selected
 from lightning_reg.tensors.shards import local, part, whole
@@ -44,12 +45,14 @@ class KeepLargest(Constraint):
             keeps the largest tenth.
         of: cut single ``"weights"`` or whole ``"groups"``, whose size is their root mean square.
         scope: compare the weights (or groups) of each ``"tensor"`` (or layer), or of ``"all"`` that are
-            trainable. One of a tensor or layer always stays, but of weights in ``"all"``, where a whole layer
-            may be cut.
+            trainable.
         begin: where the share starts to grow, a fraction of the run or an optimizer step.
         until: where it is reached. ``until=1`` cuts once, before the second step.
         groups: which weights make a group, see :mod:`lightning_reg.groups.forms`; ``"units"`` are what
             :func:`~lightning_reg.compact` cuts.
+        floor: how many groups of each layer, or weights of each tensor, always stay, a number or a share of
+            them; where None, as for :class:`~lightning_reg.TargetSparsity`, but of weights in ``"all"`` none,
+            as in torch's ``global_unstructured``. At 0 a whole layer may be cut.
         select: what it applies to, the weights where not given.
         name: its name in checkpoints.
 
@@ -73,6 +76,7 @@ class KeepLargest(Constraint):
     begin: Position = 0.0
     until: Position = 0.5
     groups: Groups = "rows"
+    floor: int | float | None = None
     select: Select = "weights"
     name: str | None = None
 
@@ -87,6 +91,7 @@ class KeepLargest(Constraint):
             raise ValueError(f"KeepLargest(of={self.of!r}) is unknown; it is 'weights' or 'groups'")
         if self.scope not in ("tensor", "all"):
             raise ValueError(f"KeepLargest(scope={self.scope!r}) is unknown; it is 'tensor' or 'all'")
+        check_floor("KeepLargest", self.floor)
         check_position("KeepLargest", "begin", self.begin)
         check_position("KeepLargest", "until", self.until)
         if type(self.begin) is type(self.until) and self.until <= self.begin:
@@ -128,6 +133,14 @@ class _Pruned(BoundConstraint):
             check_no_biases("KeepLargest(of='groups')", self._sets)
         else:
             self._sets = [[(s, None)] for s in selected]
+        counts = [
+            members[0][0].parameter.numel() if layout is None else layout.count
+            for members in self._sets
+            for layout in [members[0][1]]
+        ]
+        check_share(repr(constraint), constraint, counts, constraint.of)
+        none = constraint.floor is None and constraint.of == "weights" and constraint.scope == "all"
+        self._floors = [0 if none else floor_of(constraint, count, constraint.of) for count in counts]
         self._places = {
             id(s.parameter): (i, layout) for i, members in enumerate(self._sets) for s, layout in members
         }
@@ -173,12 +186,17 @@ class _Pruned(BoundConstraint):
             }
             compared = sorted(wanted | trained)
             sizes, counts = zip(*map(self._sizes, compared), strict=True)
-            stay = len(sizes) if self.constraint.of == "groups" else 1
-            kept = [_with_the_largest_kept(s) if stay > 1 else s for s in sizes]
-            cut = _smallest(torch.cat([s.to(sizes[0].device) for s in kept]), sum(counts), share, stay)
+            floors = [self._floors[i] for i in compared]
+            kept = [
+                s.masked_fill(~_smallest(s, count, 1.0, floor), torch.inf) if floor else s
+                for s, count, floor in zip(sizes, counts, floors, strict=True)
+            ]
+            cut = _smallest(
+                torch.cat([s.to(sizes[0].device) for s in kept]), sum(counts), share, max(sum(floors), 1)
+            )
             cuts = dict(zip(compared, torch.split(cut, [s.numel() for s in sizes]), strict=True))
         else:
-            cuts = {i: _smallest(*self._sizes(i), share) for i in sorted(wanted)}
+            cuts = {i: _smallest(*self._sizes(i), share, self._floors[i]) for i in sorted(wanted)}
         return [self._mask(w, cuts[self._places[id(w)][0]]) for w in weights]
 
     def _sizes(self, index: int) -> tuple[Tensor, int]:
@@ -200,12 +218,7 @@ class _Pruned(BoundConstraint):
         return part(cut.reshape(weight.shape), weight)
 
 
-def _with_the_largest_kept(sizes: Tensor) -> Tensor:
-    """Return sizes of which the largest is beyond comparison, so that no layer dies whole."""
-    return sizes.index_fill(0, sizes.argmax().view(1), torch.inf) if sizes.numel() else sizes
-
-
-def _smallest(sizes: Tensor, among: int, share: float, stay: int = 1) -> Tensor:
+def _smallest(sizes: Tensor, among: int, share: float, stay: int) -> Tensor:
     """Return a mask of the smallest; of equal ones the last, and nothing that is not a number."""
     count = min(round(share * among), among - stay)
     if count <= 0:

@@ -13,21 +13,13 @@ from lightning_reg.groups.behind import norms_behind
 from lightning_reg.groups.forms import layout_of
 from lightning_reg.groups.layout import Layout
 from lightning_reg.prox.group import group_norms, group_weights
+from lightning_reg.schedules.floors import check_share, floor_of
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected, is_norm
 
 __all__ = ["A_CONSTANT", "Share", "check_no_biases", "check_steered", "warn_of_norm_alone"]
 
 _BEFORE_NORM = (nn.Linear, nn.modules.conv._ConvNd)
-
-
-def floor_of(target: TargetSparsity, count: int) -> int:
-    """Return how many of a layer's groups always stay; none of one that is a group itself."""
-    if target.floor is None:  # one layer may lose more than another, and none becomes a bottleneck
-        floor = max(int((1.0 - target.share) / 2 * count), 1)
-    else:
-        floor = math.ceil(target.floor * count) if isinstance(target.floor, float) else target.floor
-    return min(floor, count - 1)
 
 
 def check_steered(
@@ -46,13 +38,7 @@ def check_steered(
             f"{who}(TargetSparsity(...)) on the filters of {found[0].name} alone: the {name} behind undoes "
             f"their shrinking, so that no strength has a hold on them; {use}"
         )
-    counts = [members[0][1].count for members in sets]
-    most = sum(count - floor_of(target, count) for count in counts)
-    if most < math.floor(target.share * sum(counts)):
-        raise ValueError(
-            f"{who}({target!r}) cannot be met: with floor={target.floor} at most {most} of {sum(counts)} "
-            "groups may be zero; ask for a smaller share or floor"
-        )
+    check_share(f"{who}({target!r})", target, [members[0][1].count for members in sets], "groups")
 
 
 def check_no_biases(who: str, sets: Sequence[Sequence[tuple[Selected, Layout]]]) -> None:
@@ -139,7 +125,7 @@ class Share:
 
     def __init__(self, target: TargetSparsity, counts: Sequence[int]) -> None:
         self._most = math.ceil(target.share * sum(counts) - 1e-9)
-        self._floors = [floor_of(target, count) for count in counts]
+        self._floors = [floor_of(target, count, "groups") for count in counts]
         #: Dead groups of each set after its last step.
         self.dead = [0] * len(counts)
         self._spared: dict[int, tuple[Tensor, Tensor]] = {}

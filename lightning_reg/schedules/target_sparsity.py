@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_reg.schedules.base import Position, Schedule, in_steps
+from lightning_reg.schedules.floors import check_floor
 
 __all__ = ["Controller", "TargetSparsity"]
 
@@ -64,12 +65,7 @@ class TargetSparsity(Schedule):
                 f"TargetSparsity(initial={self.initial}, gain={self.gain}, every={self.every}) is out of "
                 "range; give numbers above 0"
             )
-        floor = 0 if self.floor is None else self.floor
-        if floor < 0 or (isinstance(floor, float) and not floor < 1.0):
-            raise ValueError(
-                f"TargetSparsity(floor={self.floor!r}) is out of range; give a number of groups, 0 or more, "
-                "or a share below 1.0"
-            )
+        check_floor("TargetSparsity", self.floor)
         if self.of not in (None, "weights", "groups"):
             raise ValueError(f"TargetSparsity(of={self.of!r}) is unknown; it is 'weights' or 'groups'")
         if type(self.begin) is type(self.until) and self.until <= self.begin:

@@ -284,6 +284,33 @@ def test_no_layer_dies_whole_however_small_its_groups_are() -> None:
     assert second.any()
 
 
+@pytest.mark.parametrize(
+    ("of", "floor", "left"),
+    [("groups", None, 2), ("groups", 3, 3), ("groups", 0.5, 5), ("weights", 7, 7), ("weights", None, 0)],
+)
+def test_a_floor_keeps_the_largest_of_a_layer(of, floor, left):
+    """Where groups have none of their own, it is half of an even cut: 0.5 / 2 of 10."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 10, bias=False), nn.Linear(10, 40, bias=False))
+    with torch.no_grad():
+        net[0].weight.mul_(1e-6)
+    before = net[0].weight.detach().clone()
+    first, second = cut(net, KeepLargest(0.5, of=of, scope="all", floor=floor))
+    zeros = [(tensor if of == "weights" else tensor.norm(dim=1)) == 0 for tensor in (first, second)]
+    size = before.abs().flatten() if of == "weights" else before.norm(dim=1)
+    assert torch.equal((~zeros[0]).flatten().nonzero().flatten(), size.topk(left).indices.sort().values)
+    assert sum(int(zero.sum()) for zero in zeros) == sum(zero.numel() for zero in zeros) // 2
+
+
+def test_a_share_that_the_floor_forbids_is_refused() -> None:
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"with floor=0\.5 at most \d+ of \d+ groups may be zero"):
+        attach(net, optimizer, KeepLargest(0.9, of="groups", floor=0.5), total_steps=10)
+    with pytest.raises(ValueError, match=r"KeepLargest\(floor=1\.5\) is out of range"):
+        KeepLargest(0.9, of="groups", floor=1.5)
+
+
 @pytest.mark.parametrize(("begin", "until"), [(5, 3), (3, 3), (0.5, 0.2)])
 def test_a_ramp_that_ends_before_it_begins_is_refused(begin, until):
     with pytest.raises(ValueError, match="until"):
