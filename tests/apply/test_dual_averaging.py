@@ -335,3 +335,27 @@ def test_what_is_no_window_is_refused(wrong: Any) -> None:
         attach(
             model, torch.optim.SGD(model.parameters(), 0.1), L1(0.1), apply="proximal", dual_averaging=wrong
         )
+
+
+def test_steps_by_hand() -> None:
+    """a = 4/(t + 3) from the first step, t = 1; then the average, the zeros it keeps, and the threshold."""
+    gradients, rate, strength = [0.9, -0.4, 0.2, -1.1, 0.7, 0.1], 0.1, 0.5
+    weight = nn.Parameter(torch.tensor([0.08], dtype=torch.float64))
+    module = nn.Module()
+    module.weight = weight
+    optimizer = torch.optim.SGD(module.parameters(), lr=rate)
+    attach(module, optimizer, L1(strength, select="all"), apply="proximal")
+    by_hand, average = float(weight.detach()), 0.0
+    for t, gradient in enumerate(gradients, start=1):
+        weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        by_hand -= rate * gradient
+        share, threshold = min(1.0, 4.0 / (t + 3)), rate * strength
+        average = (1.0 - share) * average + share * by_hand / threshold
+        if abs(average) < 1.0:
+            by_hand = 0.0
+        average = max(-1.0, min(1.0, average))
+        by_hand = math.copysign(max(abs(by_hand) - threshold, 0.0), by_hand)
+        assert float(weight.detach()) == pytest.approx(by_hand, abs=1e-15), t
+        (kept,) = (value for value in optimizer.state[weight].values() if isinstance(value, Tensor))
+        assert float(kept) == pytest.approx(average, abs=1e-12), t

@@ -65,3 +65,15 @@ def test_freezing_and_missing_gradients_are_asked_for_at_every_step() -> None:
     assert acted_on(bound, optimizer) == []
     net[0].weight.requires_grad_(True)
     assert len(acted_on(bound, optimizer)) == 1
+
+
+def test_a_value_is_that_of_what_is_trainable_and_not_left_out() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    term = Term(L1(1.0), model)
+    sums = [float(layer.weight.detach().abs().sum()) for layer in model]
+    assert float(term.value(1.0).detach()) == pytest.approx(sum(sums))
+    model[0].weight.requires_grad_(False)
+    assert float(term.value(1.0).detach()) == pytest.approx(sums[1] + sums[2])
+    assert float(term.value(1.0, leave_out={id(model[1].weight)}).detach()) == pytest.approx(sums[2])
+    told = {model[0].weight: True, model[2].weight: False}
+    assert float(term.value(1.0, toggled=told).detach()) == pytest.approx(sums[0] + sums[1])

@@ -13,6 +13,7 @@ from lightning_reg.dropout import (
     LateDropout,
 )
 from lightning_reg.schedules.base import check_schedule, needs_total_steps
+from lightning_reg.schedules.dropout import schedule_range
 
 
 @pytest.mark.parametrize(
@@ -77,3 +78,13 @@ def test_fractions_need_the_length_of_the_run():
             schedule(1)
     assert not needs_total_steps(AnnealedDropout(until=10))
     assert ByDepth(Linear(0.0, 0.2)).rate == Linear(0.0, 0.2)
+
+
+def test_the_range_of_a_run_is_that_of_its_steps() -> None:
+    def rises(step: int, total_steps: int | None) -> float:
+        return step / 10_000
+
+    assert schedule_range(rises, 10) == (0.0, 9 / 10_000)
+    assert schedule_range(rises, 5_001) == (0.0, 5_000 / 10_000)  # of up to a thousand steps, and the last
+    assert schedule_range(rises, None) == (0.0, 999 / 10_000)
+    assert schedule_range(0.3, 10) == (0.3, 0.3)

@@ -438,3 +438,29 @@ def test_a_share_of_weights_that_the_floor_forbids_is_refused() -> None:
 def test_a_share_of_nothing_or_of_all_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="share"):
         TargetSparsity(share)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"initial": 0.0}, {"initial": -1.0}, {"initial": math.inf}, {"gain": 0.0}, {"gain": -1.0}, {"every": 0}],
+)
+def test_numbers_of_the_controller_are_above_zero(how: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="give numbers above 0"):
+        TargetSparsity(0.5, **how)
+
+
+def test_the_strength_stays_within_eighty_powers_of_e() -> None:
+    sizes, gone = torch.arange(1.0, 101.0), torch.zeros(100)
+    hard = TargetSparsity(0.5, until=10, gain=1e4, every=1)
+    assert looks(hard, [sizes, sizes], [0, 10], 100)[1] == 80.0
+    assert looks(hard, [sizes, gone], [0, 10], 100)[1] == -80.0
+
+
+def test_twelve_layers_at_most_are_named() -> None:
+    sizes = torch.ones(26)
+    layers = [(f"{i}.weight", sizes[2 * i : 2 * i + 2]) for i in range(13)]
+    control = Controller(TargetSparsity(0.5, until=10, every=1), lambda: sizes, lambda: layers)
+    with pytest.warns(UserWarning, match=r"11\.weight 0\.00\)"):
+        for step in range(20):
+            control.strength(step, 20)
+            control.observe()

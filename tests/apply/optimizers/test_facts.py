@@ -217,3 +217,38 @@ def test_maximize_beside_the_groups_is_seen() -> None:
     optimizer.maximize = True  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"Climber\(maximize=True\) climbs"):
         attach(model, optimizer, L1(0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "known"),
+    [
+        ("timm.Lars", {"weight_decay": 0.0}, True),
+        ("timm.Lars", {"weight_decay": 0.1}, False),
+        ("timm.Lamb", {"bias_correction": True, "grad_averaging": True}, True),
+        ("timm.Lamb", {"bias_correction": False}, False),
+        ("timm.Lamb", {"grad_averaging": False}, False),
+        ("timm.Lamb", {"max_grad_norm": 1.0}, False),
+        ("timm.AdamP", {"delta": 0.1}, False),
+        ("timm.AdamP", {"delta": 0.0}, True),
+        ("pytorch_optimizer.Lamb", {}, True),
+        *(
+            ("pytorch_optimizer.Lamb", {on: True}, False)
+            for on in ("rectify", "adanorm", "adam_debias", "adam")
+        ),
+    ],
+    ids=str,
+)
+def test_an_option_that_changes_the_step_makes_it_unknown(
+    name: str, options: dict[str, Any], known: bool
+) -> None:
+    package, _, kind = name.partition(".")
+    optimizer = made(of(kind, package))
+    optimizer.param_groups[0].update(options)
+    assert callable(facts_of(optimizer, optimizer.param_groups[0]).metric) == known
+
+
+def test_a_lamb_that_clips_first_has_no_known_step() -> None:
+    optimizer: Any = made(of("Lamb", "pytorch_optimizer"))
+    assert callable(facts_of(optimizer, optimizer.param_groups[0]).metric)
+    optimizer.pre_norm = True
+    assert not callable(facts_of(optimizer, optimizer.param_groups[0]).metric)
