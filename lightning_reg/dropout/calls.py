@@ -11,13 +11,18 @@ from torch import Tensor
 from lightning_reg.dropout.known import Kind
 
 __all__ = [
+    "AFFINE",
+    "CHANCES",
     "COMPARISONS",
     "COUNTED",
     "DECISIONS",
     "DRAWS",
     "FILLS",
+    "JOINS",
     "MASKS",
     "READS",
+    "UNIFORM",
+    "chances_in",
     "count",
     "draws_inside",
     "first_number",
@@ -28,6 +33,7 @@ __all__ = [
     "name_of",
     "plain_numbers",
     "rate_of",
+    "rates_in",
     "tensors",
 ]
 
@@ -57,11 +63,34 @@ DRAWS = frozenset(
         *("gumbel_softmax", "rrelu", "rrelu_"),
     }
 )
+#: Draws by a probability.
+CHANCES = frozenset({"bernoulli", "bernoulli_", "binomial", "multinomial"})
+#: Draws with which a probability can be compared; a number compared with a normal one is none.
+UNIFORM = frozenset({"rand", "rand_like", "uniform_", "randint", "randint_like", "random_", "randperm"})
 #: Functions that take no more than a shape from a tensor.
 FILLS = frozenset(
     {
         *("full_like", "new_full", "new_tensor", "fill_", "full"),
         *("ones_like", "zeros_like", "ones", "zeros", "new_ones", "new_zeros"),
+    }
+)
+#: Functions after which uniform noise and a rate are one, to be cut at a constant: ``(rand + keep).floor()``.
+JOINS = frozenset(
+    {
+        *("add", "add_", "sub", "sub_", "rsub", "subtract", "quantile"),
+        *("__add__", "__radd__", "__iadd__", "__sub__", "__rsub__", "__isub__"),
+    }
+)
+#: Functions of a rate that give a rate, as a sigmoid does not; and of uniform noise that leave it uniform.
+AFFINE = frozenset(
+    {
+        *(*FILLS, *JOINS, "tensor", "as_tensor", "scalar_tensor", "linspace"),
+        *("mul", "mul_", "div", "div_", "true_divide", "neg", "__mul__", "__rmul__", "__imul__"),
+        *("__truediv__", "__rtruediv__", "__itruediv__", "__neg__", "clamp", "clamp_"),
+        *("expand", "expand_as", "broadcast_to", "broadcast_tensors", "repeat", "view", "view_as", "reshape"),
+        *("unsqueeze", "squeeze", "flatten", "permute", "transpose", "__getitem__", "select", "unbind"),
+        *("stack", "cat", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda"),
+        *("clone", "detach", "contiguous", "argsort", "sort"),
     }
 )
 #: Functions that give Python a tensor's number.
@@ -113,6 +142,24 @@ def rate_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     elif name == "multi_head_attention_forward":
         value = kwargs.get("dropout_p", args[10] if len(args) > 10 else 0.0)
     return value if isinstance(value, float) else float(value)
+
+
+def rates_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments of a dropout, an attention or a recurrent network that are rates, as far as is known."""
+    if name in _DROPOUTS:
+        return [kwargs["p"]] if "p" in kwargs else list(args[1:2])
+    if name in _RECURRENT:
+        return [value for value in args if not isinstance(value, (Tensor, list, tuple))]
+    places = {"scaled_dot_product_attention": 4, "multi_head_attention_forward": 10}
+    named = [value for key, value in kwargs.items() if "drop" in key or key == "p"]
+    given = args[places[name] : places[name] + 1] if name in places else args
+    return named or [value for value in given if isinstance(value, (int, float)) or name in places]
+
+
+def chances_in(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments of a draw of :data:`CHANCES` that are probabilities, or weights of a choice."""
+    given = [*args, *kwargs.values()]
+    return given[1:] if len(given) > 1 and name != "multinomial" else given[:1]
 
 
 def draws_inside(function: Any) -> bool:

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.dropout.calls import is_training, kind_of, name_of, rate_of
-from lightning_reg.dropout.mode import running
+from lightning_reg.dropout.running import running
 from lightning_reg.select.wrappers import visible_modules
 
 __all__ = ["AlwaysOn"]

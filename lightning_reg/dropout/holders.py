@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_reg.dropout.sites import slots_of
+from lightning_reg.dropout.sites import holds_more, names_drop, slots_of
 from lightning_reg.select.wrappers import visible_modules
 
-__all__ = ["Readers", "name_of_hidden", "perhaps"]
+__all__ = ["Readers", "name_of_hidden", "perhaps", "tensors_named_drop"]
 
 _DEPTH = 4
 _MOST = 64
@@ -51,6 +51,20 @@ def name_of_hidden(root: nn.Module, module: nn.Module) -> str | None:
             if value is module:
                 return f"{path}.{name}" if path else name
     return None
+
+
+def tensors_named_drop(root: nn.Module) -> Iterator[tuple[Tensor, str]]:
+    """Yield the tensors of a few numbers that are named as rates are, or held in what is.
+
+    >>> net = nn.Linear(2, 2)
+    >>> net.settings = {"drop_rate": torch.tensor(0.5)}
+    >>> [name for _, name in tensors_named_drop(net)]
+    ['settings.drop_rate']
+    """
+    for path, module in visible_modules(root):
+        for name, value in _held(module):
+            if isinstance(value, Tensor) and names_drop(name) and 0 < value.numel() <= _MOST:
+                yield value, f"{path}.{name}" if path else name
 
 
 class Readers:
@@ -150,7 +164,7 @@ def _of_code(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
 def _held(module: nn.Module) -> Iterator[tuple[str, Any]]:
     stores = [module.__dict__, module._buffers, module._parameters, _of_class(type(module))]
     for name, value in ((name, value) for store in stores for name, value in store.items()):
-        if not name.startswith("_") or "hparams" in name or "config" in name or _number(value) is not None:
+        if not name.startswith("_") or holds_more(name, value) or _number(value) is not None:
             yield from _reach(value, name, _DEPTH)
 
 
@@ -203,7 +217,7 @@ def _number(value: Any) -> float | None:
         return float(value.item()) if value.size == 1 and value.dtype.kind in "fiu" else None
     try:
         return None if isinstance(value, (bool, bytes)) or callable(value) else float(value)
-    except (TypeError, ValueError):
+    except Exception:  # a foreign object's own, a ScriptObject's NotImplementedError
         return None
 
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 from lightning_reg.dropout.calls import (
+    AFFINE,
+    CHANCES,
     COMPARISONS,
     COUNTED,
     DECISIONS,
     DRAWS,
     FILLS,
+    JOINS,
     MASKS,
     READS,
+    UNIFORM,
+    chances_in,
     count,
-    draws_inside,
     first_number,
     flat,
     is_training,
@@ -32,19 +31,23 @@ from lightning_reg.dropout.calls import (
     name_of,
     plain_numbers,
     rate_of,
+    rates_in,
     tensors,
 )
 from lightning_reg.dropout.known import Kind
+from lightning_reg.dropout.made import Made, Tag
+from lightning_reg.dropout.running import is_written, running
+from lightning_reg.dropout.scripts import rates_of_script, seen_calls
 from lightning_reg.dropout.seen import Seen
 from lightning_reg.dropout.sites import DropoutSite
 from lightning_reg.dropout.steering import RATE_AFTER
 from lightning_reg.dropout.unsteered import Unsteered
-from lightning_reg.dropout.watched import is_watched, plain, site_of, wanted, watched
+from lightning_reg.dropout.watched import is_watched, plain, site_of, wanted
 
 if TYPE_CHECKING:
     from lightning_reg.dropout.watch import Watch
 
-__all__ = ["Mode", "running"]
+__all__ = ["Mode"]
 
 
 class Mode(TorchFunctionMode):
@@ -56,49 +59,22 @@ class Mode(TorchFunctionMode):
         self.sites = sites
         self.unsteered = Unsteered(watch.root, watch.names)
         self.converted_in: dict[int, tuple[int, float]] = {}
-        #: what is made of draws, rates and constants alone: whether drawn, and which sites went into it
-        self.noise: dict[int, tuple[weakref.ref[Tensor], bool, frozenset[int]]] = {}
+        self.made = Made()
         self.numbers_drawn: set[float] = set()
-        for tensor in watch.named_tensors:
-            self._made(tensor, False)
+        for i, (tensor, _) in enumerate(watch.named_tensors):
+            self.made.put(tensor, Tag(sites=frozenset((-1 - i,))))
 
-    @contextmanager
-    def numbers(self) -> Iterator[None]:
-        """Put the watched numbers in place, and afterwards the plain ones back."""
-        placed: list[tuple[DropoutSite, Any, Any]] = []
-        for i, site in enumerate(self.sites):
-            before = site._read()
-            asked = self._asked(site)
-            number = watched(before, i, self, None if asked is None else site._raw(asked))
-            if number is not None and site.takes(number) and site._read() is number:
-                placed.append((site, before, number))
-            else:
-                self.watch.refused.add(site.key)
-        try:
-            yield
-        finally:
-            for site, before, number in placed:
-                if site._read() is number:  # unless the program wrote another
-                    site._write(before)
-
-    @contextmanager
-    def scripts(self) -> Iterator[None]:
+    def scripts(self) -> AbstractContextManager[None]:
         """See the calls of script functions, too, which no mode sees."""
-        cls: Any = torch.jit.ScriptFunction
-        call = cls.__call__
 
-        def seen(function: Any, *args: Any, **kwargs: Any) -> Any:
-            if draws_inside(function):
-                for site in {i for v in (*args, *kwargs.values()) if (i := site_of(v, self)) is not None}:
-                    self._use(site, "unknown")
-                args, kwargs = mapped(wanted, args), mapped(wanted, kwargs)
+        def seen(call: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            rates = rates_of_script(function, args, kwargs)
+            for site in self._sites_of(rates):
+                self._use(site, "unknown")
+            args, kwargs = _as_wanted(rates, (args, kwargs))
             return call(function, *args, **kwargs)
 
-        cls.__call__ = seen
-        try:
-            yield
-        finally:
-            cls.__call__ = call
+        return seen_calls(seen)
 
     @override
     def __torch_function__(
@@ -106,22 +82,36 @@ class Mode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = name_of(func)
+        kind = kind_of(name)
         values = list(flat((*args, *kwargs.values())))
         reached = {i for v in values if (i := site_of(v, self)) is not None}
-        kind = kind_of(name)
         before = count(args[0]) if kind is not None and reached and args else None
-        noisy = name in DECISIONS and any(self._tags(v)[0] for v in values)
-        if reached and (
-            kind is not None or name in DRAWS or noisy
-        ):  # it is a rate: from here on the one wanted
-            output = func(*mapped(wanted, args), **mapped(wanted, kwargs))
-        else:
-            output = func(*args, **kwargs)
+        rates = self._rates_among(name, kind, args, kwargs, values) if reached else []
+        given = _as_wanted(rates, (args, kwargs)) if rates else (args, kwargs)  # from here on the one wanted
+        output = func(*given[0], **given[1])
         if kind is not None:
-            self._dropout(name, kind, args, kwargs, reached, before, output)
+            self._dropout(name, kind, args, kwargs, before, output)
         else:
-            self._other(name, values, reached, output)
+            self._other(name, args, kwargs, values, reached, output)
         return output
+
+    def _rates_among(
+        self, name: str, kind: Kind | None, args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Any]
+    ) -> list[Any]:
+        """The watched numbers that this call shows to be rates."""
+        if kind is not None:
+            values = list(flat(rates_in(name, args, kwargs)))
+        elif name in CHANCES:
+            values = list(flat(chances_in(name, args, kwargs)))
+        elif name not in DECISIONS or not self._uniform(values):
+            return []
+        return [value for value in values if site_of(value, self) is not None]
+
+    def _uniform(self, values: list[Any]) -> bool:
+        """Whether what was drawn of a function's arguments, if anything, is uniform."""
+        tags = [self.made.of(value) for value in values]
+        drawn = [tag for tag in tags if tag.noise]
+        return bool(drawn) and all(tag.uniform for tag in drawn)
 
     def _dropout(
         self,
@@ -129,13 +119,12 @@ class Mode(TorchFunctionMode):
         kind: Kind,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        reached: set[int],
         before: int | None,
         output: Any,
     ) -> None:
         if not is_training(name, args, kwargs):
             return
-        reached |= {i for v in flat((*args, *kwargs.values())) for i in self._tags(v)[1]}
+        reached = self._sites_of(rates_in(name, args, kwargs))
         rate = rate_of(name, args, kwargs)
         where = running()
         if not reached and where is not None and id(where) in self.converted_in:
@@ -143,55 +132,80 @@ class Mode(TorchFunctionMode):
             reached = {site} if rate == value else reached
         for site in reached:
             self._use(site, kind)
-            if kind in COUNTED and before is not None:
+            if kind in COUNTED and before is not None and site >= 0:
                 seen = self.watch.seen[self.sites[site].key]
                 seen.kept += count(output) or 0
                 seen.offered += before
-        self._name_tensors((*args, *kwargs.values()))
         if not reached and rate and not is_watched(rate) and not self._belongs(where, rate):
             self.unsteered.literal(where, name, rate)
 
-    def _other(self, name: str, values: list[Any], reached: set[int], output: Any) -> None:
+    def _sites_of(self, values: Any) -> set[int]:
+        """The sites whose numbers are among these values, or in tensors among them."""
+        sites: set[int] = set()
+        for value in flat(values):
+            site = site_of(value, self)
+            sites |= self.made.of(value).sites if site is None else {site}
+        return sites
+
+    def _other(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: list[Any],
+        reached: set[int],
+        output: Any,
+    ) -> None:
         """Follow what was drawn: a draw by a rate, or a comparison with one, makes the number a rate."""
         given = [v for v in values if isinstance(v, Tensor)]
-        tags = [self._tags(v) for v in given]
-        sites = reached.union(*(held for _, held in tags))
-        noise = any(is_noise for is_noise, _ in tags)
-        pure = all(self._is_made(v) for v in given)  # nothing of the data is in it
+        sites = self._sites_of(values)
+        noise = any(self.made.of(v).noise for v in given)
+        uniform = self._uniform(given)
+        pure = all(v in self.made for v in given)  # nothing of the data is in it
         if name in DRAWS:
-            if sites:
-                self._seen_at_a_draw(name, sites, output)
-            elif not self._converted():
+            by = self._sites_of(chances_in(name, args, kwargs)) if name in CHANCES else set()
+            for site in by:
+                self._use(site, "row" if name in MASKS else "unknown")
+            if not by and not (name in CHANCES and self._converted(values)):
                 self._draw(name, values, pure, output)
-            self._name_tensors(values)
+            kept = sites if name == "uniform_" else set()
+            for tensor in tensors(output):
+                self.made.put(tensor, Tag(True, name in UNIFORM, frozenset(kept)))
+            self._used_elsewhere(reached - by - kept)
             return
         if name in READS:
-            if noise:
-                self.numbers_drawn.update(plain_numbers(output))
+            numbers = list(plain_numbers(output))
+            if uniform:
+                self.numbers_drawn.update(numbers)
+            elif sites and not noise and len(numbers) == 1:
+                self.converted(min(sites), numbers[0])
             return
         if noise and name in DECISIONS:
-            if sites:
-                kind: Kind = "layer" if all(t.numel() == 1 for t in given) else "row"
-                for site in sites:
-                    self._use(site, kind)
-                self.unsteered.explained(given)
-            elif pure and name in COMPARISONS:
-                self._literal("a mask", first_number(values))
-                self.unsteered.explained(given)
-            self._name_tensors(values)
+            self._decided(name, values, given, sites if uniform else set(), pure)
         if not pure and name not in FILLS:
-            self.watch.elsewhere.update(self.sites[i].key for i in reached)
+            self._used_elsewhere(reached)
         elif name in FILLS or given or sites:  # followed; what the data are in is not
+            kept = sites if name in (JOINS if noise else AFFINE) else set()
+            self._used_elsewhere(reached - kept)
             for tensor in tensors(output):
-                self._made(tensor, noise, frozenset(sites))
+                self.made.put(tensor, Tag(noise, uniform and name in AFFINE, frozenset(kept)))
                 if noise:
                     self.unsteered.passed_on(given, tensor)
 
-    def _seen_at_a_draw(self, name: str, sites: set[int], output: Any) -> None:
+    def _decided(
+        self, name: str, values: list[Any], given: list[Tensor], sites: set[int], pure: bool
+    ) -> None:
+        """Noise was turned into kept and dropped."""
+        kind: Kind = "layer" if all(t.numel() == 1 for t in given) else "row"
         for site in sites:
-            self._use(site, "row" if name in MASKS else "unknown")
-        for tensor in tensors(output):
-            self._made(tensor, True)
+            self._use(site, kind)
+        if not sites and pure and name in COMPARISONS and not self._converted(values):
+            self._literal("a mask", first_number(values))
+        if sites or (pure and name in COMPARISONS):
+            self.unsteered.explained(given)
+
+    def _used_elsewhere(self, sites: set[int]) -> None:
+        self.watch.elsewhere.update(self.sites[i].key for i in sites if i >= 0)
 
     def _draw(self, name: str, values: list[Any], pure: bool, output: Any) -> None:
         rate = first_number(values)
@@ -199,23 +213,22 @@ class Mode(TorchFunctionMode):
             self._literal(name, rate)
         elif not self._belongs(where := running(), None):
             self.unsteered.draw(where, name, output)
-        for tensor in tensors(output):
-            self._made(tensor, True)
 
     def _literal(self, name: str, rate: float | None) -> None:
         where = running()
         if not self._belongs(where, rate):
             self.unsteered.literal(where, name, rate)
 
-    def _converted(self) -> bool:
+    def _converted(self, values: list[Any]) -> bool:
         """Use the site whose rate was made a plain number in the module that is running."""
-        where = running()
+        where, rate = running(), first_number([v for v in values if not is_watched(v)])
         converted = self.converted_in.get(id(where)) if where is not None else None
-        if converted is not None:
-            self._use(converted[0], "unknown")
-        return converted is not None
+        if converted is None or rate is None or is_written(rate):
+            return False
+        self._use(converted[0], "unknown")
+        return True
 
-    def _asked(self, site: DropoutSite) -> float | None:
+    def asked(self, site: DropoutSite) -> float | None:
         """The rate wanted of a site that is not steered yet."""
         return None if site.key in self.watch.seen else self.watch.wanted.get(site.key)
 
@@ -252,34 +265,22 @@ class Mode(TorchFunctionMode):
         self.watch.unsteered.extend(text for text in said if text not in self.watch.unsteered)
 
     def _use(self, index: int, kind: Kind) -> None:
+        if index < 0:
+            self.watch.doubtful[self.watch.named_tensors[-1 - index][1]] = (
+                "a tensor, which is saved with the weights; make it a number to schedule it"
+            )
+            return
         site = self.sites[index]
         known = site.kind if site.kind != "unknown" else kind
         kind = "attention" if kind == "attention" else known
         seen = self.watch.seen.get(site.key)
         if seen is None:
-            asked = self._asked(site)
+            asked = self.asked(site)
             rate = site._raw(float(plain(site._read()))) if asked is None else asked
             self.watch.seen[site.key] = Seen(kind, running(), rate)
             self.watch.doubtful.pop(site.name, None)
         elif seen.kind == "unknown":
             seen.kind = kind
-
-    def _tags(self, value: object) -> tuple[bool, frozenset[int]]:
-        entry = self.noise.get(id(value)) if isinstance(value, Tensor) else None
-        return entry[1:] if entry is not None and entry[0]() is value else (False, frozenset())
-
-    def _is_made(self, value: Tensor) -> bool:
-        entry = self.noise.get(id(value))
-        return entry is not None and entry[0]() is value
-
-    def _made(self, tensor: Tensor, noise: bool, sites: frozenset[int] = frozenset()) -> None:
-        self.noise[id(tensor)] = (weakref.ref(tensor), noise, sites)
-
-    def _name_tensors(self, values: Any) -> None:
-        for value in flat(values):
-            name = self.watch.tensors.get(id(value)) if isinstance(value, Tensor) else None
-            if name is not None:
-                self.watch.doubtful[name] = "a tensor; make it a number to schedule it"
 
     def _belongs(self, where: nn.Module | None, rate: float | None) -> bool:
         """Whether a plain rate is that of a known site which is not watched, or was injected."""
@@ -289,12 +290,7 @@ class Mode(TorchFunctionMode):
         return rate is not None and any(rate in (value, 1.0 - value) for value in held)
 
 
-def running() -> nn.Module | None:
-    """The module whose method is running: the nearest frame with a module for its ``self``."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        held = frame.f_locals.get("self")
-        if isinstance(held, nn.Module):
-            return held
-        frame = frame.f_back
-    return None
+def _as_wanted(rates: list[Any], given: Any) -> Any:
+    """The arguments with the rates wanted, where watched numbers are rates; the others stay as they are."""
+    asked = {id(rate) for rate in rates}
+    return mapped(lambda value: wanted(value) if id(value) in asked else value, given)

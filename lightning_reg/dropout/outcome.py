@@ -41,8 +41,9 @@ def outcome(
         site = one.site
         if site.name in watch.doubtful:
             continue
-        if watch.overlooked(site):
-            refused = site.key in watch.refused
+        refused = site.key in watch.refused
+        literal = refused and any(site.name in text for text in watch.unsteered)
+        if literal or watch.overlooked(site):
             report.named[site.name] = (
                 "its owner takes no other number; make it a number of the module"
                 if refused

@@ -19,14 +19,14 @@ from lightning_reg.dropout.steering import SteeredRate, built_rate
 from lightning_reg.dropout.tuples import tuple_of
 from lightning_reg.select.wrappers import visible_modules
 
-__all__ = ["DropoutSite", "candidates", "slots_of"]
+__all__ = ["DropoutSite", "candidates", "holds_more", "names_drop", "slots_of"]
 
 _RATES_OF_DROP_CLASSES = frozenset(
     {"p", "prob", "rate", "ratio", "weight_p", "embed_p", "input_p", "hidden_p"}
 )
 _KEEP = ("keep_prob", "keep_rate", "keepprob")
-#: Attributes of a module that begin with "_" and hold the user's configuration.
-_PRIVATE = ("config", "cfg", "hparams", "args")
+#: Attributes of modules that are torch's and Lightning's own; the last one is a copy of the hyperparameters.
+_NOT_THE_USERS = frozenset((*vars(nn.Module()), "_trainer", "_fabric", "_hparams_initial"))
 _NO_CONFIGURATIONS = ("torch.", "lightning.", "pytorch_lightning.", "torchmetrics")
 _DEPTH = 3
 
@@ -83,13 +83,14 @@ class DropoutSite:
                 f"the rate {rate} for {self.name} is not a probability; give a number from 0 to 1"
             )
         raw, built = self._raw(rate), self._raw(self.built)
-        if self.owner is self.module:
-            self._write(raw)
+        held = self._read()
+        if self.owner is self.module:  # a number of numpy's stays one
+            self._write(type(held)(raw) if type(held).__module__ == "numpy" else raw)
         elif rate != self.built:
-            held = self._read()
-            self._write(SteeredRate(raw, held.built if isinstance(held, SteeredRate) else built))
-        elif isinstance(self._read(), SteeredRate):
-            self._write(self._read().built)
+            was = held.built if isinstance(held, SteeredRate) else held if held == built else built
+            self._write(SteeredRate(raw, was))
+        elif isinstance(held, SteeredRate):
+            self._write(held.built)
         else:
             self._write(built)
 
@@ -169,7 +170,7 @@ def _rates_of(module: nn.Module) -> Iterator[tuple[Any, str, Any, Any, Kind | No
     drops = "drop" in type(module).__name__.lower()
     for attribute, value in list(module.__dict__.items()):
         kind = known.get(attribute)
-        named = _names_drop(attribute) or (drops and attribute in _RATES_OF_DROP_CLASSES)
+        named = names_drop(attribute) or (drops and attribute in _RATES_OF_DROP_CLASSES)
         if isinstance(module, nn.RNNBase) and module.num_layers < 2 and attribute == "dropout":
             continue  # torch reads it and, with one layer, drops nothing
         if is_rate(value) and (kind is not None or named):
@@ -183,7 +184,7 @@ def _rates_of(module: nn.Module) -> Iterator[tuple[Any, str, Any, Any, Kind | No
             )
         elif type(value) is tuple and named:
             yield from ((*found, None) for found in _inside(tuple_of(module, attribute), attribute, True, 1))
-        elif _holds_more(attribute, value):
+        elif holds_more(attribute, value):
             yield from ((*found, None) for found in _inside(value, _public(attribute), named, _DEPTH))
 
 
@@ -197,15 +198,16 @@ def _inside(holder: Any, prefix: str, named: bool, depth: int) -> Iterator[tuple
         slots = [name for base in type(holder).__mro__ for name in slots_of(base) if hasattr(holder, name)]
         items = [*getattr(holder, "__dict__", {}).items(), *((name, getattr(holder, name)) for name in slots)]
     for attribute, value in items:
-        here = named or (isinstance(attribute, str) and _names_drop(attribute))
+        here = named or (isinstance(attribute, str) and names_drop(attribute))
         if is_rate(value):
             if here:
                 yield holder, prefix, attribute, value
-        elif depth > 1 and _holds_more(str(attribute), value):
+        elif depth > 1 and holds_more(str(attribute), value):
             yield from _inside(value, f"{prefix}.{attribute}", here, depth - 1)
 
 
-def _names_drop(attribute: str) -> bool:
+def names_drop(attribute: str) -> bool:
+    """Whether a name says that it is of a probability of dropping or of keeping."""
     lower = attribute.lower()
     return "drop" in lower or any(word in lower for word in _KEEP)
 
@@ -214,11 +216,9 @@ def _public(attribute: str) -> str:
     return "hparams" if attribute == "_hparams" else attribute
 
 
-def _holds_more(attribute: str, value: object) -> bool:
+def holds_more(attribute: str, value: object) -> bool:
     """Whether to look for rates on this value: a container, a namespace, a configuration."""
-    if attribute == "_hparams_initial":  # Lightning's copy
-        return False
-    if attribute.startswith("_") and not any(word in attribute for word in _PRIVATE):
+    if attribute in _NOT_THE_USERS or attribute.startswith("_lightning_reg"):
         return False
     if isinstance(value, (MutableMapping, MutableSequence)):
         return True

@@ -47,8 +47,6 @@ Around: TypeAlias = "Callable[[nn.Module], AbstractContextManager[None]]"
 class SteeredRate(float):
     """A rate on a configuration object; a copy or a pickle of it is the rate as built."""
 
-    built: float
-
     def __new__(cls, rate: float, built: float) -> SteeredRate:
         """Make a float of ``rate`` that remembers ``built``."""
         self = super().__new__(cls, rate)
@@ -60,6 +58,9 @@ class SteeredRate(float):
 
     def __deepcopy__(self, memo: object) -> float:
         return self.built
+
+    built: float
+    item = float.__float__  # as numpy's numbers have it
 
 
 @dataclass(eq=False)
@@ -264,9 +265,8 @@ def _steered_class(
 def _as_built_for_scripting(self: nn.Module) -> nn.Module:
     """Let go of a module for ``torch.jit.script``, which reads its class's source and its attributes."""
     record: _Record = self.__dict__[_RECORD]
-    entries = {
-        name: self.__dict__.pop(name) for name in (_RECORD, _RATES, _AFTER_RATES) if name in self.__dict__
-    }
+    ours = [name for name in (_RECORD, _RATES, _AFTER_RATES) if name in self.__dict__]
+    entries = {name: self.__dict__.pop(name) for name in ours}
     for attribute, value in record.built.items():
         if value is _ABSENT:
             entries[attribute] = self.__dict__.pop(attribute, 0.0)

@@ -22,11 +22,12 @@ from torch.nn.modules.module import (
 
 from lightning_reg.dropout.calls import draws_inside
 from lightning_reg.dropout.compiled import compiled_modules
-from lightning_reg.dropout.holders import Readers
+from lightning_reg.dropout.holders import Readers, tensors_named_drop
 from lightning_reg.dropout.mode import Mode
 from lightning_reg.dropout.seen import Seen
 from lightning_reg.dropout.sites import DropoutSite, candidates
 from lightning_reg.dropout.steering import observe, unobserve
+from lightning_reg.dropout.watched import watched
 from lightning_reg.select.wrappers import visible_modules
 
 __all__ = ["Watch", "watch_of"]
@@ -53,8 +54,8 @@ class Watch:
         #: who steers by what is seen
         self.engines: list[Any] = []
         self.sites: list[DropoutSite] = []
-        #: tensors of one number that are named as rates are
-        self.named_tensors: list[Tensor] = []
+        #: tensors of a few numbers that are named as rates are, and their names
+        self.named_tensors: list[tuple[Tensor, str]] = []
         self.seen: dict[tuple[int, Any], Seen] = {}
         #: numbers that reached a torch function, and no draw
         self.elsewhere: set[tuple[int, Any]] = set()
@@ -90,9 +91,7 @@ class Watch:
         for module in [m for m in self._armed if m is not self.root and id(m) not in self.names]:
             self._disarm(module)
         self._readers = Readers(self.root)
-        named = list(_tensors_named_drop(self.root))
-        self.tensors = {id(tensor): name for tensor, name in named}
-        self.named_tensors = [tensor for tensor, _ in named]
+        self.named_tensors = list(tensors_named_drop(self.root))
         for path, module in visible_modules(self.root):
             if isinstance(module, torch.jit.ScriptModule) and _drops(module):
                 self.doubtful[path] = "a script module that drops; steer it before it is scripted"
@@ -207,7 +206,7 @@ class Watch:
         try:
             with ExitStack() as stack:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-                stack.enter_context(mode.numbers())
+                stack.enter_context(self._numbers(mode))
                 stack.enter_context(mode.scripts())
                 if whole:
                     hook = register_module_forward_pre_hook(lambda m, args: self._called.add(id(m)))
@@ -218,6 +217,24 @@ class Watch:
             self._depth -= 1
         if whole:
             mode.report()
+
+    @contextmanager
+    def _numbers(self, mode: Mode) -> Iterator[None]:
+        """Put the watched numbers in place, and afterwards the plain ones back."""
+        placed: list[tuple[DropoutSite, Any, Any]] = []
+        for i, site in enumerate(mode.sites):
+            before, asked = site._read(), mode.asked(site)
+            number = watched(before, i, mode, None if asked is None else site._raw(asked))
+            if number is not None and site.takes(number) and site._read() is number:
+                placed.append((site, before, number))
+            else:
+                self.refused.add(site.key)
+        try:
+            yield
+        finally:
+            for site, before, number in placed:
+                if site._read() is number:  # unless the program wrote another
+                    site._write(before)
 
 
 #: The watch of each module that is steered. A watch holds its module, so nothing here holds the watch.
@@ -243,11 +260,3 @@ def _drops(module: torch.jit.ScriptModule) -> bool:
         return draws_inside(module)
     except RuntimeError:  # without a forward
         return False
-
-
-def _tensors_named_drop(root: nn.Module) -> Iterator[tuple[Tensor, str]]:
-    for path, module in visible_modules(root):
-        for store in (module.__dict__, module._buffers, module._parameters):
-            for name, value in store.items():
-                if isinstance(value, Tensor) and "drop" in name.lower() and value.numel() == 1:
-                    yield value, f"{path}.{name}" if path else name

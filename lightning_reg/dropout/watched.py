@@ -56,28 +56,34 @@ def watched(value: Any, site: int, observer: Observer, wanted: Any = None) -> An
 
 def is_watched(value: object) -> bool:
     """Whether ``value`` is a watched number."""
-    return _SITE in getattr(value, "__dict__", ())
+    return type(value) in _made
 
 
 def site_of(value: Any, observer: Observer) -> int | None:
     """Return the site that a watched number came from, if ``observer`` watches it."""
-    held = getattr(value, "__dict__", {}).get(_SITE) if isinstance(value, (int, float)) else None
+    held = _held(value)
     return held[0] if held is not None and held[1] is observer else None
 
 
 def plain(value: Any) -> Any:
     """Return the number that was given to :func:`watched`, or ``value`` itself."""
-    held = getattr(value, "__dict__", {}).get(_SITE) if isinstance(value, (int, float)) else None
+    held = _held(value)
     return value if held is None else held[2]
 
 
 def wanted(value: Any) -> Any:
     """Return what a watched number would be at the rate wanted, or ``value`` itself."""
-    held = getattr(value, "__dict__", {}).get(_SITE) if isinstance(value, (int, float)) else None
+    held = _held(value)
     return value if held is None else held[3]
 
 
+def _held(value: Any) -> Any:
+    """What is known of a watched number, or None."""
+    return value.__dict__.get(_SITE) if type(value) in _made else None
+
+
 _classes: dict[type, type] = {}
+_made: set[type] = set()
 
 
 def _class_for(base: type) -> type | None:
@@ -85,10 +91,11 @@ def _class_for(base: type) -> type | None:
         base = base.__mro__[1]  # a rate that is steered already is a float
     if base not in _classes:
         numpy = sys.modules.get("numpy")
-        allowed = (int, float) if numpy is None else (int, float, numpy.float64)
-        if base not in allowed:
+        allowed = () if numpy is None else (numpy.float64, numpy.float32, numpy.float16)
+        if base not in (int, float, *allowed):
             return None
         _classes[base] = _make(base)
+        _made.add(_classes[base])
     return _classes[base]
 
 
@@ -96,7 +103,9 @@ def _make(base: Any) -> type:
     body: dict[str, Any] = {"__reduce_ex__": _reduce, "__deepcopy__": lambda self, memo: plain(self)}
     if base in (int, float):
         body["__array_ufunc__"] = None  # numpy's numbers and arrays leave comparisons to us
-        body["__float__"] = _to_float
+    else:
+        body["item"] = lambda self: _passed_on(self, plain(self).item(), float(wanted(self)))
+    body["__float__"] = _to_float(base)
     for name, compare in _COMPARISONS.items():
         body[name] = _comparison(base, name, compare)
     for stem in _BINARY:
@@ -160,11 +169,14 @@ def _passed_on(self: Any, result: Any, asked: Any) -> Any:
     return result if number is None else number
 
 
-def _to_float(self: Any) -> float:
-    site, observer = self.__dict__[_SITE][:2]
-    value = float.__float__(self) if isinstance(self, float) else int.__float__(self)
-    observer.converted(site, value)
-    return value
+def _to_float(base: Any) -> Callable[[Any], float]:
+    def method(self: Any) -> float:
+        site, observer = self.__dict__[_SITE][:2]
+        value: float = base.__float__(self)
+        observer.converted(site, value)
+        return value
+
+    return method
 
 
 def _reduce(self: Any, protocol: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import functools
 import gc
+from argparse import Namespace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -16,6 +18,11 @@ from lightning_reg import schedule_dropout
 
 class Rates(NamedTuple):
     hidden: float = 0.5
+
+
+@dataclass(frozen=True)
+class Frozen:
+    drop_rate: float = 0.5
 
 
 class Slots:
@@ -56,6 +63,10 @@ def plain(read):
     return lambda net, x: F.dropout(x, read(net), net.training)
 
 
+def mask(read):
+    return lambda net, x: x * (torch.rand_like(x) >= read(net))
+
+
 def keep_some(net, x):
     kept = torch.randperm(64)[: int(64 * (1 - net.drop_rate))]
     return x * torch.zeros(64).index_fill(0, kept, 1.0)
@@ -68,8 +79,30 @@ NAMED = {
     "a class": (plain(lambda net: net.inherited), {}, "inherited"),
     "a text": (plain(lambda net: float(net.drop_rate)), {"drop_rate": "0.5"}, "drop_rate"),
     "an array": (plain(lambda net: float(net.drops[0])), {"drops": np.array([0.5])}, "drops"),
-    "a single float": (plain(lambda net: float(net.drop_rate)), {"drop_rate": np.float32(0.5)}, "drop_rate"),
-    "a tensor": (plain(lambda net: float(net.drop_rate)), {"drop_rate": torch.tensor(0.5)}, "drop_rate"),
+    "a tensor": (plain(lambda net: float(net.drop_rate)), {"drop_rate": torch.tensor(0.5)}, "drop_rate (a t"),
+    "a tensor's number": (plain(lambda net: net.p_drop.item()), {"p_drop": torch.tensor(0.5)}, "p_drop (a t"),
+    "a tensor in a mask": (mask(lambda net: net.p_drop), {"p_drop": torch.tensor([0.5])}, "p_drop (a tensor"),
+    "a tensor in a draw": (
+        lambda net, x: x * torch.empty_like(x).bernoulli_(1 - net.drop_rate),
+        {"drop_rate": nn.Parameter(torch.tensor(0.5), requires_grad=False)},
+        "drop_rate (a tensor",
+    ),
+    "a tensor of keeping": (
+        lambda net, x: x * (torch.rand_like(x) < net.keep_prob),
+        {"keep_prob": torch.tensor(0.5)},
+        "keep_prob (a tensor",
+    ),
+    "a vector": (mask(lambda net: net.drops[1]), {"drops": torch.tensor([0.2, 0.5])}, "drops (a tensor"),
+    "a tensor in a dictionary": (
+        mask(lambda net: net.cfg["drop"]),
+        {"cfg": {"drop": torch.tensor(0.5)}},
+        "cfg.drop (a tensor",
+    ),
+    "a frozen dataclass": (
+        plain(lambda net: net.cfg.drop_rate),
+        {"cfg": Frozen()},
+        "cfg.drop_rate (its owner takes no other number; make it a number of the module)",
+    ),
     "a partial": (lambda net, x: net.noise(x), {"noise": functools.partial(F.dropout, p=0.5)}, "noise.p"),
     "a list of modules": (lambda net, x: net.later[0](x), {"later": [nn.Dropout(0.5)]}, "later.0"),
     "another name": (lambda net, x: x * (torch.rand_like(x) > net.amount), {"amount": 0.5}, "amount"),
@@ -104,6 +137,25 @@ STEERED = {
     "a tuple": (plain(lambda net: net.drops[1]), {"drops": (0.2, 0.5)}),
     "ones times a rate": (by_weights, {"drop_rate": 0.5}),
     "slots": (plain(lambda net: net.cfg.hidden_drop), {"cfg": Slots()}),
+    "a single float": (plain(lambda net: float(net.drop_rate)), {"drop_rate": np.float32(0.5)}),
+    "a single float in a mask": (mask(lambda net: net.drop_rate), {"drop_rate": np.float32(0.5)}),
+    "a half float": (plain(lambda net: net.drop_rate.item()), {"drop_rate": np.float16(0.5)}),
+    "a double's number": (plain(lambda net: net.drop_rate.item()), {"drop_rate": np.float64(0.5)}),
+    "a single float on a namespace": (
+        plain(lambda net: net.cfg.drop_rate.item()),
+        {"cfg": Namespace(drop_rate=np.float32(0.5))},
+    ),
+    "a private namespace": (plain(lambda net: net._opts.drop), {"_opts": Namespace(drop=0.5)}),
+    "a private list": (plain(lambda net: net._drops[1]), {"_drops": [0.2, 0.5]}),
+    "an integer": (plain(lambda net: net.drop_rate), {"drop_rate": 1}),
+    "uniform in place": (
+        lambda net, x: x * torch.empty_like(x).uniform_(1 - net.drop_rate, 2 - net.drop_rate).floor(),
+        {"drop_rate": 0.5},
+    ),
+    "ranks": (
+        lambda net, x: x * (torch.rand_like(x).argsort(-1).argsort(-1) >= 64 * net.drop_rate),
+        {"drop_rate": 0.5},
+    ),
     "rounded": (plain(lambda net: round(net.drop_rate, 2)), {"drop_rate": 0.5}),
     "kept": (plain(lambda net: 1 - net.keep_prob), {"keep_prob": 0.5}),
     "kept, by a mask": (lambda net, x: x * (torch.rand_like(x) < net.drop_keep), {"drop_keep": 0.5}),
@@ -123,12 +175,15 @@ STEERED = {
 def test_what_is_steered_drops_at_the_rate_wanted_and_is_put_back(name):
     drop, held = STEERED[name]
     net = Net(drop, **held)
-    before = {n: v for n, v in vars(net).items() if isinstance(v, float)}
+    before = {n: (type(v), v) for n, v in vars(net).items() if isinstance(v, (int, float, np.floating))}
+    before.pop("steps")
+    inner = vars(held["cfg"]).copy() if isinstance(held.get("cfg"), Namespace) else None
     shares, report, handle = train(net)
     assert shares[-1] == pytest.approx(0.9, abs=0.05) and report.complete, report
     handle.remove()
     assert net.__dict__.get("drops", (0.2, 0.5)) == (0.2, 0.5)
-    assert {n: v for n, v in vars(net).items() if isinstance(v, float)} == before
+    assert {n: (type(v), v) for n, v in vars(net).items() if n in before} == before
+    assert inner is None or vars(held["cfg"]) == inner
     assert not isinstance(held.get("cfg"), Slots) or held["cfg"].hidden_drop == 0.5
 
 

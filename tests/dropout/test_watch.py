@@ -56,6 +56,20 @@ def scaled(x: torch.Tensor, by: float) -> torch.Tensor:
     return x * by
 
 
+@script
+def drops_a_tenth(x: torch.Tensor, by: float) -> torch.Tensor:
+    return torch.nn.functional.dropout(x * by, 0.1, True)
+
+
+@script
+def scripted_mask(x: torch.Tensor, rate: float) -> torch.Tensor:
+    return x * (torch.rand_like(x) + (1.0 - rate)).floor()
+
+
+def attend(x, **settings):
+    return nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], **settings)[0]
+
+
 GENERATOR = np.random.default_rng(1)
 RATES = {
     "bernoulli_": lambda x, p: x * x.new_empty(2, 1).bernoulli_(1 - p).div_(1 - p),
@@ -66,6 +80,7 @@ RATES = {
     "converted": lambda x, p: x * torch.empty_like(x).bernoulli_(1 - float(p * 4) / 3.0),
     "distribution": lambda x, p: x * torch.distributions.Bernoulli(1 - p).sample((2, 2)),
     "script": scripted,
+    "script with a mask": scripted_mask,
     "torch": layer_by(lambda: torch.rand([])),
     "item": layer_by(lambda: torch.rand(3).tolist()[1]),
     "python": layer_by(random.random),
@@ -83,6 +98,25 @@ CONSTANTS = {
     "after a dropout": lambda x, p: nn.functional.dropout(x, 0.5) - p,
     "an index": lambda x, p: x[int(p)],
     "script": scaled,
+    "script beside a dropout": lambda x, p: drops_a_tenth(x, p),
+    # numbers that reach a draw, or what was drawn, and are no probability
+    "a logit": lambda x, p: x * (torch.rand_like(x) > torch.sigmoid(torch.tensor(p))),
+    "a spread": lambda x, p: x + torch.normal(0.0, p, x.shape),
+    "a spread in place": lambda x, p: x + torch.empty_like(x).normal_(0.0, p),
+    "a width": lambda x, p: x + torch.empty_like(x).uniform_(0.0, p),
+    "a mean": lambda x, p: x + torch.poisson(torch.full_like(x, p)),
+    "a rate of decay": lambda x, p: x + torch.empty_like(x).exponential_(p),
+    "a temperature": lambda x, p: nn.functional.gumbel_softmax(x, tau=p),
+    "a slope": lambda x, p: nn.functional.rrelu(x, 0.1, p, True),
+    "a scale of attention": lambda x, p: attend(x, scale=p),
+    "a bias of attention": lambda x, p: attend(x, attn_mask=torch.full((2, 2), p)),
+    "what is dropped from": lambda x, p: nn.functional.dropout(torch.full_like(x, p), 0.1),
+    "an amplitude": lambda x, p: x * (torch.rand_like(x) * p > 0.1),
+    "a least value": lambda x, p: x * (torch.rand_like(x).clamp(min=p) > 0.7),
+    "a threshold of normal noise": lambda x, p: x * (torch.randn_like(x).abs() > p),
+    "a threshold of a mean": lambda x, p: x * (torch.rand(4).mean() > p),
+    "a gain, made a number": lambda x, p: x * torch.empty_like(x).bernoulli_(0.5) * float(p),
+    "a gain beside normal noise": lambda x, p: (torch.randn_like(x) + x) * float(p),
 }
 
 
@@ -100,8 +134,13 @@ def test_a_name_alone_makes_no_rate(name):
 
 
 @pytest.mark.parametrize("name", RATES)
-@pytest.mark.parametrize("value", [0.2, 0, np.float64(0.2)], ids=["float", "int", "float64"])
+@pytest.mark.parametrize(
+    "value", [0.2, 0, np.float64(0.2), np.float32(0.2)], ids=["float", "int", "float64", "float32"]
+)
 def test_watching_changes_no_number(name, value):
+    if name == "distribution" and isinstance(value, np.float32):
+        pytest.skip("torch's distributions take none")
+
     def run(watched):
         for seed in (torch.manual_seed, random.seed, np.random.seed):
             seed(0)
@@ -200,7 +239,8 @@ def test_tensors_are_named():
     net.register_buffer("drop_rate", torch.tensor(0.5))
     net.drop = lambda x, p: x * torch.empty_like(x).bernoulli_(1 - float(p)) * torch.bernoulli(net.drop_rate)
     watched = watch(net, lambda: net(torch.ones(2, 2)))
-    assert watched.doubtful == {"drop_rate": "a tensor; make it a number to schedule it"}
+    why = "a tensor, which is saved with the weights; make it a number to schedule it"
+    assert watched.doubtful == {"drop_rate": why, "drop_other": why}  # drop_prob's name as well
 
 
 def test_randomness_without_a_rate_is_reported_by_name():

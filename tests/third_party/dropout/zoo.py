@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_reg import Linear, schedule_dropout
-from lightning_reg.dropout.mode import running
+from lightning_reg.dropout.running import running
 from tests.third_party.dropout.members import MEMBERS
 
 PAGE = Path(__file__).parents[3] / "docs" / "dropout_zoo.md"
