@@ -13,13 +13,13 @@ from lightning_reg.callbacks.dropout_injector import DropoutInjector as DropoutI
 from lightning_reg.callbacks.dropout_scheduler import DropoutScheduler as DropoutScheduler
 from lightning_reg.callbacks.forward_penalty import ForwardPenaltyCallback as ForwardPenaltyCallback
 from lightning_reg.callbacks.penalty import ElasticNetPenaltyCallback as ElasticNetPenaltyCallback
+from lightning_reg.callbacks.penalty import GroupLassoPenaltyCallback as GroupLassoPenaltyCallback
 from lightning_reg.callbacks.penalty import L1PenaltyCallback as L1PenaltyCallback
 from lightning_reg.callbacks.penalty import L2PenaltyCallback as L2PenaltyCallback
 from lightning_reg.callbacks.penalty import PenaltyCallback as PenaltyCallback
-from lightning_reg.callbacks.regularization_monitor import RegularizationMonitor as RegularizationMonitor
-from lightning_reg.callbacks.structured import GroupLassoPenaltyCallback as GroupLassoPenaltyCallback
-from lightning_reg.callbacks.structured import (
+from lightning_reg.callbacks.penalty import (
     SparseGroupLassoPenaltyCallback as SparseGroupLassoPenaltyCallback,
 )
+from lightning_reg.callbacks.regularization_monitor import RegularizationMonitor as RegularizationMonitor
 from lightning_reg.tune.strength_finder import DropoutFinder as DropoutFinder
 from lightning_reg.tune.strength_finder import StrengthFinder as StrengthFinder

@@ -3,8 +3,8 @@
 To add one, write a file here: a frozen dataclass that inherits from :class:`Constraint` and gives
 :meth:`Constraint.project_`, in place; for a set of each group, :class:`GroupConstraint` and
 :meth:`GroupConstraint.project_groups_`. Then it works in every way in, with its name in ``__all__`` here and
-at the root. Test it by a row in ``tests/callbacks/test_constraints.py``, and by a file in
-``tests/constraints/`` where it does more than project. For the name as a callback, add four lines to
+at the root. Test it by a row in ``tests/constraints/cases.py``, and by a file beside it where it does more
+than project. For the name as a callback, add four lines to
 ``callbacks/constraints.py``; without them ``PenaltyCallback(YourConstraint(...))`` does the same.
 """
 
