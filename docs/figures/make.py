@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import matplotlib.pyplot as plt
 import torch
+from frontier import frontier  # beside this file
 from matplotlib.figure import Figure
 from rich.console import Console
 from sklearn.datasets import load_diabetes, load_digits
@@ -161,6 +162,7 @@ def schedules() -> Figure:
 
 #: The files, and what makes them, in their order.
 FIGURES: dict[tuple[str, ...], Callable[[], object]] = {
+    ("frontier.png",): frontier,
     ("lasso.png",): lasso,
     ("schedules.png",): schedules,
     ("sparsity.png", "histograms.png", "table.svg"): digits,
