@@ -35,10 +35,10 @@ STRATA = [*ROOMS, ALONE]
 #: Compiled by numba once, so that other code in a fork would not run.
 COMPILED = {"prox/_loops.py", "prox/_group_loops.py"}
 TESTS = [
-    *(f"tests/{room}" for room in (*ROOMS, "groups", "hosts", "parity")),
+    *(f"tests/{room}" for room in (*ROOMS, "groups", "tensors", "hosts", "parity")),
     *(
         f"tests/callbacks/test_{name}.py"
-        for name in ("penalty", "constraints", "structured", "forward_penalty")
+        for name in ("penalty", "constraints", "structured", "forward_penalty", "laws")
     ),
     *(f"lightning_reg/{room}" for room in ROOMS),
 ]

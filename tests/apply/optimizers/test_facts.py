@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -252,3 +253,17 @@ def test_a_lamb_that_clips_first_has_no_known_step() -> None:
     assert callable(facts_of(optimizer, optimizer.param_groups[0]).metric)
     optimizer.pre_norm = True
     assert not callable(facts_of(optimizer, optimizer.param_groups[0]).metric)
+
+
+@pytest.mark.parametrize("debias", [True, False])
+def test_the_step_of_lamb_by_hand(debias: bool) -> None:
+    """lr · trust · √(1 - β₂ᵗ) / (√v + ε), without the root where the biases are left as they are."""
+    optimizer: Any = made(of("Lamb", "torch_optimizer"))
+    optimizer.debias = debias
+    group = {**optimizer.param_groups[0], "betas": (0.5, 0.9), "eps": 0.1}
+    parameter = group["params"][0]
+    state = {"step": 2, "trust_ratio": 0.5, "exp_avg_sq": torch.full((2, 2), 4.0)}
+    metric: Any = facts_of(optimizer, group).metric
+    (size,) = metric(group, [state], [parameter])
+    root = math.sqrt(1.0 - 0.9**2) if debias else 1.0
+    assert torch.allclose(size.on(size.tensors), torch.full((2, 2), 0.1 * 0.5 * root / 2.1))
