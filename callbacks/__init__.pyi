@@ -4,6 +4,7 @@ from lightning_reg.callbacks.adaptive_dropout import AdaptiveDropout as Adaptive
 from lightning_reg.callbacks.constraints import NM as NM
 from lightning_reg.callbacks.constraints import Box as Box
 from lightning_reg.callbacks.constraints import KeepLargest as KeepLargest
+from lightning_reg.callbacks.constraints import L1Ball as L1Ball
 from lightning_reg.callbacks.constraints import MaxNorm as MaxNorm
 from lightning_reg.callbacks.constraints import NonNegative as NonNegative
 from lightning_reg.callbacks.constraints import NormBudget as NormBudget

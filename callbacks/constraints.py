@@ -7,7 +7,7 @@ from typing import Any, final
 from lightning_reg import constraints
 from lightning_reg.callbacks.regularizer import RegularizerCallback
 
-__all__ = ["NM", "Box", "KeepLargest", "MaxNorm", "NonNegative", "NormBudget", "Refit", "UnitNorm"]
+__all__ = ["NM", "Box", "KeepLargest", "L1Ball", "MaxNorm", "NonNegative", "NormBudget", "Refit", "UnitNorm"]
 
 
 class _ConstraintCallback(RegularizerCallback):
@@ -56,6 +56,15 @@ class NonNegative(_ConstraintCallback, constraints.NonNegative):
 
     >>> NonNegative().select
     'weights'
+    """
+
+
+@final
+class L1Ball(_ConstraintCallback, constraints.L1Ball):
+    """Keep the sum of the moduli of every tensor at a radius or below, see :class:`lightning_reg.L1Ball`.
+
+    >>> L1Ball(2.0).radius
+    2.0
     """
 
 

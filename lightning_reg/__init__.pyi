@@ -12,6 +12,7 @@ from lightning_reg.constraints import NM as NM
 from lightning_reg.constraints import Box as Box
 from lightning_reg.constraints import Constraint as Constraint
 from lightning_reg.constraints import KeepLargest as KeepLargest
+from lightning_reg.constraints import L1Ball as L1Ball
 from lightning_reg.constraints import MaxNorm as MaxNorm
 from lightning_reg.constraints import NonNegative as NonNegative
 from lightning_reg.constraints import NormBudget as NormBudget

@@ -11,6 +11,7 @@ than project. For the name as a callback, add four lines to
 from lightning_reg.constraints.base import Constraint, GroupConstraint
 from lightning_reg.constraints.box import Box
 from lightning_reg.constraints.keep_largest import KeepLargest
+from lightning_reg.constraints.l1_ball import L1Ball
 from lightning_reg.constraints.max_norm import MaxNorm
 from lightning_reg.constraints.n_m import NM
 from lightning_reg.constraints.non_negative import NonNegative
@@ -24,6 +25,7 @@ __all__ = [
     "Constraint",
     "GroupConstraint",
     "KeepLargest",
+    "L1Ball",
     "MaxNorm",
     "NonNegative",
     "NormBudget",

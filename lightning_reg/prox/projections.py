@@ -6,7 +6,7 @@ Weights may be sharded; their layout is then that of the part at hand, see
 
 References: Srivastava et al., *Dropout*, JMLR 15, 2014, for max-norm; Franke, Hefenbrock, Koehler and Hutter,
 *Improving Deep Learning Optimization through Constrained Parameter Regularization*, NeurIPS 2024, for the
-budget.
+budget; Duchi et al., *Efficient Projections onto the l1-Ball for Learning in High Dimensions*, ICML 2008.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from lightning_reg.groups.layout import Layout
-from lightning_reg.tensors.precision import sum_of_squares
-from lightning_reg.tensors.shards import local, over_shards
+from lightning_reg.prox.elementwise import soft_threshold
+from lightning_reg.tensors.precision import sum_of_squares, wide
+from lightning_reg.tensors.shards import local, over_shards, part, whole
 
-__all__ = ["box_", "max_norm_", "spend_budget_", "unit_norm_"]
+__all__ = ["box_", "l1_ball_", "max_norm_", "spend_budget_", "unit_norm_"]
 
 
 @torch.no_grad()
@@ -64,6 +65,27 @@ def box_(weight: Tensor, low: float, high: float) -> None:
     tensor([0.0000, 0.5000])
     """
     local(weight).clamp_(low, high)
+
+
+@torch.no_grad()
+def l1_ball_(weight: Tensor, radius: float) -> None:
+    r"""Project on :math:`\sum_i |w_i| \le r`: a soft threshold at the least θ that suffices.
+
+    With the moduli in falling order, :math:`\theta = \max_k \bigl(\sum_{i \le k}|w_{(i)}| - r\bigr)/k`. A
+    weight in the ball stays as it is, to the last bit.
+
+    >>> weight = torch.tensor([3.0, -1.0, 0.5])
+    >>> l1_ball_(weight, 2.5)
+    >>> weight
+    tensor([ 2.2500, -0.2500,  0.0000])
+    """
+    full = wide(whole(weight))
+    if not full.numel():
+        return
+    sums = full.abs().flatten().sort(descending=True).values.cumsum(0)
+    counts = torch.arange(1, len(sums) + 1, device=sums.device, dtype=sums.dtype)
+    theta = ((sums - radius) / counts).max().clamp(min=0.0)
+    local(weight).copy_(part(torch.where(theta > 0, soft_threshold(full, theta), full), weight))
 
 
 @torch.no_grad()

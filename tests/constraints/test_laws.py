@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 
 from lightning_reg import callbacks, constraints
 from lightning_reg.apply import Term
@@ -59,6 +64,22 @@ def test_a_weight_by_itself_goes_where_it_goes_among_others(case: Case) -> None:
         projected(case.constraint, weight).flatten()[1:], projected(case.constraint, changed).flatten()[1:]
     )
     assert same or not case.elementwise
+
+
+def test_on_one_process_of_a_mesh_it_is_the_same(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for case in CASES:
+            module = nn.Linear(4, 3, bias=False, dtype=torch.float64)
+            weight = distribute_tensor(matrices()[-1], mesh, [Shard(0)])
+            module.weight = nn.Parameter(weight)
+            term = Term(case.constraint, module)
+            term.bound.prox_([s.parameter for s in term.selected], 1.0, ())
+            found: Any = module.weight.detach()
+            assert torch.equal(found.full_tensor(), projected(case.constraint, matrices()[-1])), str(case)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_every_public_constraint_has_a_row() -> None:

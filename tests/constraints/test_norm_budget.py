@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_reg import MaxNorm, NonNegative, NormBudget, attach
+from lightning_reg import L1Ball, MaxNorm, NonNegative, NormBudget, attach
 
 
 def grown(factor: float, steps: int, warmup: int, rate: float, start: torch.Tensor) -> list[torch.Tensor]:
@@ -58,6 +58,8 @@ def test_a_factor_out_of_range_is_refused(factor: float) -> None:
         NormBudget(factor)
     with pytest.raises(ValueError, match="NormBudget"):
         NormBudget(rate=factor)
+    with pytest.raises(ValueError, match="L1Ball"):
+        L1Ball(factor)
 
 
 def test_what_is_in_range_is_taken() -> None:

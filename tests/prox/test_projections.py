@@ -1,8 +1,10 @@
 """Projections, and the decay that keeps a budget."""
 
+import numpy as np
+import pytest
 import torch
 
-from lightning_reg.prox.projections import spend_budget_
+from lightning_reg.prox.projections import l1_ball_, spend_budget_
 
 
 def test_a_weight_far_above_its_budget_goes_to_zero_and_not_through_it():
@@ -15,3 +17,28 @@ def test_a_weight_within_its_budget_is_left_alone():
     weight, multiplier = torch.tensor([3.0, -4.0]), torch.tensor(0.0)
     spend_budget_(weight, multiplier, torch.tensor(20.0), rate=1.0)
     assert torch.equal(weight, torch.tensor([3.0, -4.0])) and multiplier == 0.0
+
+
+@pytest.mark.parametrize("radius", [0.1, 2.0, 9.0, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_nearest_point_of_an_l1_ball_by_bisection(radius: float, dtype: torch.dtype) -> None:
+    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values = weight.double().numpy().copy()
+    low, high = 0.0, float(np.abs(values).max())
+    for _ in range(100):  # the threshold at which the moduli add up to the radius
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.maximum(np.abs(values) - middle, 0).sum() > radius else (low, middle)
+    wanted = np.sign(values) * np.maximum(np.abs(values) - high, 0)
+    before = weight.clone()
+    l1_ball_(weight, radius)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    assert np.allclose(weight.double().numpy(), wanted, rtol=tolerance, atol=tolerance)
+    assert torch.equal(weight, before) == (np.abs(values).sum() <= radius)
+    assert bool((weight == 0).any()) == (radius < 10.0)
+
+
+def test_a_ball_of_equal_weights_and_of_none() -> None:
+    weight = torch.full((4,), 2.0)
+    l1_ball_(weight, 2.0)
+    assert weight.tolist() == [0.5] * 4
+    l1_ball_(torch.zeros(0, 3), 1.0)
