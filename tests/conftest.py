@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from tests.ports import free_port
+from tests.turns import turn
+
+turn()  # before workers start, so that all have the same
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would wait for each other's
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what a test starts

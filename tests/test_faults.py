@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -20,8 +19,8 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from lightning_reg.callbacks import RegularizationMonitor
+from tests.distributed.launch import Launch
 from tests.faults_program import FAULT_AT, DropNet, Signal, run
-from tests.ports import free_port
 from tests.support import weights
 
 ROOT = Path(__file__).parents[1]
@@ -160,23 +159,19 @@ def test_a_full_disk_while_the_monitor_prints(
 # --- one of two processes killed ---------------------------------------------------------------------
 
 
-def torchrun(jobs: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    program += ["--nproc-per-node=2", "-m", "tests.faults_program", json.dumps(jobs)]
-    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=240)
-
-
 @pytest.mark.slow
 def test_a_rank_killed_under_torchrun_then_resumed(tmp_path: Path) -> None:
     killed, uninterrupted = tmp_path / "killed", tmp_path / "whole"
-    run = torchrun([{"folder": str(killed), "kills": 1}])
+    program = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    program += ["--nproc-per-node=2", "-m", "tests.faults_program"]
+    program += [json.dumps([{"folder": str(killed), "kills": 1}])]
+    run = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode != 0
     assert "Signal 9 (SIGKILL)" in run.stderr, run.stderr[-3000:]
     checkpoint = last(killed)
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 16
     jobs = [{"folder": str(killed), "ckpt": str(checkpoint)}, {"folder": str(uninterrupted)}]
-    run = torchrun(jobs)
-    assert run.returncode == 0, run.stderr[-3000:]
+    Launch("tests.faults_program", [jobs], 2, tmp_path, "resumed").succeed(240)
     assert torch.equal(torch.load(killed / "weights.pt"), torch.load(uninterrupted / "weights.pt"))
 
 
@@ -184,32 +179,8 @@ def test_a_rank_killed_under_torchrun_then_resumed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_other_rank_ends_with_an_error_by_itself(rank: int, tmp_path: Path) -> None:
     """With nobody to end it: gloo sees the connection close."""
-    port = str(free_port())
-    jobs = json.dumps([{"folder": str(tmp_path), "kills": rank}])
-    processes = []
-    for mine in (0, 1):
-        environment = {
-            **os.environ,
-            "RANK": str(mine),
-            "LOCAL_RANK": str(mine),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "TORCHELASTIC_RUN_ID": "tests",
-        }
-        with (tmp_path / f"{mine}.log").open("w") as log:  # a pipe that nobody empties would stop the other
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-W", "ignore", "-m", "tests.faults_program", jobs],
-                    env=environment,
-                    cwd=ROOT,
-                    stdout=log,
-                    stderr=log,
-                )
-            )
-    codes = [process.wait(timeout=240) for process in processes]
+    launch = Launch("tests.faults_program", [[{"folder": str(tmp_path), "kills": rank}]], 2, tmp_path, "rank")
+    codes = launch.wait(240)
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] > 0
-    log = (tmp_path / f"{1 - rank}.log").read_text()
+    log = launch.logs[1 - rank].read_text()
     assert re.search(r"RuntimeError: .*(Connection (closed|reset) by peer|gloo)", log), log[-3000:]

@@ -1,10 +1,13 @@
 """Every notebook runs from top to bottom, and carries outputs that are fit to be read by anyone."""
 
+import ast
 import itertools
 import re
 from pathlib import Path
 
 import pytest
+
+from tests.turns import part_of, turn
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -19,11 +22,22 @@ def test_they_are_numbered_from_the_quick_start():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of Jupyter's own packages
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", part_of(NOTEBOOKS, 4, turn()), ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_imports_exists(path):
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    lines = [line for source in cells for line in source.splitlines() if not line.startswith("%")]
+    tree = ast.parse("\n".join(lines))
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert tree.body
+    exec(compile(tree, path.name, "exec"), {})
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -75,9 +75,8 @@ def train_point(
             optimizer_state = rescaled(before["optimizer"], ratio)
             if recipe.predict:
                 goal = recipe.tolerance * strength
-                gradients = predict_(
-                    module, Term(penalty, module, in_place=True), batches, loss, strength, goal
-                )
+                term = Term(penalty, module, in_place=True)
+                gradients = predict_(module, term, batches, loss, strength, goal, recipe.max_epochs)
         seed_all(recipe.seed)
         point = PathPoint(
             penalty,

@@ -29,7 +29,13 @@ ROUNDS = 3
 
 
 def predict_(
-    module: nn.Module, term: Term, batches: Iterable[Any], loss: Loss, strength: float, tolerance: float
+    module: nn.Module,
+    term: Term,
+    batches: Iterable[Any],
+    loss: Loss,
+    strength: float,
+    tolerance: float,
+    limit: int,
 ) -> int:
     """Move the weights from the solution at one strength to about that at another.
 
@@ -42,6 +48,7 @@ def predict_(
         loss: ``(module, batch) -> loss``, a mean over the batch.
         strength: the next λ.
         tolerance: a residual that is small enough.
+        limit: of gradients in one Newton step, which is then shorter: what an optimizer may take, too.
 
     Returns:
         How many gradients of the whole data it took.
@@ -61,7 +68,8 @@ def predict_(
         if solved:
             weights, gradient, support = _exchanged(point, weights, gradient, moved, support)
         slope = (gradient + point.penalty_gradient(weights)) * support
-        ahead = weights + _conjugate_gradients(partial(point.curvature, weights, slope, support), -slope)
+        times = partial(point.curvature, weights, slope, support)
+        ahead = weights + _conjugate_gradients(times, -slope, limit)
         crossed = support & point.chosen & (ahead.sgn() != weights.sgn())
         if not term.bound.elementwise:  # a weight in a group may change its sign
             crossed = torch.zeros_like(crossed)
@@ -161,12 +169,14 @@ class _Point:
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
 
-def _conjugate_gradients(times: Callable[[Tensor], Tensor], target: Tensor, accuracy: float = 1e-4) -> Tensor:
-    """Return x with ``times(x) = target``, or as far as the curvature is positive."""
+def _conjugate_gradients(
+    times: Callable[[Tensor], Tensor], target: Tensor, limit: int, accuracy: float = 1e-4
+) -> Tensor:
+    """Return x with ``times(x) = target``, or as far as the limit goes and the curvature is positive."""
     found, rest = torch.zeros_like(target), target.clone()
     direction, size = rest.clone(), float(rest @ rest)
     goal = accuracy**2 * size
-    for _ in range(int((target != 0).sum()) + 2):
+    for _ in range(min(limit, int((target != 0).sum()) + 2)):
         if size <= goal or size == 0.0:
             break
         image = times(direction)

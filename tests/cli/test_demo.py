@@ -11,6 +11,7 @@ from torch import nn
 import lightning_reg.callbacks
 from lightning_reg import EarlyDropout
 from lightning_reg.cli.main import main
+from tests.turns import part_of, turn
 
 
 @pytest.mark.slow
@@ -68,7 +69,7 @@ def test_the_claim_is_computed_from_the_table():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("first", part_of([0, 3], 2, turn()))
 def test_at_least_two_methods_win_beyond_one_deviation(first, tmp_path):
     from lightning_reg.cli.demo import demo
 

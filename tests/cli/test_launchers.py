@@ -1,4 +1,4 @@
-"""``examples/train.py``, the same file under every launcher."""
+"""``examples/train.py``, the same file under every launcher; those of two processes take turns."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.ports import free_port
+from tests.turns import part_of, turn
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +41,7 @@ def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
 
 
 def printed(process: subprocess.Popen[str], folder: Path) -> str:
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, (folder / "stderr.txt").read_text()[-3000:]
     return "".join(re.findall(r"validation accuracy .*", out))
 
@@ -58,74 +60,77 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_one_process(tmp_path: Path) -> None:
     plain = run([sys.executable, *EXAMPLE], tmp_path)
     assert re.fullmatch(r"validation accuracy 9\d\.\d%, zeros [1-9]\d\.\d%", plain)
-    outside = tool("lightning_reg.cli.main", "run", *ATTACHED, *EXAMPLE, *WITHOUT)
-    assert run(outside, tmp_path) == plain
+    assert run(ours(*ATTACHED, *EXAMPLE, *WITHOUT), tmp_path) == plain
 
 
-@pytest.mark.xdist_group("torchrun")
-def test_two_processes(torchrun: str, tmp_path: Path) -> None:
-    two = ["--devices", "2", "--strategy", "ddp"]
-    launched = [
-        [sys.executable, *EXAMPLE, *two],  # Lightning starts the second
-        fabric(*two, *EXAMPLE),
-        tool("lightning_reg.cli.main", "run", *two, *ATTACHED, *EXAMPLE, *WITHOUT),
-        # what is attached reaches a process that the script's own Trainer starts
-        tool("lightning_reg.cli.main", "run", *ATTACHED, *EXAMPLE, *WITHOUT, *two),
-        # and processes that another launcher has started
-        tool(
+def ours(*arguments: str) -> list[str]:
+    """``lightning-reg run`` with these arguments."""
+    return tool("lightning_reg.cli.main", "run", *arguments)
+
+
+TWO = ["--devices", "2", "--strategy", "ddp"]
+#: What starts two processes, and how often it reports them and the strategy in place of the script's.
+LAUNCHERS: dict[str, tuple[Callable[[], list[str]], int, int]] = {
+    "Lightning starts the second": (lambda: [sys.executable, *EXAMPLE, *TWO], 0, 0),
+    "fabric": (lambda: fabric(*TWO, *EXAMPLE), 0, 0),
+    "lightning-reg": (lambda: ours(*TWO, *ATTACHED, *EXAMPLE, *WITHOUT), 1, 1),
+    # what is attached reaches a process that the script's own Trainer starts
+    "the script, under lightning-reg": (lambda: ours(*ATTACHED, *EXAMPLE, *WITHOUT, *TWO), 1, 0),
+    # and processes that another launcher has started
+    "lightning-reg under torchrun": (
+        lambda: tool(
             "torch.distributed.run",
             *("--standalone", "--nproc-per-node=2", "-m", "lightning_reg.cli.main", "run"),
             *(*ATTACHED, *EXAMPLE, *WITHOUT),
         ),
-    ]
-    said = [run(command, tmp_path) for command in launched]
-    assert re.fullmatch(r"validation accuracy [89]\d\.\d%, zeros [1-9]\d\.\d%", torchrun)
-    assert said == [torchrun] * len(launched)
-    report = (tmp_path / "stderr.txt").read_text()
-    assert (
-        report.count("lightning-reg run: Classifier, 2 processes, DDPStrategy") == 3
-    )  # rank 0 alone reports
-    assert (
-        report.count("Trainer(devices=2) in place of the script's 1") == 0
-    )  # torchelastic says it to the script
-    assert report.count("Trainer(strategy='ddp') in place of the script's 'auto'") == 1
+        1,
+        0,
+    ),
+}
 
 
 @pytest.mark.xdist_group("torchrun")
-def test_two_nodes(torchrun: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", part_of(list(LAUNCHERS), 3, turn()))
+def test_two_processes(launcher: str, torchrun: str, tmp_path: Path) -> None:
+    command, reports, strategies = LAUNCHERS[launcher]
+    assert re.fullmatch(r"validation accuracy [89]\d\.\d%, zeros [1-9]\d\.\d%", torchrun)
+    assert run(command(), tmp_path) == torchrun
+    report = (tmp_path / "stderr.txt").read_text()
+    # rank 0 alone reports, and torchelastic says devices= to the script
+    assert report.count("lightning-reg run: Classifier, 2 processes, DDPStrategy") == reports
+    assert report.count("Trainer(devices=2) in place of the script's 1") == 0
+    assert report.count("Trainer(strategy='ddp') in place of the script's 'auto'") == strategies
+
+
+@pytest.mark.xdist_group("torchrun")
+@pytest.mark.parametrize("launcher", part_of(["torchrun", "lightning-reg"], 2, turn()))
+def test_two_nodes(launcher: str, torchrun: str, tmp_path: Path) -> None:
     """Two agents on this machine, of one process each, are two processes."""
     port = str(free_port())
     address = ("--master-addr", "127.0.0.1", "--master-port", port)
-    agents = [
-        tool("torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", *address, *EXAMPLE)
-        for rank in range(2)
-    ]
-    assert together(agents, tmp_path) == torchrun
-    port = str(free_port())
     nodes = ["--num-nodes", "2", "--devices", "1", "--strategy", "ddp", "--main-port", port]
-    ours = [
-        tool("lightning_reg.cli.main", "run", *nodes, "--node-rank", str(rank), *ATTACHED, *EXAMPLE, *WITHOUT)
-        for rank in range(2)
-    ]
-    assert together(ours, tmp_path) == torchrun
+    agents = {
+        "torchrun": lambda rank: tool(
+            "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}", *address, *EXAMPLE
+        ),
+        "lightning-reg": lambda rank: ours(*nodes, "--node-rank", str(rank), *ATTACHED, *EXAMPLE, *WITHOUT),
+    }[launcher]
+    processes = [start(agents(rank), tmp_path) for rank in range(2)]
+    assert "".join(printed(process, tmp_path) for process in processes) == torchrun
 
 
-def test_the_exit_status_is_the_scripts(tmp_path: Path) -> None:
-    """Through torchelastic; and a dry run of two processes ends them both."""
+def test_the_exit_status_is_the_scripts_through_torchelastic(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import os, sys\nsys.exit(7 if os.environ['RANK'] == '1' else 0)\n")
-    two = tool("lightning_reg.cli.main", "run", "--devices", "2", *ATTACHED)
-    ended = subprocess.run([*two, str(script)], capture_output=True, text=True, timeout=300)
+    command = ours("--devices", "2", *ATTACHED, str(script))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 7
     assert f"{script} made no Trainer, so nothing was attached" in ended.stderr
-    for strategy in ("ddp", "ddp_spawn"):
-        dry = subprocess.run(
-            [*two, "--strategy", strategy, "--dry-run", *EXAMPLE], capture_output=True, text=True, timeout=300
-        )
-        assert dry.returncode == 0, dry.stderr[-3000:]
-        assert "net.0.weight" in dry.stderr and "validation accuracy" not in dry.stdout
 
 
-def together(agents: list[list[str]], folder: Path) -> str:
-    processes = [start(agent, folder) for agent in agents]
-    return "".join(printed(process, folder) for process in processes)
+@pytest.mark.parametrize("strategy", part_of(["ddp", "ddp_spawn"], 2, turn()))
+def test_a_dry_run_of_two_processes_ends_them_both(strategy: str) -> None:
+    command = ours("--devices", "2", *ATTACHED, "--strategy", strategy, "--dry-run", *EXAMPLE)
+    dry = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert dry.returncode == 0, dry.stderr[-3000:]
+    assert "net.0.weight" in dry.stderr and "validation accuracy" not in dry.stdout

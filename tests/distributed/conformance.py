@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import sys
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,6 +28,7 @@ from tests.distributed.cells import (
     whole,
 )
 from tests.support import QUIET, data, network, without_averages
+from tests.turns import part_of
 
 #: The columns of the page, by the launch that runs them: Lightning's name and the number of processes.
 COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
@@ -41,6 +42,8 @@ COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
 }
 #: What each spawn runs, all families and applies together: precision, accumulation, clipping.
 SPAWNED = [("64-true", 1, "none"), ("bf16-true", 2, "none"), ("16-mixed", 1, "value")]
+#: A run of the tests has one of so many parts of the table.
+PARTS = 7
 
 
 class Networks(pl.LightningModule):
@@ -139,32 +142,27 @@ def weights(module: nn.Module) -> Tensor:
     return nn.utils.parameters_to_vector(full).double()
 
 
-def cells_of(launch: str) -> list[Cell]:
-    """All that one launch runs."""
+def cells_of(launch: str, turn: int | None = None) -> list[Cell]:
+    """All that one launch runs, or what it runs in its turn: a seventh, or one setting of those spawned."""
     if launch == "spawn":
         (strategy,) = COLUMNS["spawn"]
         together = [(f, a) for f in FAMILIES for a in ("gradient", "loss", "decoupled", "proximal")]
         return [
             Cell(family, apply, strategy, precision, "SGD", accumulate, clip)
-            for precision, accumulate, clip in SPAWNED
+            for precision, accumulate, clip in part_of(SPAWNED, len(SPAWNED), turn)
             for family, apply in together
         ]
     cells = [cell for strategy in COLUMNS[launch] for cell in [*whole(strategy), *crossed(strategy)]]
-    return cells + (whole("single device", "Adam") if launch == "one" else [])
+    return part_of(cells + (whole("single device", "Adam") if launch == "one" else []), PARTS, turn)
 
 
-def main(launch: str, out: str) -> None:
+def main(launch: str, turn: int | None, out: str) -> None:
     torch.set_num_threads(1)
-    cells = cells_of(launch)
+    cells = cells_of(launch, turn)
     results: list[Tensor | str] = []
     if launch == "spawn":
-        size = len(cells) // len(SPAWNED)
-        for first in range(0, len(cells), size):
-            results += run_together(cells[first : first + size])
+        for _, together in itertools.groupby(cells, lambda cell: cell.precision):
+            results += run_together(list(together))
     else:
         results = [run(cell) for cell in cells]
     torch.save(results, f"{out}.{os.environ.get('RANK', '0')}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

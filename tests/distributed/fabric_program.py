@@ -1,8 +1,7 @@
-"""Fabric in two processes, as torchrun starts it; rank 0 saves what came of each job."""
+"""Fabric in two processes, as torchrun would start it; rank 0 saves what came of each job."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -80,10 +79,10 @@ def train(strategy: str, apply: Any, accumulate: int, clip: str, when: str) -> T
     return nn.utils.parameters_to_vector(full).detach()
 
 
-if __name__ == "__main__":
+def main(out: str) -> None:
     torch.set_num_threads(1)
     results = [train(**job) for job in JOBS]
     if torch.distributed.get_rank() == 0:
-        torch.save(results, sys.argv[1])
+        torch.save(results, out)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,10 +26,10 @@ from tests.distributed.cells import (
     without,
 )
 from tests.distributed.conformance import COLUMNS, SPAWNED, cells_of
-from tests.distributed.launch import ROOT, Launch
+from tests.distributed.launch import Launch
 from tests.support import relative
 
-PAGE = ROOT / "docs" / "conformance.md"
+PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 PASSED, DIFFERS = "✓", "✗"
 #: Between signs of an entry, so that a browser keeps them on one line.
 UNBROKEN = "\N{NO-BREAK SPACE}"
@@ -80,22 +82,23 @@ at least in every run, else the run would show nothing. Two processes under DDP 
 {notes}
 
 FSDP1 and DeepSpeed are not run here: they need a GPU. `python -m tests.distributed.page` writes this
-page, and a slow test fails where it is out of date.
+page, and slow tests, which run a seventh of the table each day, fail where it is out of date.
 """
 
 #: For each cell PASSED, the sentence that refuses it, or DIFFERS and how.
 Results = dict[Cell, str]
 
 
-def run(folder: Path) -> Results:
-    """Run every cell and judge it."""
+def run(folder: Path, turn: int | None = None) -> Results:
+    """Run every cell, or those whose turn it is, and judge them."""
     results: Results = {}
     for name in COLUMNS:
         began = time.perf_counter()
         processes = 2 if name == "two" else 1
-        Launch("tests.distributed.conformance", [name, str(folder / name)], processes, folder, name).wait(600)
+        program = "tests.distributed.conformance"
+        Launch(program, [name, turn, str(folder / name)], processes, folder, name).succeed(600)
         ranks = [torch.load(folder / f"{name}.{rank}") for rank in range(processes)]
-        for cell, *found in zip(cells_of(name), *ranks, strict=True):
+        for cell, *found in zip(cells_of(name, turn), *ranks, strict=True):
             results[cell] = judge(cell, found)
         print(f"{name}: {len(ranks[0])} cells in {time.perf_counter() - began:.0f} s")
     return results
@@ -166,19 +169,51 @@ def render(results: Results) -> str:
     )
 
 
+def read(text: str) -> Results:
+    """What :func:`render` was given."""
+    sentences = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
+    results: Results = {}
+
+    def note(cells: list[Cell], signs: str) -> None:
+        for cell, sign in zip(cells, signs.split(UNBROKEN), strict=True):
+            results[cell] = PASSED if sign == PASSED else sentences[re.sub(r"\D", "", sign)]
+
+    families, settings = _families_columns(), _settings_columns()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    for family, row in zip(FAMILIES, rows[: len(FAMILIES)], strict=True):
+        for cells, signs in zip(families, row[1:], strict=True):
+            note([cell for cell in cells if cell.family == family], signs)
+    for precision, accumulated, clipping, *row in rows[len(FAMILIES) : -len(TOLERANCES)]:
+        for setting in itertools.product(accumulated.split(", "), clipping.split(", ")):
+            for cells, signs in zip(settings, row, strict=True):
+                here = (precision.strip("`"), *setting)
+                note([c for c in cells if (c.precision, str(c.accumulate), c.clip) == here], signs)
+    for cell in cells_of("spawn"):
+        results[cell] = results[replace(cell, precision="64-true", accumulate=1, clip="none")]
+    return results
+
+
+def _families_columns() -> list[list[Cell]]:
+    return [whole(strategy) for strategy in _columns()] + [whole("single device", "Adam")]
+
+
+def _settings_columns() -> list[list[Cell]]:
+    return [crossed(strategy) for strategy in _columns(spawn=False)]
+
+
 def _columns(spawn: bool = True) -> list[str]:
     return [s for name, names in COLUMNS.items() if spawn or name != "spawn" for s in names]
 
 
 def _families(results: Results, notes: Notes) -> Iterable[list[str]]:
-    columns = [whole(strategy) for strategy in _columns()] + [whole("single device", "Adam")]
+    columns = _families_columns()
     for family in FAMILIES:
         signs = [notes.mark(results[c] for c in cells if c.family == family) for cells in columns]
         yield [f"`{family}`" if "," not in family else "`{}`, {}".format(*family.split(", ")), *signs]
 
 
 def _settings(results: Results, notes: Notes) -> Iterable[list[str]]:
-    columns = [crossed(strategy) for strategy in _columns(spawn=False)]
+    columns = _settings_columns()
     for precision in TOLERANCES:
         rows: dict[tuple[str, ...], list[tuple[int, str]]] = {}
         for setting in itertools.product((1, 2), CLIPPING):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import Any
@@ -149,7 +148,3 @@ def main(jobs: list[dict[str, Any]], out: str) -> None:
             break  # another rank may be elsewhere; leaving ends it too
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(results, out)
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), sys.argv[2])

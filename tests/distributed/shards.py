@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import re
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -50,8 +49,11 @@ from lightning_reg.penalties.bound import Bound
 from lightning_reg.prox import projections as constraints
 from lightning_reg.select.parameters import named_parameters, select_parameters
 from lightning_reg.tensors.shards import entries, local, part
+from tests.turns import part_of
 
 RANKS = 4
+#: A run of the tests has one of so many parts of what trains with a penalty.
+PARTS = 3
 WAYS = ("rows", "columns", "both", "hybrid", "whole", "mixed", "fsdp+tp")
 
 
@@ -381,17 +383,13 @@ def stays_local(pair: tuple[nn.Module, nn.Module], apply: Any) -> float:
     return float(communication.get_total_counts())
 
 
-def checks() -> Iterator[tuple[Any, ...]]:
-    """The name of each check, its way of sharding, the function that makes it, and what that takes."""
+def checks(turn: int | None) -> Iterator[tuple[Any, ...]]:
+    """The name of each check, its way of sharding, the function that makes it, and what that takes.
+
+    Of those that train with a penalty, a third or all of them.
+    """
+    yield from part_of(list(of_penalties()), PARTS, turn)
     for way in WAYS:
-        for name in PENALTIES if way in ("rows", "columns") else FEW:
-            penalty = PENALTIES[name]
-            yield f"{way}-{name}-loss", way, value_and_gradient, penalty
-            yield f"{way}-{name}-gradient", way, train, penalty, "gradient", "sgd"
-            if penalty.has_prox:
-                yield f"{way}-{name}-proximal-sgd", way, train, penalty, "proximal", "sgd"
-            if penalty.prox_in_metric:
-                yield f"{way}-{name}-proximal-adam", way, train, penalty, "proximal", "adam"
         for groups in ("rows", "columns", "tensor"):
             yield f"{way}-constraints-{groups}", way, constrain, groups
         for name, some in (("rows", "rows"), ("columns", "columns"), ("coupled", UNIT)):
@@ -408,17 +406,28 @@ def checks() -> Iterator[tuple[Any, ...]]:
     yield "rows-proximal-stays_local", "rows", stays_local, "proximal"
 
 
+def of_penalties() -> Iterator[tuple[Any, ...]]:
+    for name, penalty in PENALTIES.items():  # those of a penalty in a row, so that each part has some
+        for way in WAYS if name in FEW else ("rows", "columns"):
+            yield f"{way}-{name}-loss", way, value_and_gradient, penalty
+            yield f"{way}-{name}-gradient", way, train, penalty, "gradient", "sgd"
+            if penalty.has_prox:
+                yield f"{way}-{name}-proximal-sgd", way, train, penalty, "proximal", "sgd"
+            if penalty.prox_in_metric:
+                yield f"{way}-{name}-proximal-adam", way, train, penalty, "proximal", "adam"
+
+
 def worst(results: list[Any]) -> Any:
     """The first error of any process, or the largest difference."""
     return next((one for one in results if isinstance(one, str)), None) or max(results)
 
 
-def main(out: str) -> None:
+def main(turn: int | None, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     results: dict[str, Any] = {}
     made = ways(Zoo())
-    for name, way, difference, *arguments in checks():
+    for name, way, difference, *arguments in checks(turn):
         try:
             results[name] = difference(made[way](), *arguments)
         except Exception:  # all ranks run the same, so that all come here
@@ -428,7 +437,3 @@ def main(out: str) -> None:
     if dist.get_rank() == 0:
         torch.save({name: worst([one[name] for one in of_all]) for name in results}, out)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

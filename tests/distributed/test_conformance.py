@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 
 import pytest
 
@@ -20,13 +21,15 @@ from tests.distributed.cells import (
     takes,
     without,
 )
-from tests.distributed.page import DIFFERS, PAGE, PASSED, Results, judge, render, run
+from tests.distributed.conformance import COLUMNS, PARTS, cells_of
+from tests.distributed.page import DIFFERS, PAGE, PASSED, Results, judge, read, render, run
 from tests.support import relative
+from tests.turns import turn
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return run(tmp_path_factory.mktemp("conformance"))
+    return run(tmp_path_factory.mktemp("conformance"), turn())
 
 
 @pytest.mark.slow
@@ -38,7 +41,31 @@ def test_no_run_is_silently_different(results: Results) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("conformance")
 def test_the_page_says_what_came_of_the_runs(results: Results) -> None:
-    assert PAGE.read_text() == render(results), "run python -m tests.distributed.page, and look what changed"
+    page = PAGE.read_text()
+    whole = {**read(page), **results}
+    assert page == render(whole), "run python -m tests.distributed.page, and look what changed"
+
+
+def test_the_page_is_as_a_run_of_the_whole_table_writes_it() -> None:
+    page = PAGE.read_text()
+    assert page == render(read(page)), "run python -m tests.distributed.page, and look what changed"
+
+
+def test_every_part_of_the_table_has_every_kind_of_cell() -> None:
+    launches = [name for name in COLUMNS if name != "spawn"]
+    parts = [[cell for name in launches for cell in cells_of(name, number)] for number in range(PARTS)]
+    whole = [cell for name in launches for cell in cells_of(name)]
+    assert sorted(map(repr, whole)) == sorted(repr(cell) for one in parts for cell in one)
+    for one in parts:
+        for kinds in (
+            itertools.product(("strategy",), ("apply", "precision", "accumulate", "clip", "optimizer")),
+            [("family",), ("apply", "precision"), ("apply", "optimizer"), ("precision", "clip")],
+        ):
+            for kind in kinds:
+                of = operator.attrgetter(*kind)
+                assert {of(cell) for cell in one} == {of(cell) for cell in whole}, kind
+    assert {cell for number in range(PARTS) for cell in cells_of("spawn", number)} == set(cells_of("spawn"))
+    assert all(len(cells_of("spawn", number)) == len(FAMILIES) * len(APPLY) for number in range(PARTS))
 
 
 def test_every_public_penalty_is_in_the_table() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.distributed.fabric_program import JOBS
+from tests.distributed.launch import Launch
 from tests.hosts.test_attach_fabric import by_hand
 from tests.support import relative
 
@@ -20,11 +21,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[Tensor]:
-    out = tmp_path_factory.mktemp("fabric") / "results.pt"
-    program = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    program += ["--nproc-per-node=2", "-m", "tests.distributed.fabric_program", str(out)]
-    run = subprocess.run(program, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-3000:]
+    folder = tmp_path_factory.mktemp("fabric")
+    out = folder / "results.pt"
+    Launch("tests.distributed.fabric_program", [str(out)], 2, folder, "rank").succeed(240)
     loaded: list[Tensor] = torch.load(out)
     return loaded
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,8 @@ def prepared(strategy: str, index: int) -> dict[str, Any]:
 def launch(cells: list[tuple[str, int]], processes: int, folder: Path) -> Results:
     """Run the cells in one process group, as ``torchrun`` would start it."""
     out = folder / f"{processes}.pt"
-    arguments = [json.dumps([prepared(*cell) for cell in cells]), str(out)]
-    Launch("tests.distributed.program", arguments, processes, folder, out.stem).wait(600)
+    arguments = [[prepared(*cell) for cell in cells], str(out)]
+    Launch("tests.distributed.program", arguments, processes, folder, out.stem).succeed(600)
     return dict(zip(cells, torch.load(out), strict=False))  # none after one that failed
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_reg import Cosine, LinearRegression, LogisticRegression, PoissonRegression
 from lightning_reg.callbacks import L1PenaltyCallback
 from tests.support import QUIET, l1_logistic
+from tests.turns import part_of, turn
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -113,10 +114,10 @@ def test_linear_regression_is_ridge_and_least_squares() -> None:
     np.testing.assert_allclose(ours.coef_, plain.coef_, atol=1e-8)
 
 
-def in_pairs(strong: float, weak: float) -> pytest.MarkDecorator:
-    """Every two levels of intercept, sample weights and penalty meet, in four cells."""
+def in_pairs(strong: float, weak: float, parts: int = 1) -> pytest.MarkDecorator:
+    """Every two levels of intercept, sample weights and penalty meet, in four cells, or those in turn."""
     cells = [(True, False, strong), (True, True, weak), (False, False, weak), (False, True, strong)]
-    return pytest.mark.parametrize(("bias", "with_weights", "fraction"), cells)
+    return pytest.mark.parametrize(("bias", "with_weights", "fraction"), part_of(cells, parts, turn()))
 
 
 def logistic_parity(
@@ -169,7 +170,7 @@ def test_logistic_regression_with_l2() -> None:
 
 
 @pytest.mark.slow
-@in_pairs(0.03, 0.01)
+@in_pairs(0.03, 0.01, parts=2)
 def test_logistic_regression_on_breast_cancer_with_weak_penalties(
     bias: bool, with_weights: bool, fraction: float
 ) -> None:

@@ -9,6 +9,7 @@ import transformers
 from transformers.trainer_pt_utils import get_parameter_names
 
 from lightning_reg.select.parameters import named_parameters, why_not_selected
+from tests.turns import part_of, turn
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -28,7 +29,12 @@ PATTERNS = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(
 
 
 def _cells(names: list[str], every_day: set[str]) -> list[object]:
-    return [pytest.param(n, marks=() if n in every_day else pytest.mark.slow) for n in names]
+    """Those of every day, and in the slow suite a quarter of the others, in turn."""
+    others = part_of([name for name in names if name not in every_day], 4, turn())
+    return [
+        *(name for name in names if name in every_day),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in others),
+    ]
 
 
 def _disagree(net: torch.nn.Module, theirs: set[str]) -> tuple[set[str], dict[str, str]]:

@@ -3,6 +3,8 @@
 The objective is ‖y − Xw‖²/2n + Ω(w). Convex solutions carry a duality gap, which needs no other solver.
 """
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -116,12 +118,19 @@ def test_sparse_group_lasso_is_optimal_on_diabetes(optimizer):
             assert np.linalg.norm(soft) <= lam * (1 - rho) * np.sqrt(2)
 
 
+@cache
+def trained_group_lasso(data, size, share, optimizer, steps):
+    """Data, strength and solution, for tests that look at the same."""
+    x, y = data()
+    lam = lambda_max(x, y, size) / share
+    return x, y, lam, train(x, y, GroupLasso(lam, groups=groups_of(size)), optimizer, steps)
+
+
 @pytest.mark.slow
+@pytest.mark.xdist_group("numba")
 @pytest.mark.parametrize(("optimizer", "steps"), [("momentum", 12_000), ("adam", 6000)])
 def test_group_lasso_on_a_correlated_design_has_no_duality_gap(optimizer, steps):
-    x, y = correlated()
-    lam = lambda_max(x, y, 5) / 10
-    w = train(x, y, GroupLasso(lam, groups=groups_of(5)), optimizer, steps)
+    x, y, lam, w = trained_group_lasso(correlated, 5, 10, optimizer, steps)
     assert 0 < (norms(w, 5) > 0).sum() < 20
     assert group_gap(x, y, w, lam, 5) <= 1e-8
 
@@ -161,10 +170,8 @@ def celer_group_lasso(x, y, lam, size):
     ],
 )
 def test_group_lasso_is_the_reference_solvers(solver, data, size, share, optimizer, steps):
-    x, y = data()
-    lam = lambda_max(x, y, size) / share
+    x, y, lam, ours = trained_group_lasso(data, size, share, optimizer, steps)
     theirs = solver(x, y, lam, size)
-    ours = train(x, y, GroupLasso(lam, groups=groups_of(size)), optimizer, steps)
     assert np.array_equal(ours != 0, theirs != 0)
     gap = (
         loss(x, y, ours)

@@ -20,6 +20,7 @@ from lightning_reg.callbacks import DropoutFinder, L2PenaltyCallback, StrengthFi
 from lightning_reg.tune import Sweep, find_dropout, find_strength, lambda_max, regularization_path
 from lightning_reg.tune._loss import TensorBatches
 from tests.support import QUIET, Net, batches, data
+from tests.turns import part_of, turn
 
 
 class Validated(Net):
@@ -316,7 +317,7 @@ def best_of_the_grid(module: Digits, train: TensorDataset, validation: TensorDat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [10, 11, 12, 13, 14])
+@pytest.mark.parametrize("seed", part_of([10, 11, 12, 13, 14], 5, turn()))
 def test_the_suggestion_on_digits_is_near_the_best_of_a_grid(seed: int) -> None:
     module, train, validation = digits(seed)
     best = best_of_the_grid(module, train, validation, seed)

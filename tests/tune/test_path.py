@@ -180,6 +180,11 @@ def test_the_predictor_leaves_the_optimizer_little_to_do(penalty: Penalty, warm_
     assert taken < share * sum(plain["steps"][after])
 
 
+def test_a_newton_step_of_the_predictor_takes_no_more_gradients_than_the_point_may_take_epochs() -> None:
+    frame = regularization_path(Linear(10), L1(1.0), diabetes(), points=4, max_epochs=2, trainer=CPU)
+    assert 8 <= max(frame["gradients"]) <= 4 + 3 * (2 + 2)  # of residuals; of three steps, with what enters
+
+
 def test_patience_ends_a_point_and_goes_back_to_its_best_epoch() -> None:
     seen: list[Any] = []
 

@@ -1,0 +1,24 @@
+"""The largest grids take turns: a run of the tests has one part of each, and the next day another.
+
+``TESTS_TURN=all`` runs them whole, and ``TESTS_TURN=3`` the part of that number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import date
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def turn() -> int | None:
+    """The number of today's part, or None for all of them; set here once, for workers of the same run."""
+    chosen = os.environ.setdefault("TESTS_TURN", str(date.today().toordinal()))
+    return None if chosen == "all" else int(chosen)
+
+
+def part_of(cells: Sequence[T], parts: int, number: int | None) -> list[T]:
+    """Every so many of the cells, which are sorted so that neighbours differ in all settings."""
+    return list(cells if number is None else cells[number % parts :: parts])
