@@ -73,6 +73,13 @@ def test_a_fresh_interpreter() -> None:
     """What takes an interpreter of its own, in one of them."""
     program = """
 import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"lightning", "lightning_fabric", "pytorch_lightning"}:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Block())
 import lightning_reg
 from lightning_reg.cli.entry_point import callbacks
 
@@ -90,6 +97,23 @@ file = io.BytesIO()
 torch.save(L1(0.5), file)
 file.seek(0)
 assert torch.load(file, weights_only=True) == L1(0.5) == lightning_reg.L1(0.5)
+
+for apply in ("gradient", "decoupled", "proximal"):
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(model.parameters())
+    strength = lightning_reg.Linear(0.0, 0.1)
+    handle = attach(model, optimizer, L1(strength), apply=apply, total_steps=2)
+    for _ in range(2):
+        (model(torch.ones(2, 3)).sum() + lightning_reg.L2(1e-3)(model)).backward()
+        optimizer.step()
+    handle.remove()
+try:
+    lightning_reg.RegularizedModule
+except ModuleNotFoundError as error:
+    assert "lightning" in str(error)
+else:
+    raise AssertionError("Lightning was not blocked")
+assert "numba" not in sys.modules, "imported before it is of use"
 
 import lightning_reg.look.plot, lightning_reg.metrics
 loaded = {"lightning", "matplotlib", "rich", "torchmetrics"} & set(sys.modules)

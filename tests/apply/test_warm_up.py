@@ -13,6 +13,7 @@ from lightning_reg.apply.term import Apply
 from lightning_reg.tensors import fused
 
 pytest.importorskip("numba")
+pytestmark = pytest.mark.xdist_group("numba")
 
 
 @pytest.mark.parametrize(

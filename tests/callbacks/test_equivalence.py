@@ -30,7 +30,7 @@ CLIPPING = [None, "norm", "value"]
 PRECISION = ["32-true", "64-true", "bf16-mixed", "16-mixed"]
 
 #: micro-batches, and the relative distance allowed to ``gradient``; ``loss`` is allowed none
-FAIR = {"32-true": (200, 1e-5), "64-true": (200, 1e-12), "bf16-mixed": (20, 1e-6), "16-mixed": (20, 1e-6)}
+FAIR = {"32-true": (40, 1e-5), "64-true": (40, 1e-12), "bf16-mixed": (20, 1e-6), "16-mixed": (20, 1e-6)}
 
 
 def l1_by_hand(net: nn.Module) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@cache
 def run(how: str, *made: tuple[Penalty, Any]) -> tuple[Tensor, dict[str, int]]:
     """Train, and count the graphs and the breaks between them; a recompilation makes another graph."""
     torch._dynamo.reset()

@@ -63,8 +63,8 @@ def test_strength_0_changes_no_bit(way: Way, apply: str) -> None:
 @pytest.mark.parametrize("variant", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}])
 @each_way
 def test_l2_on_sgd_is_weight_decay(way: Way, variant: dict[str, Any]) -> None:
-    ours = way(L2(0.1, "all"), make=lambda p: SGD(p, lr=0.02, **variant), steps=50)
-    torchs = way(None, make=lambda p: SGD(p, lr=0.02, weight_decay=0.1, **variant), steps=50)
+    ours = way(L2(0.1, "all"), make=lambda p: SGD(p, lr=0.02, **variant), steps=20)
+    torchs = way(None, make=lambda p: SGD(p, lr=0.02, weight_decay=0.1, **variant), steps=20)
     assert relative(ours.weights(), torchs.weights()) < 1e-13
 
 
@@ -73,8 +73,8 @@ def test_l2_on_sgd_is_weight_decay(way: Way, variant: dict[str, Any]) -> None:
 )
 @each_way
 def test_decoupled_l2_with_adam_is_adamw(way: Way, variant: dict[str, Any]) -> None:
-    ours = way(L2(0.5, "all"), "decoupled", make=lambda p: Adam(p, lr=1e-2, **variant), steps=50)
-    torchs = way(None, make=lambda p: AdamW(p, lr=1e-2, weight_decay=0.5, **variant), steps=50)
+    ours = way(L2(0.5, "all"), "decoupled", make=lambda p: Adam(p, lr=1e-2, **variant), steps=20)
+    torchs = way(None, make=lambda p: AdamW(p, lr=1e-2, weight_decay=0.5, **variant), steps=20)
     assert relative(ours.weights(), torchs.weights()) < 1e-13
 
 

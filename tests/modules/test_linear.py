@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -74,9 +75,19 @@ CELLS = pytest.mark.parametrize(
 )
 
 
-@CELLS
-@pytest.mark.parametrize("fraction", [0.3, 0.1, 0.01])
-@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def every_combination() -> Iterator[Any]:
+    """Every run has those in which any two settings meet; the others are slow tests."""
+    sides = (True, False), (False, False), (True, True), (False, True)
+    for (i, (bias, with_weights)), (j, fraction) in itertools.product(
+        enumerate(sides), enumerate((0.3, 0.1, 0.01))
+    ):
+        for ratio in (1.0, 0.5):
+            everyday = (bias or not with_weights) and (i + j) % 2 == (ratio == 0.5)
+            marks = () if everyday else pytest.mark.slow
+            yield pytest.param(bias, with_weights, fraction, ratio, marks=marks)
+
+
+@pytest.mark.parametrize(("bias", "with_weights", "fraction", "ratio"), [*every_combination()])
 def test_linear_regression_is_lasso_and_elastic_net(
     bias: bool, with_weights: bool, fraction: float, ratio: float
 ) -> None:
@@ -88,7 +99,8 @@ def test_linear_regression_is_lasso_and_elastic_net(
         alpha=alpha, l1_ratio=ratio, fit_intercept=bias, tol=1e-14, max_iter=100_000
     ).fit(x, y, sample_weight=weight)
     options: Any = {"l1_strength": alpha * ratio, "l2_strength": alpha * (1 - ratio)}
-    ours = fit(LinearRegression(x.shape[1], bias=bias, optimizer=ADAM, **options), 500, x, y, weight)
+    steps = 500 if fraction == 0.01 else 300
+    ours = fit(LinearRegression(x.shape[1], bias=bias, optimizer=ADAM, **options), steps, x, y, weight)
 
     def objective(coef: np.ndarray, intercept: Any) -> float:
         loss = weighted(0.5 * (x @ coef + intercept - y) ** 2, weight)
@@ -105,12 +117,12 @@ def test_linear_regression_is_lasso_and_elastic_net(
 def test_linear_regression_is_ridge_and_least_squares() -> None:
     x, y, weight = dataset("diabetes")
     ridge = linear_model.Ridge(alpha=0.1 * weight.sum()).fit(x, y, sample_weight=weight)
-    ours = fit(LinearRegression(x.shape[1], l2_strength=0.1, optimizer=ADAM), 800, x, y, weight).to_sklearn()
+    ours = fit(LinearRegression(x.shape[1], l2_strength=0.1, optimizer=ADAM), 600, x, y, weight).to_sklearn()
     np.testing.assert_allclose(ours.coef_, ridge.coef_, atol=1e-10)
     np.testing.assert_allclose(ours.intercept_, ridge.intercept_, atol=1e-10)
     several = np.stack([y, -2.0 * y, x[:, 0]], axis=1)
     plain = linear_model.LinearRegression().fit(x[:, :4], several)
-    ours = fit(LinearRegression(4, 3, optimizer=ADAM), 800, x[:, :4], several).to_sklearn()
+    ours = fit(LinearRegression(4, 3, optimizer=ADAM), 600, x[:, :4], several).to_sklearn()
     np.testing.assert_allclose(ours.coef_, plain.coef_, atol=1e-8)
 
 
@@ -218,7 +230,7 @@ def test_poisson_regression(bias: bool, with_weights: bool) -> None:
 def test_the_intercept_is_never_penalized() -> None:
     """A strength that kills every weight leaves the intercept at the mean."""
     x, y, _ = dataset("diabetes")
-    ours = fit(LinearRegression(x.shape[1], l1_strength=100.0, l2_strength=10.0, optimizer=ADAM), 800, x, y)
+    ours = fit(LinearRegression(x.shape[1], l1_strength=100.0, l2_strength=10.0, optimizer=ADAM), 500, x, y)
     assert (ours.linear.weight == 0).all()
     assert ours.linear.bias.item() == pytest.approx(y.mean(), abs=1e-10)
 

@@ -238,6 +238,7 @@ def test_sixteen_bit_weights_are_summed_in_float32(dtype):
         torch.testing.assert_close(got.float(), torch.full_like(weight, want).float(), rtol=1e-2, atol=0)
 
 
+@pytest.mark.xdist_group("numba")
 def test_strange_strides_and_pieces_give_the_same():
     torch.manual_seed(0)
     weight = torch.randn(64, 32, 3, 5)

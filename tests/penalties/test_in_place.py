@@ -18,6 +18,7 @@ from tests.penalties.cases import CASES, Case
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 prox_case = pytest.mark.parametrize("case", [c for c in CASES if c.has_prox], ids=str)
 metric_case = pytest.mark.parametrize("case", [c for c in CASES if c.prox_in_metric], ids=str)
+compiled = pytest.mark.xdist_group("numba")  # large tensors: one worker compiles, once
 
 Like = Callable[[Tensor], Tensor]
 
@@ -114,6 +115,7 @@ def test_add_gradient_adds_the_gradient(case: Case, dtype: torch.dtype) -> None:
         assert torch.equal(weight, was)
 
 
+@compiled
 @every_case
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last", "transposed"])
 @pytest.mark.parametrize("target_layout", ["same", "contiguous"])
@@ -136,6 +138,7 @@ def test_add_gradient_to_the_weights_themselves(case: Case) -> None:
         torch.testing.assert_close(weight, should, rtol=1e-14, atol=1e-15)
 
 
+@compiled
 @every_case
 def test_add_gradient_to_a_big_weight_itself(case: Case) -> None:
     weight = big("contiguous")
@@ -223,6 +226,7 @@ def test_prox_with_a_step_for_each_weight(case: Case, dtype: torch.dtype, centre
         assert all(torch.equal(now, then) for now, then in zip(step.tensors, was, strict=True))
 
 
+@compiled
 @metric_case
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last", "transposed"])
 @pytest.mark.parametrize("dense", [False, True], ids=["moments-as-weights", "moments-contiguous"])

@@ -18,6 +18,7 @@ from lightning_reg.tensors.fused import fuse_kernels
 from lightning_reg.tensors.steps import StepSize
 
 pytest.importorskip("numba")
+pytestmark = pytest.mark.xdist_group("numba")  # one worker compiles, once
 
 #: Narrow groups and wide ones, along the first dimension and others, in two together, and one in all.
 LAYOUTS: list[Slices] = [
