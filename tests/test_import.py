@@ -107,17 +107,18 @@ for apply in ("gradient", "decoupled", "proximal"):
         (model(torch.ones(2, 3)).sum() + lightning_reg.L2(1e-3)(model)).backward()
         optimizer.step()
     handle.remove()
+assert "numba" not in sys.modules, "imported before it is of use"
+
+import lightning_reg.look.plot, lightning_reg.metrics
+loaded = {"lightning", "matplotlib", "rich", "torchmetrics"} & set(sys.modules)
+assert not loaded, f"the core and the functions need torch alone, not {loaded}"
+
 try:
     lightning_reg.RegularizedModule
 except ModuleNotFoundError as error:
     assert "lightning" in str(error)
 else:
     raise AssertionError("Lightning was not blocked")
-assert "numba" not in sys.modules, "imported before it is of use"
-
-import lightning_reg.look.plot, lightning_reg.metrics
-loaded = {"lightning", "matplotlib", "rich", "torchmetrics"} & set(sys.modules)
-assert not loaded, f"the core and the functions need torch alone, not {loaded}"
 """
     parts = ("", "._lazy", ".cli", ".cli.entry_point", ".hosts", ".hosts.requested")
     assert in_fresh_interpreter(program) == " ".join(f"lightning_reg{part}" for part in parts)
