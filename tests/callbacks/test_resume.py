@@ -31,6 +31,7 @@ SAVES: dict[str, dict[str, Any]] = {
     "mid-epoch": {"every_n_train_steps": 5},
 }
 
+pytestmark = pytest.mark.xdist_group("resume")  # one worker kills the runs, for all
 own_resume_is_exact = pytest.mark.skipif(
     Version(pl.__version__) < Version("2.5"),
     reason="lightning 2.4 alone is not exact in mid-epoch",
