@@ -13,9 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_reg.tensors.precision import norm, real_dtype
-
-__all__ = ["block_soft_threshold", "shrink", "soft_threshold"]
+__all__ = ["shrink", "soft_threshold"]
 
 
 def soft_threshold(weight: Tensor, threshold: float | Tensor) -> Tensor:
@@ -42,14 +40,3 @@ def shrink(weight: Tensor, amount: float | Tensor) -> Tensor:
     tensor([1.])
     """
     return weight / (1.0 + amount)
-
-
-def block_soft_threshold(weight: Tensor, threshold: float) -> Tensor:
-    r"""Prox of :math:`\tau\|w\|_2`: :math:`w\,\max(1 - \tau/\|w\|_2, 0)`; zero at zero.
-
-    >>> block_soft_threshold(torch.tensor([3.0, 4.0]), 2.5)
-    tensor([1.5000, 2.0000])
-    """
-    length = norm(weight)
-    factor = torch.where(length > threshold, 1.0 - threshold / length, 0.0)
-    return weight * factor.to(real_dtype(weight.dtype))

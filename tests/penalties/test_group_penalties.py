@@ -13,6 +13,7 @@ from lightning_reg import L1, GroupLasso, L2Norm, LInf, SparseGroupLasso, attach
 from lightning_reg.groups.layout import Labels, Slices
 from lightning_reg.prox.group import shrink_groups_in_metric_
 from lightning_reg.prox.group_maxima import lower_maxima_
+from lightning_reg.select.parameters import select_parameters
 from lightning_reg.tensors.steps import StepSize
 
 PENALTIES = {
@@ -325,3 +326,13 @@ def test_metric_prox_agrees_with_a_general_solver():
         penalty = GroupLasso(1.0, size_weighted=False)
         got = penalty.prox(torch.tensor(v)[None], mu, torch.tensor(eta)[None])
         np.testing.assert_allclose(got[0].numpy(), want, rtol=1e-11, atol=1e-14)
+
+
+def test_sizes_are_those_of_groups_with_weights():
+    """A label that no weight has, and -1, are no groups of which a share could be zero."""
+    model = nn.Linear(4, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[3.0, 4.0, 2.0, 9.0]]))
+    penalty = GroupLasso(1.0, groups=lambda *_: torch.tensor([[0, 0, 2, -1]]))
+    bound = penalty.bind(penalty.choose(select_parameters(model, "weights")))
+    assert bound.sizes([model.weight]).tolist() == pytest.approx([5.0 / 2**0.5, 2.0])

@@ -267,3 +267,14 @@ def test_the_step_of_lamb_by_hand(debias: bool) -> None:
     (size,) = metric(group, [state], [parameter])
     root = math.sqrt(1.0 - 0.9**2) if debias else 1.0
     assert torch.allclose(size.on(size.tensors), torch.full((2, 2), 0.1 * 0.5 * root / 2.1))
+
+
+def test_the_step_of_adabelief_by_hand() -> None:
+    """lr / (√(s / (1 - β₂ᵗ)) + ε), of the variance s of the gradient."""
+    optimizer: Any = made(of("AdaBelief", "torch_optimizer"))
+    group = {**optimizer.param_groups[0], "betas": (0.5, 0.9), "eps": 0.1}
+    state = {"step": 2, "exp_avg_var": torch.full((2, 2), 4.0)}
+    metric: Any = facts_of(optimizer, group).metric
+    (size,) = metric(group, [state], group["params"])
+    wanted = 0.1 / (math.sqrt(4.0 / (1.0 - 0.9**2)) + 0.1)
+    assert torch.allclose(size.on(size.tensors), torch.full((2, 2), wanted))
