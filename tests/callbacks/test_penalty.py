@@ -73,7 +73,7 @@ def test_l2_on_sgd_is_weight_decay_where_gradients_accumulate(variant: dict[str,
 )
 def test_decoupled_l2_with_adam_is_adamw_in_mixed_precision(variant: dict[str, Any]) -> None:
     def options() -> dict[str, Any]:
-        return {"steps": 100, "max_epochs": -1, "plugins": [MixedPrecision("16-mixed", "cpu")]}
+        return {"steps": 30, "max_epochs": -1, "plugins": [MixedPrecision("16-mixed", "cpu")]}
 
     ours = trained(
         L2PenaltyCallback(0.5, "all", apply="decoupled"),
@@ -94,9 +94,9 @@ def test_decoupled_decay_follows_the_learning_rate_of_the_step() -> None:
             return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     ours = Scheduled(lambda p: torch.optim.Adam(p, lr=1e-2))
-    fit(ours, L2PenaltyCallback(0.5, "all", apply="decoupled"), steps=60, max_epochs=-1)
+    fit(ours, L2PenaltyCallback(0.5, "all", apply="decoupled"), steps=30, max_epochs=-1)
     torchs = Scheduled(lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.5))
-    fit(torchs, steps=60, max_epochs=-1)
+    fit(torchs, steps=30, max_epochs=-1)
     assert relative(weights(ours), weights(torchs)) < 1e-6
 
 

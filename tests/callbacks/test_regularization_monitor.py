@@ -142,7 +142,7 @@ def test_the_strength_of_a_target_sparsity_is_the_one_found(order: str) -> None:
 
     callbacks = [monitor, penalty] if order == "before" else [penalty, monitor]
     module = Net(lambda parameters: torch.optim.SGD(parameters, lr=0.01))
-    trainer = fit(module, *callbacks, Watching(), steps=200, max_epochs=-1, log_every_n_steps=1)
+    trainer = fit(module, *callbacks, Watching(), steps=60, max_epochs=-1, log_every_n_steps=1)
     ratios = [row["gradient_ratio/l1"] for row in monitor.history]
     assert ratios == pytest.approx(found, rel=1e-4)
     ((expected, table),) = tables
