@@ -223,6 +223,8 @@ def test_maximize_beside_the_groups_is_seen() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "known"),
     [
+        ("timm.NAdamW", {}, True),
+        ("timm.NAdamW", {"caution": True}, False),
         ("timm.Lars", {"weight_decay": 0.0}, True),
         ("timm.Lars", {"weight_decay": 0.1}, False),
         ("timm.Lamb", {"bias_correction": True, "grad_averaging": True}, True),
@@ -278,3 +280,13 @@ def test_the_step_of_adabelief_by_hand() -> None:
     (size,) = metric(group, [state], group["params"])
     wanted = 0.1 / (math.sqrt(4.0 / (1.0 - 0.9**2)) + 0.1)
     assert torch.allclose(size.on(size.tensors), torch.full((2, 2), wanted))
+
+
+@pytest.mark.parametrize(
+    "name", ["timm.Kron", "torchao.Adam8bit", "prodigyopt.Prodigy", "timm.MADGRAD", "pytorch_optimizer.LOMO"]
+)
+def test_a_package_without_a_metric_gets_a_reason_of_its_own(name: str) -> None:
+    package, _, kind = name.partition(".")
+    optimizer = made(of(kind, package))
+    found = facts_of(optimizer, optimizer.param_groups[0])
+    assert isinstance(found.metric, str) and found.metric != facts.Facts.metric
