@@ -175,7 +175,7 @@ def test_a_method_page_has_every_part_and_a_measured_cost(page):
 
 def test_every_penalty_is_measured():
     records = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")]
-    cases = " ".join(row["case"] for record in records for row in record.get("rows", ()))
+    cases = " ".join(row["case"] for record in records for row in record["rows"])
     for name in lightning_reg.penalties.__all__:
         named = "elastic net" if name == "ElasticNet" else name
         abstract = inspect.isabstract(getattr(lightning_reg.penalties, name))
