@@ -65,6 +65,7 @@ class SiteEngine:
         self._held: list[DropoutSite] = []
         self._woken: list[nn.Module] = []
         self._dozing: set[tuple[int, Any]] = set()
+        self._clocks: set[Clock] = set()
         self._rows: list[tuple[Clock, float]] = []
         self._applied: dict[Clock, float] | None = None
         self._relative, self._by_depth, self._clock_of = relative, by_depth, clock_of
@@ -123,7 +124,7 @@ class SiteEngine:
     @property
     def clocks(self) -> set[Clock]:
         """Whose steps the sites count."""
-        return {one.clock for one in (*self._steered, *self._waiting)} or {None}
+        return self._clocks or {None}
 
     def check(self) -> None:
         """Look, after an epoch, who else writes rates or modes, and which modules and lists are new."""
@@ -196,6 +197,7 @@ class SiteEngine:
                     self._held.append(one.site)
                     continue
             (self._steered if one.site.known else self._waiting).append(one)
+            self._clocks.add(one.clock)
         return added
 
     def _listed(self, site: DropoutSite, factor: float, clock: Clock) -> Steered:

@@ -82,11 +82,12 @@ class DropoutSite:
             raise ValueError(
                 f"the rate {rate} for {self.name} is not a probability; give a number from 0 to 1"
             )
-        raw, built = self._raw(rate), self._raw(self.built)
-        held = self._read()
+        raw, held = self._raw(rate), self._read()
         if self.owner is self.module:  # a number of numpy's stays one
             self._write(type(held)(raw) if type(held).__module__ == "numpy" else raw)
-        elif rate != self.built:
+            return
+        built = self._raw(self.built)
+        if rate != self.built:
             was = held.built if isinstance(held, SteeredRate) else held if held == built else built
             self._write(SteeredRate(raw, was))
         elif isinstance(held, SteeredRate):
@@ -109,15 +110,17 @@ class DropoutSite:
         return 1.0 - rate if self.keeps else rate
 
     def _read(self) -> Any:
+        if self.owner is self.module:
+            return getattr(self.module, self.attribute)
         if isinstance(self.owner, (MutableMapping, MutableSequence)):
             return self.owner[self.attribute]
         return getattr(self.owner, self.attribute)
 
     def _write(self, value: Any) -> None:
-        if isinstance(self.owner, (MutableMapping, MutableSequence)):
-            self.owner[self.attribute] = value
-        elif self.owner is self.module:
+        if self.owner is self.module:
             self.module.__dict__[self.attribute] = value  # nothing that nn.Module would register
+        elif isinstance(self.owner, (MutableMapping, MutableSequence)):
+            self.owner[self.attribute] = value
         else:
             setattr(self.owner, self.attribute, value)
 

@@ -56,11 +56,11 @@ class Steered:
         """Set the rate."""
         self.look()
         self.site.set(rate)
-        self._written = self.site.get()
+        self._written = self.site._read()
 
     def look(self) -> None:
         """Notice whether somebody else has written the rate."""
-        if self._written is not None and self.site.get() != self._written:
+        if self._written is not None and self.site._read() != self._written:
             self.others_write = True
 
     def put_back(self, holder: object) -> None:

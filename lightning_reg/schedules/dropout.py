@@ -26,7 +26,28 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class EarlyDropout(Schedule):
+class _Falling(Schedule):
+    """A straight line from ``rate`` to 0 at ``until``, and 0 from there on."""
+
+    rate: float
+    until: Position
+
+    def __post_init__(self) -> None:
+        _check_rate(self, "rate", self.rate)
+        _check_cutoff(self, "until", self.until)
+
+    @override
+    def __call__(self, step: int, total_steps: int | None = None) -> float:
+        return self.rate * max(0.0, 1.0 - step / _steps(self, self.until, total_steps))
+
+    @property
+    @override
+    def positions(self) -> Sequence[Position]:
+        return (self.until,)
+
+
+@dataclass(frozen=True)
+class EarlyDropout(_Falling):
     r"""Dropout only at first: :math:`p_0 (1 - u/c)` until :math:`u = t/T` reaches :math:`c`, then 0.
 
     Helps networks that underfit. Checked against the authors' code (``drop_scheduler.py``, mode "early",
@@ -50,19 +71,6 @@ class EarlyDropout(Schedule):
 
     rate: float = 0.1
     until: Position = 50 / 300
-
-    def __post_init__(self) -> None:
-        _check_rate(self, "rate", self.rate)
-        _check_cutoff(self, "until", self.until)
-
-    @override
-    def __call__(self, step: int, total_steps: int | None = None) -> float:
-        return self.rate * max(0.0, 1.0 - step / _steps(self, self.until, total_steps))
-
-    @property
-    @override
-    def positions(self) -> Sequence[Position]:
-        return (self.until,)
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,7 @@ class CurriculumDropout(Schedule):
 
 
 @dataclass(frozen=True)
-class AnnealedDropout(Schedule):
+class AnnealedDropout(_Falling):
     r"""A rate that falls to 0 along a straight line: :math:`p_0 \max(0, 1 - t/N)`.
 
     The abstract has the rate annealed "from a high initial value to zero over the course of training"; the
@@ -171,19 +179,6 @@ class AnnealedDropout(Schedule):
 
     rate: float = 0.5
     until: Position = 1.0
-
-    def __post_init__(self) -> None:
-        _check_rate(self, "rate", self.rate)
-        _check_cutoff(self, "until", self.until)
-
-    @override
-    def __call__(self, step: int, total_steps: int | None = None) -> float:
-        return self.rate * max(0.0, 1.0 - step / _steps(self, self.until, total_steps))
-
-    @property
-    @override
-    def positions(self) -> Sequence[Position]:
-        return (self.until,)
 
 
 @dataclass(frozen=True)

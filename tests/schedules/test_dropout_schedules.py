@@ -27,7 +27,10 @@ from lightning_reg.schedules.dropout import schedule_range
         (CurriculumDropout(0.2, gamma=math.log(2)), {1: 0.1, 2: 0.15, 3: 0.175}),
         (AnnealedDropout(0.5), {0: 0.5, 75: 0.375, 150: 0.25, 300: 0.0}),
         (AnnealedDropout(0.5, until=0.5), {75: 0.25, 150: 0.0, 200: 0.0}),
-        (DropHead(0.2, 0.4), {0: 0.2, 75: 0.1, 150: 0.0, 225: 0.2, 300: 0.4}),
+        (DropHead(0.2, 0.4), {0: 0.2, 75: 0.1, 150: 0.0, 225: 0.2, 300: 0.4, 400: 0.4}),
+        (DropHead(0.2, 0.4, turn=1.0), {150: 0.1, 300: 0.0}),
+        (EarlyDropout(1.0), {0: 1.0}),
+        (LateDropout(0.0), {299: 0.0}),
         (DropHead(0.3, 0.1, turn=60), {0: 0.3, 30: 0.15, 60: 0.0, 180: 0.05, 300: 0.1}),
     ],
 )
@@ -63,6 +66,7 @@ def test_curriculum_is_one_minus_the_papers_probability_of_keeping():
         (lambda: EarlyDropout(0.1, "half"), r"EarlyDropout\(until='half'\) is not inside the run"),
         (lambda: EarlyDropout(0.1, True), "not inside the run"),
         (lambda: CurriculumDropout(gamma=0.0), "not a positive number"),
+        (lambda: CurriculumDropout(gamma=math.inf), "not a positive number"),
         (lambda: ByDepth(2.0), "between 0 and 1"),
     ],
 )
@@ -81,6 +85,8 @@ def test_fractions_need_the_length_of_the_run():
 
 
 def test_the_range_of_a_run_is_that_of_its_steps() -> None:
+    assert schedule_range(DropHead(0.2, 0.1), 100) == (0.0, 0.2)  # its turn
+
     def rises(step: int, total_steps: int | None) -> float:
         return step / 10_000
 
