@@ -65,6 +65,8 @@ def make_callbacks(entries: Sequence[Mapping[str, Any]]) -> list[Callback]:
     parser.add_argument("--callbacks", type=list[Callback])
     made: list[Callback] = []
     for entry in entries:
+        if entry["class_path"] in dir(lightning_reg.callbacks):  # one in a room that is not loaded yet
+            entry = {**entry, "class_path": f"{lightning_reg.callbacks.__name__}.{entry['class_path']}"}
         try:
             made += parser.instantiate(parser.parse_object({"callbacks": [entry]})).callbacks
         except Exception as error:
