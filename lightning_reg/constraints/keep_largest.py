@@ -138,13 +138,22 @@ class _Pruned(BoundConstraint):
             for members in self._sets
             for layout in [members[0][1]]
         ]
-        check_share(repr(constraint), constraint, counts, constraint.of)
-        none = constraint.floor is None and constraint.of == "weights" and constraint.scope == "all"
-        self._floors = [0 if none else floor_of(constraint, count, constraint.of) for count in counts]
+        self._floors = self._find_floors(counts)
         self._places = {
             id(s.parameter): (i, layout) for i, members in enumerate(self._sets) for s, layout in members
         }
         self._held: dict[int, Tensor] = {}  # by identity of a tensor, which the term keeps alive
+
+    def _find_floors(self, counts: Sequence[int]) -> list[int]:
+        """How many of each set always stay."""
+        constraint = self.constraint
+        if constraint.floor is not None:
+            for some in [counts] if constraint.scope == "all" else [[count] for count in counts]:
+                check_share(repr(constraint), constraint, some, constraint.of)
+            return [floor_of(constraint, count, constraint.of) for count in counts]
+        if constraint.of == "weights" and constraint.scope == "all":
+            return [0] * len(counts)
+        return [max(floor_of(constraint, count, constraint.of), 1) for count in counts]
 
     def warn(self) -> None:
         """Warn of filters whose norm is not in their group."""

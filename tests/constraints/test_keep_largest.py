@@ -302,6 +302,17 @@ def test_a_floor_keeps_the_largest_of_a_layer(of, floor, left):
     assert sum(int(zero.sum()) for zero in zeros) == sum(zero.numel() for zero in zeros) // 2
 
 
+@pytest.mark.parametrize("of", ["weights", "groups"])
+@pytest.mark.parametrize("scope", ["tensor", "all"])
+def test_a_layer_of_one_output_stays(of, scope) -> None:
+    """And a share that rounding keeps small layers from is no reason to refuse."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 1 if of == "groups" else 4))
+    with torch.no_grad():
+        net[2].weight.fill_(3.0)
+    *_, last = cut(net, KeepLargest(0.9, of=of, scope=scope))
+    assert last.any()
+
+
 def test_a_share_that_the_floor_forbids_is_refused() -> None:
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
