@@ -56,6 +56,7 @@ def name_of_hidden(root: nn.Module, module: nn.Module) -> str | None:
 def tensors_named_drop(root: nn.Module) -> Iterator[tuple[Tensor, str]]:
     """Yield the tensors of a few numbers that are named as rates are, or held in what is.
 
+    >>> import torch
     >>> net = nn.Linear(2, 2)
     >>> net.settings = {"drop_rate": torch.tensor(0.5)}
     >>> [name for _, name in tensors_named_drop(net)]
