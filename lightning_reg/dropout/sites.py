@@ -78,22 +78,17 @@ class DropoutSite:
         Raises:
             ValueError: ``rate`` is not a number in [0, 1].
         """
+        self._exchange(self._read(), rate)
+
+    def _exchange(self, held: Any, rate: float) -> Any:
+        """Set the rate where ``held`` stands; return what stands there now."""
         if not 0.0 <= rate <= 1.0:
             raise ValueError(
                 f"the rate {rate} for {self.name} is not a probability; give a number from 0 to 1"
             )
-        raw, held = self._raw(rate), self._read()
-        if self.owner is self.module:  # a number of numpy's stays one
-            self._write(type(held)(raw) if type(held).__module__ == "numpy" else raw)
-            return
-        built = self._raw(self.built)
-        if rate != self.built:
-            was = held.built if isinstance(held, SteeredRate) else held if held == built else built
-            self._write(SteeredRate(raw, was))
-        elif isinstance(held, SteeredRate):
-            self._write(held.built)
-        else:
-            self._write(built)
+        number = self._number(rate, held)
+        self._write(number)
+        return number if self.owner is self.module else self._read()
 
     @property
     def rate(self) -> float:
@@ -104,6 +99,18 @@ class DropoutSite:
     def key(self) -> tuple[int, Any]:
         """What tells one place from another, which is the owner's identity and the attribute."""
         return (id(self.owner), self.attribute)
+
+    def _number(self, rate: float, held: Any) -> Any:
+        """What to hold for a rate in place of ``held``."""
+        raw = self._raw(rate)
+        if self.owner is self.module:  # a number of numpy's stays one
+            return type(held)(raw) if type(held).__module__ == "numpy" else raw
+        built = self._raw(self.built)
+        if rate != self.built:
+            return SteeredRate(
+                raw, held.built if isinstance(held, SteeredRate) else held if held == built else built
+            )
+        return held.built if isinstance(held, SteeredRate) else built
 
     def _raw(self, rate: float) -> float:
         """The number that is held for a rate, and the rate for the number that is held."""

@@ -54,14 +54,14 @@ class Steered:
 
     def write(self, rate: float) -> None:
         """Set the rate."""
-        self.look()
-        self.site.set(rate)
-        self._written = self.site._read()
+        self._written = self.site._exchange(self.look(), rate)
 
-    def look(self) -> None:
-        """Notice whether somebody else has written the rate."""
-        if self._written is not None and self.site._read() != self._written:
+    def look(self) -> Any:
+        """Notice whether somebody else has written the rate; return what stands there."""
+        held = self.site._read()
+        if self._written is not None and held != self._written:
             self.others_write = True
+        return held
 
     def put_back(self, holder: object) -> None:
         """Leave the rate and the class as built."""
