@@ -48,7 +48,8 @@ class L2SP(Penalty):
             parameters.
 
     >>> model = nn.Linear(2, 1, bias=False)
-    >>> reference = {"weight": model.weight.detach() - 2.0}
+    >>> _ = nn.init.constant_(model.weight, 2.0)
+    >>> reference = {"weight": torch.zeros(1, 2)}
     >>> L2SP(1.0, reference=reference)(model).detach()
     tensor(4.)
 
