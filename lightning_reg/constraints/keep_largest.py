@@ -133,12 +133,9 @@ class _Pruned(BoundConstraint):
             check_no_biases("KeepLargest(of='groups')", self._sets)
         else:
             self._sets = [[(s, None)] for s in selected]
-        counts = [
-            members[0][0].parameter.numel() if layout is None else layout.count
-            for members in self._sets
-            for layout in [members[0][1]]
-        ]
-        self._floors = self._find_floors(counts)
+        self._floors = self._find_floors(
+            [s.parameter.numel() if layout is None else layout.count for (s, layout), *_ in self._sets]
+        )
         self._places = {
             id(s.parameter): (i, layout) for i, members in enumerate(self._sets) for s, layout in members
         }
