@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from typing_extensions import override
 
@@ -14,6 +13,7 @@ from lightning_reg.dropout.report import some
 from lightning_reg.dropout.steering import SteeredRate
 from lightning_reg.dropout.watch import Watch
 from lightning_reg.hosts.both_namespaces import BothCallback
+from lightning_reg.hosts.trainer import logs_this_step, show_number
 
 __all__ = ["DropoutCallback", "look_at_validation", "unwatch_steps", "watch_steps"]
 
@@ -44,11 +44,11 @@ class DropoutCallback(BothCallback):
         self._let_go()
 
     def _log(self, trainer: Any, number: float) -> None:
-        metrics = {f"dropout/{self.name}": number}
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        if trainer._logger_connector.should_update_logs:
+        name = f"dropout/{self.name}"
+        show_number(trainer, name, number)
+        if trainer.loggers and logs_this_step(trainer):
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+                logger.log_metrics({name: number}, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def watch_steps(trainer: Any, watch: Watch) -> None:

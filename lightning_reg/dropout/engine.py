@@ -114,10 +114,12 @@ class SiteEngine:
             number = numbers[one.clock]
             if one.levels:
                 number = nearest_level(number, self.low, self.high, self.compile_levels)
-            rate = min(1.0, number * one.factor)
-            if not one.taken and rate != one.site.built:  # else left as built: not even the class changes
-                one.take(self, self._rates.rows)
+            rate = number * one.factor
+            rate = rate if rate <= 1.0 else 1.0
             if one.taken:
+                one.write(rate)
+            elif rate != one.site.built:  # else left as built: not even the class changes
+                one.take(self, self._rates.rows)
                 one.write(rate)
         self._applied = dict(numbers)
 

@@ -40,8 +40,7 @@ class Rates:
         if rates == self._rates:
             return
         self._rates = list(rates)
-        with torch.no_grad():
-            self.table.copy_(torch.tensor([_row(rate) for rate in rates], dtype=self.table.dtype))
+        self.table.copy_(torch.tensor([_row(rate) for rate in rates], dtype=self.table.dtype))
 
 
 def _row(rate: float) -> list[float]:

@@ -41,6 +41,8 @@ class Steered:
     taken: bool = False
     _original: Any = None
     _written: float | None = None
+    #: where the module holds the rate, if a plain number can be put there
+    _store: dict[str, Any] | None = None
 
     def take(self, holder: object, rates: list[Tensor]) -> None:
         """Keep what is to be put back, and steer from now on; once more gives another table."""
@@ -49,11 +51,17 @@ class Steered:
             self._original = site._read()
         self.taken = True
         if site.owner is site.module:
+            if not site.keeps and type(self._original).__module__ != "numpy":
+                self._store = site.module.__dict__
             row = rates[self.row] if self.rule is not None else None
             steer(site.module, site.attribute, holder, rule=self.rule, rates=row)
 
     def write(self, rate: float) -> None:
         """Set the rate."""
+        store, attribute = self._store, self.site.attribute
+        if store is not None and store.get(attribute) is self._written:
+            store[attribute] = self._written = rate
+            return
         self._written = self.site._exchange(self.look(), rate)
 
     def look(self) -> Any:

@@ -9,9 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 
-__all__ = ["logs_this_step", "run_length", "scaler_of", "values_this_step", "warn_of_cut_checkpoint"]
+__all__ = [
+    "logs_this_step",
+    "run_length",
+    "scaler_of",
+    "show_number",
+    "values_this_step",
+    "warn_of_cut_checkpoint",
+]
 
 
 def run_length(trainer: Trainer) -> int | None:
@@ -56,6 +64,11 @@ def warn_of_cut_checkpoint(trainer: Trainer) -> None:
 def logs_this_step(trainer: Trainer) -> bool:
     """Whether the optimizer step under way is one that Lightning hands to the loggers."""
     return bool(trainer._logger_connector.should_update_logs)
+
+
+def show_number(trainer: Trainer, name: str, number: float) -> None:
+    """Put a number into ``trainer.callback_metrics``, whose property computes all that the module logs."""
+    trainer._logger_connector._callback_metrics[name] = torch.tensor(number)
 
 
 def values_this_step(trainer: Trainer) -> bool:

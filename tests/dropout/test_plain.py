@@ -39,6 +39,18 @@ def test_a_plain_loop_follows_the_schedule_and_everything_is_put_back():
     assert (net.settings, net.drop.p, type(net), type(net.drop)) == ({"dropout": 0.5}, 0.1, Own, nn.Dropout)
 
 
+def test_another_writer_is_noticed_at_the_next_step_and_its_rate_replaced():
+    net = nn.Sequential(nn.Dropout(0.1), nn.Dropout(0.1))
+    handle = schedule_dropout(net, Linear(0.0, 0.8), total_steps=8)
+    for _ in range(3):
+        handle.step()
+    net[1].p = 0.7
+    handle.step()
+    assert [module.p for module in net] == [0.4, 0.4]
+    assert handle.report().named == {"1.p": "somebody else writes it, too"}
+    handle.remove()
+
+
 def test_the_state_goes_on_where_it_was():
     first, second = nn.Sequential(nn.Dropout(0.5)), nn.Sequential(nn.Dropout(0.5))
     handle = schedule_dropout(first, Linear(0.0, 0.8), total_steps=8)
