@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_reg.tensors.precision import accumulator, norm
+from lightning_reg.tensors.precision import accumulator, norm, norms
 
 __all__ = ["Labels", "Layout", "Slices", "dims_of"]
 
@@ -138,11 +138,7 @@ class Slices(Layout):
             return (view.abs() if dtype is None else view.abs().to(dtype)).reshape(-1)
         if not self.keep:
             return norm(view).reshape(-1)
-        norms: Tensor = torch.linalg.vector_norm(view, 2.0, dim=self._reduced, dtype=dtype)
-        if norms.is_cpu and not torch.compiler.is_compiling() and not bool(norms.isfinite().all()):
-            # squares of 2e19 overflow in float32; elsewhere than on a CPU the look would wait for the device
-            norms = torch.linalg.vector_norm(view.double(), 2.0, dim=self._reduced).to(norms.dtype)
-        return norms.reshape(-1)
+        return norms(view, self._reduced).reshape(-1)
 
     def sum(self, view: Tensor) -> Tensor:
         """Return the sum over each group."""

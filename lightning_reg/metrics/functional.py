@@ -18,6 +18,7 @@ from lightning_reg.groups.partition import choose, partition
 from lightning_reg.prox.group import group_weights
 from lightning_reg.prox.group_maxima import group_maxima
 from lightning_reg.select.parameters import Select, named_parameters, select_parameters
+from lightning_reg.tensors.precision import norm
 from lightning_reg.tensors.shards import whole
 
 __all__ = [
@@ -77,6 +78,7 @@ def group_sparsity(
     return (dead / _not_empty(count)).float()
 
 
+@torch.no_grad()
 def parameter_norm(target: Target, select: Select = "weights", order: float = 2.0) -> Tensor:
     r"""Return :math:`\bigl(\sum_i|w_i|^p\bigr)^{1/p}` over all entries together, in float32 or wider.
 
@@ -91,8 +93,7 @@ def parameter_norm(target: Target, select: Select = "weights", order: float = 2.
     >>> parameter_norm([torch.tensor([3.0]), torch.tensor([4.0])])
     tensor(5.)
     """
-    power = power_sum(target, select, order)
-    return power if order == float("inf") else power ** (1.0 / order)
+    return norm(torch.stack(_norms(target, select, order)), order)
 
 
 def effective_rank(matrix: Tensor) -> Tensor:
@@ -186,16 +187,19 @@ def count_groups(
 @torch.no_grad()
 def power_sum(target: Target, select: Select = "weights", order: float = 2.0) -> Tensor:
     r"""Return :math:`\sum_i|w_i|^p`, or the largest modulus for ``order=inf``."""
+    found = torch.stack(_norms(target, select, order)).cpu().double()
+    return found.max() if order == float("inf") else (found**order).sum()
+
+
+def _norms(target: Target, select: Select, order: float) -> list[Tensor]:
+    """The norm of each tensor that is not empty."""
     if not order >= 1.0:
         raise ValueError(f"order={order} is not a norm's; give a number of 1 or more, or inf")
-    found = []
-    for _, tensor in named_tensors(target, select):
-        if tensor.numel():
-            modulus = _wide(tensor).abs()
-            found.append(modulus.max() if order == float("inf") else (modulus**order).sum())
+    tensors = (tensor for _, tensor in named_tensors(target, select) if tensor.numel())
+    found = [norm(tensor, order) for tensor in tensors]
     if not found:
         raise ValueError("the target has no entries to measure")
-    return torch.stack(found).max() if order == float("inf") else torch.stack(found).sum()
+    return found
 
 
 def _group_maxima(target: Target, groups: Groups, select: Select) -> Iterator[Tensor]:

@@ -23,13 +23,13 @@ def _ratio(weight: Tensor) -> Tensor:
 
 
 def _ratio_gradient(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """‖w‖₁/‖w‖₂ and its gradient, (sign(w) − w‖w‖₁/‖w‖₂²)/‖w‖₂; both 0 at 0."""
+    """‖w‖₁/‖w‖₂ and its gradient, (sign(w) − (w/‖w‖₂)·‖w‖₁/‖w‖₂)/‖w‖₂; both 0 at 0."""
     length = norm(weight)
     inverse = torch.where(length > 0, 1.0 / length, 0.0)
     ratio = norm(weight, 1) * inverse
     dtype = real_dtype(weight.dtype)
-    gradient = torch.sgn(weight) * inverse.to(dtype) - weight * (ratio * inverse.square()).to(dtype)
-    return ratio, gradient
+    unit = weight * inverse.to(dtype)
+    return ratio, (torch.sgn(weight) - unit * ratio.to(dtype)) * inverse.to(dtype)
 
 
 @dataclass(frozen=True)

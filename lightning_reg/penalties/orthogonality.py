@@ -13,7 +13,7 @@ from lightning_reg.penalties._iterated import IteratedPenalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select, Selected
-from lightning_reg.tensors.spectra import as_matrix, gram_deviation
+from lightning_reg.tensors.spectra import as_matrix, gram_deviation, largest_modulus, unit
 
 __all__ = ["Orthogonality"]
 
@@ -72,8 +72,9 @@ class Orthogonality(IteratedPenalty):
         if not matrix.numel():
             return matrix.sum()
         if self.form == "srip":
-            eigenvalues: Tensor = torch.linalg.eigvalsh(gram_deviation(matrix))
-            return eigenvalues.abs().amax() * strength
+            size = _size(matrix)
+            eigenvalues: Tensor = torch.linalg.eigvalsh(gram_deviation(matrix / size, size**-2.0))
+            return eigenvalues.abs().amax() * size.square() * strength
         squares = gram_deviation(matrix).square().sum()
         if self.form == "double":
             # ‖WᵀW − I‖² and ‖WWᵀ − I‖² share their eigenvalues but for the longer side's extra zeros
@@ -86,7 +87,8 @@ class Orthogonality(IteratedPenalty):
         if not matrix.numel():
             return torch.zeros_like(weight)
         if self.form == "srip":
-            values, vectors = torch.linalg.eigh(gram_deviation(matrix))
+            size = _size(matrix)
+            values, vectors = torch.linalg.eigh(gram_deviation(matrix / size, size**-2.0))
             top = values.abs().argmax()
             gradient = self.gradient_at(matrix, vectors[:, top], strength)
         else:
@@ -102,13 +104,12 @@ class Orthogonality(IteratedPenalty):
 
     def iterate(self, matrix: Tensor, vector: Tensor) -> Tensor:
         """Return the next eigenvector of the deviation."""
-        following = _times_deviation(matrix, vector)
-        length = torch.linalg.vector_norm(following)
-        return torch.where(length > 0, following / torch.where(length > 0, length, 1.0), vector)
+        length, following = unit(_times_deviation(matrix, vector))
+        return torch.where(length > 0, following, vector)
 
     def value_at(self, matrix: Tensor, vector: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda|v^\top(G - I)v|`."""
-        return vector.dot(_times_deviation(matrix, vector)).abs() * strength
+        return vector.dot(_times_deviation(matrix, vector)).abs() * _size(matrix).square() * strength
 
     def gradient_at(self, matrix: Tensor, vector: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\pm2\lambda vv^\top W`, on the shorter side."""
@@ -123,7 +124,13 @@ class Orthogonality(IteratedPenalty):
 
 
 def _times_deviation(matrix: Tensor, vector: Tensor) -> Tensor:
-    """(G − I)v without G."""
-    if matrix.shape[0] <= matrix.shape[1]:
-        return matrix.mv(matrix.T.mv(vector)) - vector
-    return matrix.T.mv(matrix.mv(vector)) - vector
+    """(G − I)v without G, over the square of the matrix's size."""
+    size = _size(matrix)
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.T
+    return matrix.mv(matrix.T.mv(vector) / size) / size - vector / size / size
+
+
+def _size(matrix: Tensor) -> Tensor:
+    """The largest modulus, by which the squares of a matrix do not overflow, and 1 of most matrices."""
+    return largest_modulus(matrix.detach()).clamp(min=1.0)

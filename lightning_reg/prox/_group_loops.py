@@ -216,8 +216,7 @@ def shrink_groups(rows: Any, numbers: Any, like: Any, soft: float) -> None:
                 _pass(SHRINK, 0.0, row, some, group, like, soft, value, tau)
                 continue
             if row[1] == 0:
-                length = math.sqrt(squares)
-                _pass(SCALE, 1.0 - some[0] * some[2] / length, row, some, group, like, soft, value, tau)
+                _pass(SCALE, 1.0 - 1.0 / math.sqrt(ratios), row, some, group, like, soft, value, tau)
                 continue
             theta = math.sqrt(squares) - means / squares
             if not 0.0 < theta < math.inf:

@@ -23,7 +23,7 @@ from torch import Tensor
 from lightning_reg.groups.layout import Labels, Layout, Slices
 from lightning_reg.prox._fused_groups import act_on_groups_
 from lightning_reg.prox.elementwise import soft_threshold
-from lightning_reg.tensors.precision import accumulator, real_dtype, wide
+from lightning_reg.tensors.precision import accumulator, norms, real_dtype, wide
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = [
@@ -53,11 +53,10 @@ def group_norms(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
 
 
 def _norms(views: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
-    norms = [layout.norm(view) for layout, view in zip(layouts, views, strict=True)]
-    if len(norms) == 1:
-        return norms[0]
-    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]), dim=0)
-    return total
+    found = [layout.norm(view) for layout, view in zip(layouts, views, strict=True)]
+    if len(found) == 1:
+        return found[0]
+    return norms(torch.stack([some.to(found[0].device) for some in found]), 0)
 
 
 def group_weights(layouts: Sequence[Layout], like: Tensor, size_weighted: bool = True) -> float | Tensor:

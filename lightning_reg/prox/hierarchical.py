@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_reg.tensors.precision import norms
+
 __all__ = ["hierarchical_prox"]
 
 
@@ -32,7 +34,7 @@ def hierarchical_prox(
     >>> hidden
     tensor([[0.5000, 0.0000]])
     """  # noqa: E501
-    length = torch.linalg.vector_norm(skip, dim=0)
+    length = norms(skip, 0)
     moduli = hidden.abs().sort(dim=0, descending=True).values
     partial_sums = torch.cat([torch.zeros_like(moduli[:1]), moduli.cumsum(0)])
     m = torch.arange(len(partial_sums), device=hidden.device, dtype=hidden.dtype)[:, None]

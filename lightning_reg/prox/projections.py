@@ -52,7 +52,7 @@ def unit_norm_(weight: Tensor, layout: Layout) -> None:
     """
     view = layout.view(local(weight))
     norms = layout.norm(view)
-    view.mul_(layout.spread(torch.where(norms > 0, 1.0 / norms, 1.0), view))
+    view.div_(layout.spread(torch.where(norms > 0, norms, 1.0), view))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_reg.tensors.precision import wide
 
-__all__ = ["as_matrix", "gram_deviation", "power_step", "start_vector", "svd"]
+__all__ = ["as_matrix", "gram_deviation", "largest_modulus", "power_step", "start_vector", "svd", "unit"]
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -51,14 +51,29 @@ def power_step(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     A zero matrix gives σ = 0, u = 0 and the same v.
     """
-    u = torch.nn.functional.normalize(matrix.mv(vector), dim=0, eps=1e-30)
-    back = matrix.T.mv(u)
-    sigma = torch.linalg.vector_norm(back)
-    v = torch.where(sigma > 0, back / torch.where(sigma > 0, sigma, 1.0), vector)
-    return sigma, u, v
+    _, u = unit(matrix.mv(vector))
+    sigma, v = unit(matrix.T.mv(u))
+    return sigma, u, torch.where(sigma > 0, v, vector)
 
 
-def gram_deviation(matrix: Tensor) -> Tensor:
-    """Return the Gram matrix of the shorter side, less the identity."""
+def unit(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the length of a vector and the vector of length 1 of its direction; 0 and 0 for a zero vector.
+
+    >>> unit(torch.tensor([3e30, 4e30]))
+    (tensor(5.0000e+30), tensor([0.6000, 0.8000]))
+    """
+    largest = largest_modulus(vector)
+    scaled = vector / torch.where(largest > 0, largest, 1.0)  # so that squares neither overflow nor vanish
+    length = torch.linalg.vector_norm(scaled)
+    return length * largest, scaled / torch.where(length > 0, length, 1.0)
+
+
+def largest_modulus(tensor: Tensor) -> Tensor:
+    """Return the largest modulus, 0 of an empty tensor."""
+    return tensor.abs().amax() if tensor.numel() else tensor.new_zeros(())
+
+
+def gram_deviation(matrix: Tensor, identity: Tensor | float = 1.0) -> Tensor:
+    """Return the Gram matrix of the shorter side, less the identity or a multiple of it."""
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    return gram - torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    return gram - torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device) * identity
