@@ -86,6 +86,7 @@ class DropoutHandle:
 
     def report(self) -> DropoutReport:
         """Say what is steered, what no forward has reached yet, and what is not steered, and why."""
+        self._engine.check()
         return self._engine.report()
 
     def state_dict(self) -> dict[str, Any]:
