@@ -61,6 +61,40 @@ def test_values_and_channels_follow_the_schedule(kind, shape, together):
         torch.testing.assert_close(kept, torch.full_like(kept, 5 / (1 - rate)))
 
 
+class Counted(Net):
+    """Counts, in the forward of each training step, the share dropped of each part that is drawn alone."""
+
+    def __init__(self, body, x, apart):
+        super().__init__(_constant(body))
+        self.scale, self.x, self.apart, self.shares = nn.Parameter(torch.ones(1)), x, apart, []
+
+    def training_step(self, batch, batch_idx):
+        output = self.body(self.x) * self.scale
+        self.shares.append(self.apart(output == 0).double().flatten(1).mean(1))
+        return output.mean()
+
+
+#: kind: (module, input, the dropped values with what is drawn alone in the first dimension)
+TOGETHER = {
+    "locked": (lambda: nn.Linear(1, 100, bias=False), torch.ones(40, 5, 1), lambda d: d.mT.flatten(0, 1)),
+    "word": (lambda: nn.Embedding(4000, 2), torch.arange(4000), lambda d: d),
+    "block": (lambda: nn.Conv2d(1, 1, 1, bias=False), torch.ones(400, 1, 12, 12), lambda d: d),
+    "weight": (lambda: nn.Linear(1, 4000, bias=False), torch.ones(1, 1), lambda d: d.T),
+}
+
+
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_what_falls_together_follows_the_schedule_at_each_moment_of_a_run(kind):
+    make, x, apart = TOGETHER[kind]
+    net = Counted(make(), x, apart)
+    trainer(DropoutInjector(Linear(0.2, 0.8), after="body", kind=kind, block_size=3), max_epochs=1).fit(net)
+    for step, shares in enumerate(net.shares):
+        rate, spread = 0.2 + 0.15 * step, float(shares.std()) / len(shares) ** 0.5
+        assert abs(float(shares.mean()) - rate) < 5 * spread
+        assert kind == "block" or set(shares.tolist()) == {0.0, 1.0}
+    assert len(net.shares) == 4
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_stochastic_depth_on_residual_blocks(rate):
     net = Net(bare())

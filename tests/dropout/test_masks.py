@@ -247,22 +247,38 @@ class WeightDropout(nn.Module):
         return nn.functional.linear(x, weight)
 
 
+class DropBlock(nn.Module):
+    def __init__(self, drop_prob, size=3):
+        super().__init__()
+        self.drop_prob, self.size = drop_prob, size
+
+    def forward(self, x):
+        centres = (torch.rand_like(x) < self.drop_prob / self.size**2).float()
+        fallen = nn.functional.max_pool2d(centres, self.size, stride=1, padding=self.size // 2)
+        return x * (1 - fallen)
+
+
 @pytest.mark.parametrize(
-    ("module", "x"),
+    ("module", "x", "share"),
     [
-        (LockedDropout(0.1), torch.ones(50, 3, 80)),
-        (EmbeddingDropout(ones(nn.Embedding(4000, 2)), 0.1), torch.arange(4000)),
-        (WeightDropout(ones(nn.Linear(1, 4000, bias=False)), 0.1), torch.ones(1, 1)),
+        (LockedDropout(0.1), torch.ones(50, 3, 80), lambda d: d[:, 0]),
+        (EmbeddingDropout(ones(nn.Embedding(4000, 2)), 0.1), torch.arange(4000), lambda d: d[:, 0]),
+        (WeightDropout(ones(nn.Linear(1, 4000, bias=False)), 0.1), torch.ones(1, 1), lambda d: d),
+        # three apart, so that no two of them see one centre
+        (DropBlock(0.1), torch.ones(30, 1, 41, 41), lambda d: d[..., 1:-1:3, 1:-1:3]),
     ],
-    ids=["locked", "word", "weight"],
+    ids=["locked", "word", "weight", "block"],
 )
-def test_written_by_hand_they_are_places_that_are_steered(module, x):
+def test_written_by_hand_they_are_places_that_are_steered(module, x, share):
     torch.manual_seed(0)
     handle = schedule_dropout(module, Linear(0.2, 0.8), total_steps=4)
     for step in range(4):
-        share = float((module(x) == 0).float().mean())
+        dropped = share(module(x) == 0).double()
+        rate = 0.2 + 0.15 * step
+        if isinstance(module, DropBlock):  # nine centres, of which one is enough
+            rate = 1 - (1 - rate / 9) ** 9
         if step:  # the first forward shows that it is a rate
-            assert share == pytest.approx(0.2 + 0.15 * step, abs=0.05)
+            assert abs(float(dropped.mean()) - rate) < 5 * (rate * (1 - rate) / dropped.numel()) ** 0.5
         handle.step()
     assert handle.report().complete
     handle.remove()
