@@ -14,6 +14,7 @@ from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected, check_select, named_parameters, select_parameters
+from lightning_reg.tensors.packs import end_to_end
 from lightning_reg.tensors.precision import real_dtype
 from lightning_reg.tensors.shards import check_whole, is_sharded, local, part, sum_over_shards, whole
 from lightning_reg.tensors.steps import StepSize
@@ -177,9 +178,10 @@ class Penalty(Regularizer, Bound):
         """
         if not weights or strength == 0.0:
             return torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
+        tensors = end_to_end(weights) if self.elementwise else weights
         with torch.autocast(like.device.type, enabled=False):
-            total = self._value(weights[0], strength)
-            for weight in weights[1:]:
+            total = self._value(tensors[0], strength)
+            for weight in tensors[1:]:
                 total = total + self._value(weight, strength).to(total.device)
         return total
 

@@ -15,8 +15,9 @@ from lightning_reg.prox.dual_averaging import hold_zeros_
 from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors import fused
 from lightning_reg.tensors.chunks import pieces
-from lightning_reg.tensors.precision import wide
-from lightning_reg.tensors.steps import StepSize
+from lightning_reg.tensors.packs import is_small, packs
+from lightning_reg.tensors.precision import accumulator, wide
+from lightning_reg.tensors.steps import StepSize, in_one_metric
 
 __all__ = ["ElementwisePenalty"]
 
@@ -58,22 +59,44 @@ class ElementwisePenalty(Penalty):
         apart = any(isinstance(share, Tensor) for share in held.shares)  # of rows, which no loop takes
         loop = None if apart else self.loop(strength)
         left = range(len(held.weights)) if loop is None else fused.hold_and_act_(*held, *loop)
+        rest: list[int] = []
+        small: dict[float, list[int]] = {}
         for i in left:
-            step = held.steps[i]
+            packed = not apart and _is_packed(held.weights[i])
+            (small.setdefault(held.shares[i], []) if packed else rest).append(i)
+        for i in rest:
+            step, share = held.steps[i], held.shares[i]
             for piece, kept, *moments in pieces(held.weights[i], held.averages[i], *step.tensors):
                 eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
-                hold_zeros_(piece, kept, self.threshold(strength, eta), held.shares[i])
-        return left
+                hold_zeros_(piece, kept, self.threshold(strength, eta), share)
+        for share, chosen in small.items():
+            weights, averages = [held.weights[i] for i in chosen], [held.averages[i] for i in chosen]
+            for step, rows in in_one_metric(weights, [held.steps[i] for i in chosen], averages):
+                for pack, kept, *moments in packs(rows, changed=2):
+                    eta = step.on(moments) if moments else step.numerator
+                    hold_zeros_(pack, kept, self.threshold(strength, eta), share)
+                    pack.copy_(self.prox(pack, strength, eta))
+        return rest
 
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
-        """``w ← prox(w)``, in a fused loop, or a piece at a time, in float32 or wider."""
+        """``w ← prox(w)``, in a fused loop; else small tensors together, large ones a piece at a time."""
         rows, loop = list(zip(weights, steps, strict=True)), self.loop(strength)
-        for weight, step in rows if loop is None else fused.act_in_metric_(rows, *loop):
+        left = rows if loop is None else fused.act_in_metric_(rows, *loop)
+        small = [row for row in left if _is_packed(row[0])]
+        for weight, step in (row for row in left if not _is_packed(row[0])):
             for piece, *moments in pieces(weight, *step.tensors):
                 eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
                 piece.copy_(self.prox(wide(piece), strength, eta))
+        for step, alike in in_one_metric([row[0] for row in small], [row[1] for row in small]):
+            for pack, *moments in packs(alike, changed=1):
+                pack.copy_(self.prox(pack, strength, step.on(moments) if moments else step.numerator))
 
     def loop(self, strength: float) -> tuple[str, str, float, float] | None:
         """The loop that is :meth:`prox`: its module, its name and its two parameters."""
         return None
+
+
+def _is_packed(weight: Tensor) -> bool:
+    """Whether a weight goes with others into one call; 16-bit ones go by themselves, into float32."""
+    return weight.is_cpu and is_small(weight) and accumulator(weight.dtype) is None

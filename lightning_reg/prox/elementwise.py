@@ -29,8 +29,10 @@ def soft_threshold(weight: Tensor, threshold: float | Tensor) -> Tensor:
     if weight.is_complex():
         modulus = weight.abs()
         return weight * torch.where(modulus > threshold, 1 - threshold / modulus, 0.0)
-    limit = torch.as_tensor(threshold, dtype=weight.dtype, device=weight.device)
-    return weight - torch.clamp(weight, -limit, limit)
+    if isinstance(threshold, Tensor):
+        limit = threshold.to(weight)
+        return weight - torch.clamp(weight, -limit, limit)
+    return weight - torch.clamp(weight, -threshold, threshold)
 
 
 def shrink(weight: Tensor, amount: float | Tensor) -> Tensor:

@@ -9,7 +9,6 @@ same as fused loops, for those who ask for them.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -18,14 +17,11 @@ from torch.nn.functional import softshrink
 
 from lightning_reg.tensors import compiled, fused
 from lightning_reg.tensors.chunks import BATCH, pieces
-from lightning_reg.tensors.steps import StepSize
+from lightning_reg.tensors.packs import PACK, SMALL, is_small, packs, scratch
+from lightning_reg.tensors.steps import StepSize, in_one_metric
 
 __all__ = ["add_scaled_", "add_sign_", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
 
-#: Elements up to which a CPU tensor goes with others into one multi-tensor call.
-SMALL = 2**14
-#: Elements in a pack of small CPU tensors, and packs that each thread keeps: 2 MiB in float32.
-PACK, PACKS = 2**17, 4
 #: Small tensors that are one batch whatever their sizes.
 FEW = PACK // SMALL
 
@@ -98,44 +94,38 @@ def soft_threshold_in_metric_(
         threshold: the factor of |w|, λ for L1 and λ·ρ for elastic net.
         shrink: the factor of w²/2, λ·(1 − ρ) for elastic net.
     """
-    together: dict[tuple[float, float, float], list[tuple[Tensor, Tensor]]] = {}
     rows = list(zip(weights, steps, strict=True))
     if _are_large(weights):
         rows = compiled.soft_threshold_in_metric_(rows, threshold, shrink)
         rows = fused.soft_threshold_in_metric_(rows, threshold, shrink)
+    together: list[tuple[Tensor, StepSize]] = []
     for weight, step in rows:
-        numerator, moment, root_scale, eps, mean = step
-        if moment is None:
-            _soft_threshold_(weight, numerator * threshold)
+        if step.second_moment is None:
+            _soft_threshold_(weight, step.numerator * threshold)
             if shrink:
-                weight.div_(1.0 + numerator * shrink)
-        elif mean is None and not _is_large(weight) and weight.element_size() > 2:
+                weight.div_(1.0 + step.numerator * shrink)
+        elif step.mean is None and not _is_large(weight) and weight.element_size() > 2:
             # 16-bit numbers are rounded in each operation, and the other way takes fewer
-            together.setdefault((numerator, root_scale, eps), []).append((weight, moment))
+            together.append((weight, step))
         else:
             for piece, *moments in pieces(weight, *step.tensors):
-                eta = step.on(moments, out=_scratch(0, piece), factor=threshold or shrink)
+                eta = step.on(moments, out=scratch(0, piece), factor=threshold or shrink)
                 _soft_threshold_piece_(piece, eta, threshold, shrink)
-    for (numerator, root_scale, eps), alike in together.items():
-        shared = StepSize(numerator, None, root_scale, eps)
-        for some_weights, moments in _batches(alike):
-            if some_weights[0].is_cpu:
-                pack, packed = _scratch.pack(0, some_weights)
-                moment, _ = _scratch.pack(1, moments)
-                eta = shared.on([moment], out=moment, factor=threshold or shrink)
-                _soft_threshold_piece_(pack, eta, threshold, shrink)
-                torch._foreach_copy_(some_weights, packed)
-                continue
+    for shared, alike in in_one_metric([row[0] for row in together], [row[1] for row in together]):
+        for weight, *moments in packs(alike, changed=1) if alike[0][0].is_cpu else ():
+            eta = shared.on(moments, out=scratch(0, weight), factor=threshold or shrink)
+            _soft_threshold_piece_(weight, eta, threshold, shrink)
+        for some_weights, moments in () if alike[0][0].is_cpu else _batches(alike):
             etas = list(torch._foreach_sqrt(moments))
-            torch._foreach_add_(etas, eps / root_scale)
+            torch._foreach_add_(etas, shared.eps / shared.root_scale)
             torch._foreach_reciprocal_(etas)
-            torch._foreach_mul_(etas, (threshold or shrink) * numerator / root_scale)
+            torch._foreach_mul_(etas, (threshold or shrink) * shared.numerator / shared.root_scale)
             _soft_threshold_batch_(some_weights, etas, threshold, shrink)
 
 
 def _sign(weight: Tensor, alpha: float) -> tuple[Tensor, float]:
     """A multiple of the sign in a buffer, and the factor that makes it ``alpha · sign(weight)``."""
-    buffer = _scratch(0, weight)
+    buffer = scratch(0, weight)
     if weight.dtype in (torch.float32, torch.float64):
         # a power of two, so nothing is rounded; a clamp takes three quarters of the time of sgn, and differs
         # from it in weights below the smallest normal number only, whose gradient goes to 0 with them
@@ -156,7 +146,7 @@ def _soft_threshold_(weight: Tensor, threshold: float) -> None:
 def _soft_threshold_piece_(piece: Tensor, eta: Tensor, threshold: float, shrink: float) -> None:
     """Soft-threshold by ``eta``, which is scaled by ``threshold``, or by ``shrink`` where that is 0."""
     if threshold:
-        moved = torch.neg(eta, out=_scratch(1, piece))
+        moved = torch.neg(eta, out=scratch(1, piece))
         # w − clamp(w, −τ, τ) is S(w, τ) without rounding the weights it leaves alone
         piece.sub_(torch.clamp(piece, moved, eta, out=moved))
         if shrink:
@@ -181,49 +171,8 @@ def _soft_threshold_batch_(
         torch._foreach_div_(weights, etas)
 
 
-class _Scratch(threading.local):
-    """Buffers kept by each thread: fresh memory would cost a page fault every 4 KiB."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
-        self._packs: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
-
-    def __call__(self, index: int, like: Tensor) -> Tensor:
-        """Return buffer ``index`` in the shape of ``like``; what it held is gone."""
-        size = like.numel()
-        if not like.is_cpu:  # torch's allocator keeps accelerator memory at hand
-            return torch.empty_like(like)
-        key = (index, like.dtype)
-        buffer = self._kept.get(key)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._kept[key] = _empty(size, like.dtype)
-        return buffer[:size].view(like.shape)
-
-    def pack(self, index: int, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Copy CPU tensors of one dtype into one vector; return it, and views of it in their shapes."""
-        key = (index, tensors[0].dtype, *[tensor.shape for tensor in tensors])
-        found = self._packs.get(key)
-        if found is None:
-            if len(self._packs) == PACKS:
-                self._packs.clear()
-            sizes = [tensor.numel() for tensor in tensors]
-            vector = _empty(sum(sizes), tensors[0].dtype)
-            parts = zip(torch.split(vector, sizes), tensors, strict=True)
-            found = self._packs[key] = vector, [part.view(tensor.shape) for part, tensor in parts]
-        torch._foreach_copy_(found[1], tensors)
-        return found
-
-
-@torch.inference_mode(False)  # whose tensors could not be written to outside of it
-def _empty(size: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(size, dtype=dtype)
-
-
-_scratch = _Scratch()
-
-
 def _is_large(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.numel() > SMALL
+    return tensor.is_cpu and not is_small(tensor)
 
 
 def _are_large(tensors: Sequence[Tensor]) -> bool:

@@ -5,7 +5,7 @@ r"""The step of every weight of a tensor, as a proximal operator takes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.shards import is_sharded, local, whole
 
-__all__ = ["StepSize"]
+__all__ = ["StepSize", "in_one_metric"]
 
 
 class StepSize(NamedTuple):
@@ -91,3 +91,25 @@ class StepSize(NamedTuple):
     def dense(self) -> Tensor | float:
         """Return the step of every weight, shaped as the weight, or the one number."""
         return self.on(self.tensors) if self.tensors else self.numerator
+
+
+def in_one_metric(
+    weights: Sequence[Tensor], steps: Sequence[StepSize], *others: Sequence[Tensor]
+) -> Iterator[tuple[StepSize, list[tuple[Tensor, ...]]]]:
+    """Put together tensors of one dtype and device whose steps differ in their tensors alone.
+
+    Args:
+        weights: of any shape.
+        steps: one for each weight.
+        others: more in the shapes of the weights, such as their averages.
+
+    Yields:
+        A step without its tensors, and rows of a weight, the others, and the tensors of its step.
+    """
+    groups: dict[tuple[object, ...], tuple[StepSize, list[tuple[Tensor, ...]]]] = {}
+    for weight, step, *more in zip(weights, steps, *others, strict=True):
+        row: tuple[Tensor, ...] = (weight, *more, *step.tensors)
+        numbers = StepSize(step.numerator, None, step.root_scale, step.eps)
+        key = (*numbers, weight.device, *[tensor.dtype for tensor in row])
+        groups.setdefault(key, (numbers, []))[1].append(row)
+    yield from groups.values()

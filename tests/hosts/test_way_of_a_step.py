@@ -33,10 +33,10 @@ ROOT = Path(lightning_reg.__file__).resolve().parents[1]
 #: The mode, and how many files a step may touch in all.
 MODES: dict[str, tuple[dict[str, Any], int]] = {
     "gradient": ({}, 7),
-    "loss": ({"apply": "loss"}, 11),
+    "loss": ({"apply": "loss"}, 12),
     "decoupled": ({"apply": "decoupled"}, 12),
-    "proximal": ({"apply": "proximal"}, 25),
-    "proximal, plain": ({"apply": "proximal", "dual_averaging": False}, 19),
+    "proximal": ({"apply": "proximal"}, 26),
+    "proximal, plain": ({"apply": "proximal", "dual_averaging": False}, 20),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import lightning_reg.tensors.chunks
 from lightning_reg.prox import group as prox_group
-from lightning_reg.tensors import kernels
+from lightning_reg.tensors import kernels, packs
 from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.steps import StepSize
 from tests.penalties.cases import CASES, Case
@@ -27,7 +27,7 @@ Like = Callable[[Tensor], Tensor]
 def _pieces_of_middling_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a tensor of many pieces need not be a large one."""
     monkeypatch.setattr(lightning_reg.tensors.chunks, "PIECE", 2**14)
-    monkeypatch.setattr(kernels, "SMALL", 2**12)
+    monkeypatch.setattr(packs, "SMALL", 2**12)
     monkeypatch.setattr(prox_group, "NORM_PIECE", 2**12)
 
 
@@ -36,7 +36,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Once more with pieces and batches so small that every tensor below is cut into many."""
     if request.param == "small-pieces":
         monkeypatch.setattr(lightning_reg.tensors.chunks, "PIECE", 7)
-        monkeypatch.setattr(kernels, "SMALL", 2)
+        monkeypatch.setattr(packs, "SMALL", 2)
         monkeypatch.setattr(kernels, "BATCH", 20)
         monkeypatch.setattr(prox_group, "NORM_PIECE", 7)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.prox.elementwise import soft_threshold
-from lightning_reg.tensors import kernels
+from lightning_reg.tensors import packs as packing
 from lightning_reg.tensors.fused import fuse_kernels
 from lightning_reg.tensors.kernels import add_sign_, soft_threshold_in_metric_
 from lightning_reg.tensors.steps import StepSize
@@ -87,20 +87,19 @@ def test_thresholds_in_a_metric(dtype: torch.dtype, threshold: float, shrink: fl
 
 
 def test_packs_are_few_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_scratch", kernels._Scratch())
+    scratch = packing._Scratch()
+    monkeypatch.setattr(packing, "scratch", scratch)
     for width in range(1, 40):
         weights = [torch.full((width, 3), 0.5) for _ in range(70)]
         steps = [StepSize(1.0, torch.ones(width, 3))] * 70
         soft_threshold_in_metric_(weights, steps, 0.1)
         assert all(torch.equal(weight, torch.full((width, 3), 0.4)) for weight in weights)
-        packs = kernels._scratch._packs
-        assert len(packs) <= kernels.PACKS
-        assert all(vector.numel() <= kernels.PACK for vector, _ in packs.values())
+        assert len(scratch._packs) <= packing.PACKS
+        assert all(vector.numel() <= packing.PACK for vector, _ in scratch._packs.values())
 
 
 def test_many_tensors_go_in_several_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "PACK", 50)
-    monkeypatch.setattr(kernels, "FEW", 2)
+    monkeypatch.setattr(packing, "PACK", 50)
     weights = [torch.full((4, 3), 0.5 + i) for i in range(30)] + [torch.full((60,), 7.0)]
     steps = [StepSize(1.0, torch.ones_like(weight)) for weight in weights]
     expected = [weight - 0.1 for weight in weights]

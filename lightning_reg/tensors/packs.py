@@ -1,0 +1,112 @@
+"""Small CPU tensors copied into one vector, so that an operation is one call for all of them.
+
+On a small network the calls take the time, and not the numbers. Buffers are kept by each thread, since fresh
+memory would cost a page fault every 4 KiB.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from lightning_reg.tensors.shards import is_sharded
+
+__all__ = ["PACK", "SMALL", "end_to_end", "is_small", "packs", "scratch"]
+
+#: Elements up to which a tensor goes with others into one call.
+SMALL = 2**14
+#: Elements in a pack, and packs that each thread keeps: 4 MiB in float32.
+PACK, PACKS = 2**17, 8
+
+
+def is_small(tensor: Tensor) -> bool:
+    """Whether a tensor costs more calls than work, so that it goes with others."""
+    return tensor.numel() <= SMALL
+
+
+def end_to_end(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Return the same weights with the small ones laid end to end, with the graph to those given."""
+    found: list[Tensor] = []
+    together: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for weight in weights:
+        if is_small(weight) and not is_sharded(weight):
+            together.setdefault((weight.dtype, weight.device), []).append(weight)
+        else:
+            found.append(weight)
+    for alike in together.values():
+        found.append(alike[0] if len(alike) == 1 else torch.cat([weight.flatten() for weight in alike]))
+    return found
+
+
+def packs(rows: Sequence[tuple[Tensor, ...]], changed: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the columns of ``rows``, each as one vector; what is done to the first ``changed`` goes back.
+
+    Args:
+        rows: small CPU tensors, of one shape in a row and of one dtype in a column.
+        changed: how many columns are written to.
+    """
+    for some in _of_bounded_size(rows):
+        columns = [list(column) for column in zip(*some, strict=True)]
+        if len(some) == 1 and all(tensor.is_contiguous() for tensor in some[0]):
+            yield some[0]
+            continue
+        packed = [scratch.pack(i, column) for i, column in enumerate(columns)]
+        yield tuple(vector for vector, _ in packed)
+        for column, (_, views) in islice(zip(columns, packed, strict=True), changed):
+            torch._foreach_copy_(column, views)
+
+
+def _of_bounded_size(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[Sequence[tuple[Tensor, ...]]]:
+    first, size = 0, 0
+    for i, row in enumerate(rows):
+        size += row[0].numel()
+        if size > PACK and i > first:
+            yield rows[first:i]
+            first, size = i, row[0].numel()
+    if rows:
+        yield rows[first:]
+
+
+class _Scratch(threading.local):
+    """Buffers kept by each thread."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._packs: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
+
+    def __call__(self, index: int, like: Tensor) -> Tensor:
+        """Return buffer ``index`` in the shape of ``like``; what it held is gone."""
+        size = like.numel()
+        if not like.is_cpu:  # torch's allocator keeps accelerator memory at hand
+            return torch.empty_like(like)
+        key = (index, like.dtype)
+        buffer = self._kept.get(key)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._kept[key] = _empty(size, like.dtype)
+        return buffer[:size].view(like.shape)
+
+    def pack(self, index: int, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Copy CPU tensors of one dtype into one vector; return it, and views of it in their shapes."""
+        key = (index, tensors[0].dtype, *[tensor.shape for tensor in tensors])
+        found = self._packs.get(key)
+        if found is None:
+            if len(self._packs) == PACKS:
+                self._packs.clear()
+            sizes = [tensor.numel() for tensor in tensors]
+            vector = _empty(sum(sizes), tensors[0].dtype)
+            parts = zip(torch.split(vector, sizes), tensors, strict=True)
+            found = self._packs[key] = vector, [part.view(tensor.shape) for part, tensor in parts]
+        torch._foreach_copy_(found[1], tensors)
+        return found
+
+
+@torch.inference_mode(False)  # whose tensors could not be written to outside of it
+def _empty(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(size, dtype=dtype)
+
+
+scratch = _Scratch()
