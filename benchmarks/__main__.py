@@ -40,9 +40,14 @@ OPTIONAL: dict[str, Callable[[], list[Row]]] = {"billion": lambda: on_lists(["on
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join([*PARTS, *OPTIONAL, "report"]))
-    names = parser.parse_args().parts or list(PARTS)
-    for name in names:
-        if name != "report":
+    parser.add_argument("--only", metavar="CASE", help="of costs, what has this in its name; the rest stays")
+    arguments = parser.parse_args()
+    if arguments.only and arguments.parts != ["costs"]:
+        parser.error("--only is for costs, and for costs alone")
+    for name in arguments.parts or list(PARTS):
+        if name == "costs":
+            record(name, costs.measure(only=arguments.only or ""), whole=not arguments.only)
+        elif name != "report":
             record(name, (PARTS | OPTIONAL)[name]())
     report.write()
 

@@ -41,6 +41,7 @@ from lightning_reg import (
     L2Norm,
     LHalf,
     LInf,
+    LogSum,
     NuclearNorm,
     Orthogonality,
     Penalty,
@@ -68,6 +69,7 @@ SINGLE = {
     "SCAD": SCAD(STRENGTH),
     "L0": L0(STRENGTH),
     "LHalf": LHalf(STRENGTH),
+    "LogSum": LogSum(STRENGTH),
     "Hoyer": Hoyer(STRENGTH),
     "HoyerSquare": HoyerSquare(STRENGTH),
 }
@@ -228,7 +230,7 @@ def dropout_steps(rounds: int = 12, steps: int = 150) -> list[Row]:
     return rows("three places that drop, added to a step", added, 1, NATIVE)
 
 
-def measure(threads: int = 1) -> list[Row]:
+def measure(threads: int = 1, only: str = "") -> list[Row]:
     torch.set_num_threads(threads)
     weights = [shape for shape in NETWORKS["ResNet-50"]() if len(shape) > 1]
     last = make([(1000, 2048)])
@@ -243,5 +245,8 @@ def measure(threads: int = 1) -> list[Row]:
     }
     found: list[Row] = []
     for name, (cases, against) in groups.items():
-        found += rows(name, interleaved(cases, threads, ROUNDS), threads, against)
-    return found + dropout_steps()
+        chosen = {case: run for case, run in cases.items() if case == against or only in case}
+        if len(chosen) > 1:
+            measured = rows(name, interleaved(chosen, threads, ROUNDS), threads, against)
+            found += [row for row in measured if not only or row["case"] != against]
+    return found if only else found + dropout_steps()

@@ -101,14 +101,31 @@ def _status(field: str) -> float:
         return next(int(line.split()[1]) for line in file if line.startswith(field)) / 1024
 
 
-def record(part: str, measured: list[Row]) -> None:
-    """Write ``results/<part>.json``, after saying what has changed since it was last written."""
+def record(part: str, measured: list[Row], whole: bool = True) -> None:
+    """Write ``results/<part>.json``, after saying what has changed since it was last written.
+
+    Of a part that is not measured as a whole, the other rows and the machine they are from stay.
+    """
     path = RESULTS / f"{part}.json"
-    if path.exists():
-        compare(json.loads(path.read_text())["rows"], measured)
+    written = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    compare(written["rows"], measured)
+    if whole or not written["rows"]:
+        written = {"machine": machine(), "rows": measured}
+    else:
+        written["rows"] = merged(written["rows"], measured)
     RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "rows": measured}, indent=1) + "\n")
+    path.write_text(json.dumps(written, indent=1) + "\n")
     print(f"wrote {path.name}", flush=True)
+
+
+def merged(before: list[Row], now: list[Row]) -> list[Row]:
+    """Put rows in the place of those of their name, or at the end of their group."""
+    new = {_key(row): row for row in now}
+    found = [new.pop(_key(row), row) for row in before]
+    for row in new.values():
+        last = max((i for i, other in enumerate(found) if other["group"] == row["group"]), default=len(found))
+        found.insert(last + 1, row)
+    return found
 
 
 def compare(before: list[Row], now: list[Row]) -> None:

@@ -61,6 +61,7 @@ from lightning_reg.penalties import JacobianPenalty as JacobianPenalty
 from lightning_reg.penalties import L2Norm as L2Norm
 from lightning_reg.penalties import LHalf as LHalf
 from lightning_reg.penalties import LInf as LInf
+from lightning_reg.penalties import LogSum as LogSum
 from lightning_reg.penalties import NuclearNorm as NuclearNorm
 from lightning_reg.penalties import Orthogonality as Orthogonality
 from lightning_reg.penalties import Penalty as Penalty

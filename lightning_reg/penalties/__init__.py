@@ -16,6 +16,7 @@ from lightning_reg.penalties.l2_norm import L2Norm
 from lightning_reg.penalties.l2_sp import L2SP
 from lightning_reg.penalties.l_half import LHalf
 from lightning_reg.penalties.l_inf import LInf
+from lightning_reg.penalties.log_sum import LogSum
 from lightning_reg.penalties.mcp import MCP
 from lightning_reg.penalties.nuclear_norm import NuclearNorm
 from lightning_reg.penalties.orthogonality import Orthogonality
@@ -43,6 +44,7 @@ __all__ = [
     "L2Norm",
     "LHalf",
     "LInf",
+    "LogSum",
     "NuclearNorm",
     "Orthogonality",
     "Penalty",

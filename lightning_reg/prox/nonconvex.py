@@ -14,13 +14,26 @@ from torch import Tensor
 
 from lightning_reg.prox.elementwise import soft_threshold
 
-__all__ = ["firm_threshold", "half_threshold", "hard_threshold", "mcp", "scad", "scad_threshold"]
+__all__ = [
+    "firm_threshold",
+    "half_threshold",
+    "hard_threshold",
+    "log_jump",
+    "log_threshold",
+    "mcp",
+    "scad",
+    "scad_threshold",
+]
 
 #: Up to where ½ has a root worth taking: τ/2|w|^{3/2} at |w| = 3/2 τ^{2/3}.
 HALF_MOST = (2.0 / 3.0) ** 1.5 / 2.0
 #: The root as a series in ρ, and Newton's steps from there, which reach rounding in float64.
 HALF_START = (1.0, -0.5, -0.375, -0.5, -105.0 / 128.0)
 HALF_STEPS = 3
+#: Newton's steps to where the log-sum prox jumps: over 30 decades of a/ε², 6 reached rounding in float64.
+LOG_STEPS = 6
+#: As large as a/ε² is taken: its root has a square in float32.
+LOG_MOST = 1e30
 
 
 def hard_threshold(weight: Tensor, threshold: float | Tensor) -> Tensor:
@@ -64,6 +77,52 @@ def half_threshold(weight: Tensor, amount: float | Tensor) -> Tensor:
         square = z.square()
         z.mul_(square).mul_(2.0).sub_(rho).div_(square.mul_(3.0).sub_(1.0))
     return z.square_().mul_(weight).masked_fill_(goes, 0.0)
+
+
+def log_threshold(weight: Tensor, amount: float | Tensor, eps: float) -> Tensor:
+    r"""Prox of :math:`a\sum_i\log(1 + |w_i|/\epsilon)`.
+
+    The larger root of :math:`x - w + a/(x + \epsilon) = 0` where :math:`|w|` is above :func:`log_jump`, and 0
+    elsewhere.
+
+    Args:
+        weight: any shape.
+        amount: :math:`a \ge 0`, one number or one for each weight.
+        eps: :math:`\epsilon > 0`.
+
+    >>> log_threshold(torch.tensor([0.5, 2.0, 9.0]), 1.0, 1.0)
+    tensor([0.0000, 1.6180, 8.8990])
+    """
+    amount = torch.as_tensor(amount, dtype=weight.dtype, device=weight.device)
+    end = weight.abs() + eps
+    # what the root lacks of |w|, in a form that is 0 where a is
+    less = 2.0 * amount / (end + (end.square() - 4.0 * amount).sqrt())
+    return torch.where(weight.abs() <= log_jump(amount, eps), 0.0, weight - torch.sgn(weight) * less)
+
+
+def log_jump(amount: Tensor, eps: float) -> Tensor:
+    r"""Return the largest modulus that :func:`log_threshold` sets to 0, for each :math:`a`.
+
+    :math:`a/\epsilon` up to :math:`a = \epsilon^2`. Beyond it the prox jumps, to an x with
+    :math:`\tfrac12x^2 = a(\log(1 + x/\epsilon) - x/(x + \epsilon))`, from :math:`x + a/(x + \epsilon)`.
+
+    >>> log_jump(torch.tensor([0.5, 4.0]), 1.0)
+    tensor([0.5000, 3.1870])
+    """
+    ratio = (amount / eps**2).clamp(max=LOG_MOST)
+    if ratio.is_cpu and not bool((ratio > 1.0).any()):  # elsewhere the look would wait for the device
+        return ratio * eps
+    above = ratio.clamp(min=1.0)
+    # Newton's method on ½x² - r(log(1 + x) - x/(1 + x)), convex above its least point √r - 1, from above
+    least, most = above.sqrt() - 1.0, torch.minimum(above - 1.0, (2.0 * above * above.log()).sqrt())
+    x = most
+    for _ in range(LOG_STEPS):
+        rest = 1.0 + x
+        height = 0.5 * x.square() - above * (x.log1p() - x / rest)
+        slope = x * (1.0 - above / rest.square())
+        # where rounding has the better of it, both bounds are next to the root
+        x = torch.where(slope > 0, x - height / slope, x).clamp_(min=least, max=most)
+    return torch.where(ratio <= 1.0, ratio, x + above / (1.0 + x)) * eps
 
 
 def mcp(modulus: Tensor, strength: float, gamma: float) -> Tensor:

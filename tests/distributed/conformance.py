@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -152,13 +153,17 @@ def cells_of(launch: str, turn: int | None = None) -> list[Cell]:
             for precision, accumulate, clip in part_of(SPAWNED, len(SPAWNED), turn)
             for family, apply in together
         ]
-    cells = [cell for strategy in COLUMNS[launch] for cell in [*whole(strategy), *crossed(strategy)]]
-    return part_of(cells + (whole("single device", "Adam") if launch == "one" else []), PARTS, turn)
+    grids = [[*whole(strategy), *crossed(strategy)] for strategy in COLUMNS[launch]]
+    grids += [whole("single device", "Adam")] if launch == "one" else []
+    # a grid after the other begins one later, so that they have other families in a turn
+    first = list(COLUMNS).index(launch) * len(grids)
+    turns = [None if turn is None else turn + first + i for i in range(len(grids))]
+    return [cell for i, grid in zip(turns, grids, strict=True) for cell in part_of(grid, PARTS, i)]
 
 
-def main(launch: str, turn: int | None, out: str) -> None:
+def main(launch: str, turn: int | None, families: Sequence[str], out: str) -> None:
     torch.set_num_threads(1)
-    cells = cells_of(launch, turn)
+    cells = [cell for cell in cells_of(launch, turn) if cell.family in families]
     results: list[Tensor | str] = []
     if launch == "spawn":
         for _, together in itertools.groupby(cells, lambda cell: cell.precision):

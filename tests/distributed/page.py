@@ -1,12 +1,17 @@
-"""Run the conformance table and write it: ``python -m tests.distributed.page`` makes docs/conformance.md."""
+"""Run the conformance table and write it: ``python -m tests.distributed.page`` makes docs/conformance.md.
+
+With names of families it runs their cells only, in some minutes, and takes the others from the page. What the
+others are refused for or not is then as it was; the slow tests say where that is wrong.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,16 +94,18 @@ page, and slow tests, which run a seventh of the table each day, fail where it i
 Results = dict[Cell, str]
 
 
-def run(folder: Path, turn: int | None = None) -> Results:
-    """Run every cell, or those whose turn it is, and judge them."""
+def run(folder: Path, turn: int | None = None, families: Collection[str] = tuple(FAMILIES)) -> Results:
+    """Run every cell of some families, or those whose turn it is, and judge them."""
     results: Results = {}
     for name in COLUMNS:
         began = time.perf_counter()
         processes = 2 if name == "two" else 1
         program = "tests.distributed.conformance"
-        Launch(program, [name, turn, str(folder / name)], processes, folder, name).succeed(600)
+        arguments = [name, turn, list(families), str(folder / name)]
+        Launch(program, arguments, processes, folder, name).succeed(600)
         ranks = [torch.load(folder / f"{name}.{rank}") for rank in range(processes)]
-        for cell, *found in zip(cells_of(name, turn), *ranks, strict=True):
+        cells = [cell for cell in cells_of(name, turn) if cell.family in families]
+        for cell, *found in zip(cells, *ranks, strict=True):
             results[cell] = judge(cell, found)
         print(f"{name}: {len(ranks[0])} cells in {time.perf_counter() - began:.0f} s")
     return results
@@ -170,7 +177,7 @@ def render(results: Results) -> str:
 
 
 def read(text: str) -> Results:
-    """What :func:`render` was given."""
+    """What :func:`render` was given; nothing of families that have come since."""
     sentences = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
     results: Results = {}
 
@@ -180,17 +187,25 @@ def read(text: str) -> Results:
 
     families, settings = _families_columns(), _settings_columns()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
-    for family, row in zip(FAMILIES, rows[: len(FAMILIES)], strict=True):
+    known = {_label(family): family for family in FAMILIES}
+    of_families = [row for row in rows if row[0] in known]
+    for family, row in ((known[row[0]], row) for row in of_families):
         for cells, signs in zip(families, row[1:], strict=True):
             note([cell for cell in cells if cell.family == family], signs)
-    for precision, accumulated, clipping, *row in rows[len(FAMILIES) : -len(TOLERANCES)]:
+    for precision, accumulated, clipping, *row in rows[len(of_families) : -len(TOLERANCES)]:
         for setting in itertools.product(accumulated.split(", "), clipping.split(", ")):
             for cells, signs in zip(settings, row, strict=True):
                 here = (precision.strip("`"), *setting)
                 note([c for c in cells if (c.precision, str(c.accumulate), c.clip) == here], signs)
     for cell in cells_of("spawn"):
-        results[cell] = results[replace(cell, precision="64-true", accumulate=1, clip="none")]
+        shown = replace(cell, precision="64-true", accumulate=1, clip="none")
+        if shown in results:
+            results[cell] = results[shown]
     return results
+
+
+def _label(family: str) -> str:
+    return f"`{family}`" if "," not in family else "`{}`, {}".format(*family.split(", "))
 
 
 def _families_columns() -> list[list[Cell]]:
@@ -209,7 +224,7 @@ def _families(results: Results, notes: Notes) -> Iterable[list[str]]:
     columns = _families_columns()
     for family in FAMILIES:
         signs = [notes.mark(results[c] for c in cells if c.family == family) for cells in columns]
-        yield [f"`{family}`" if "," not in family else "`{}`, {}".format(*family.split(", ")), *signs]
+        yield [_label(family), *signs]
 
 
 def _settings(results: Results, notes: Notes) -> Iterable[list[str]]:
@@ -246,8 +261,14 @@ def _spawned(results: Results) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="; ".join(FAMILIES))
+    families = parser.parse_args().families
+    if unknown := set(families) - set(FAMILIES):
+        parser.error(f"{', '.join(sorted(unknown))}: no such family; there is {', '.join(FAMILIES)}")
+    results = read(PAGE.read_text()) if families else {}
     with tempfile.TemporaryDirectory() as folder:
-        results = run(Path(folder))
+        results.update(run(Path(folder), families=families or list(FAMILIES)))
     for cell, result in results.items():
         if result.startswith(DIFFERS):
             print(cell, result)

@@ -26,6 +26,7 @@ from lightning_reg import (
     L2Norm,
     LHalf,
     LInf,
+    LogSum,
     NuclearNorm,
     Orthogonality,
     Penalty,
@@ -176,6 +177,12 @@ CASES: list[Case] = [
     Case(
         LHalf(1.0),
         lambda w, strength: strength * float((np.abs(w) ** 0.5).sum()),
+        convex=False,
+        takes_complex=False,
+    ),
+    Case(
+        LogSum(1.0, eps=0.7),
+        lambda w, strength: strength * float(np.log1p(np.abs(w) / 0.7).sum()),
         convex=False,
         takes_complex=False,
     ),

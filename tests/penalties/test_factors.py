@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,39 +10,30 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg import (
-    L0,
     L1,
-    L2,
     L2SP,
-    MCP,
-    SCAD,
     Coupled,
     ElasticNet,
     GroupLasso,
     L2Norm,
-    LHalf,
     LInf,
     SparseGroupLasso,
     attach,
     fisher_diagonal,
 )
+from lightning_reg.penalties.elementwise import ElementwisePenalty
 from lightning_reg.select.parameters import select_parameters
 from lightning_reg.tensors.steps import StepSize
+from tests.penalties.cases import CASES
 
-ELEMENTWISE = [L1(0.3), L2(0.3), ElasticNet(0.3, l1_ratio=0.4), L0(0.3), LHalf(0.3), MCP(0.3), SCAD(0.3)]
+ELEMENTWISE = [
+    replace(case.penalty, strength=0.3) for case in CASES if isinstance(case.penalty, ElementwisePenalty)
+]
 
 
 def _model() -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(4, 3).double()
-
-
-def _with(penalty: Any, **options: Any) -> Any:
-    return type(penalty)(
-        penalty.strength,
-        **{n: getattr(penalty, n) for n in ("l1_ratio", "gamma", "a") if hasattr(penalty, n)},
-        **options,
-    )
 
 
 @pytest.mark.parametrize("penalty", ELEMENTWISE, ids=lambda p: type(p).__name__)
@@ -50,7 +42,7 @@ def test_each_weight_is_penalized_by_its_own_strength(penalty: Any) -> None:
     factors = torch.tensor([0.0, 0.5, 1.0, 3.0], dtype=torch.float64).expand(3, 4)
     (selected,) = select_parameters(model, "weights")
     weight = model.weight
-    bound = _with(penalty, factors=factors).bind([selected])
+    bound = replace(penalty, factors=factors).bind([selected])
     expected = sum(
         penalty.value(w, 0.3 * float(f)) for w, f in zip(weight.flatten(), factors.flatten(), strict=True)
     )

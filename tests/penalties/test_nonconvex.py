@@ -1,4 +1,4 @@
-"""MCP, SCAD, L0 and LHalf: proximal operators against a grid, values against quadrature and skglm."""
+"""Single weights, not convex: proximal operators against a grid, values against quadrature and skglm."""
 
 import numpy as np
 import pytest
@@ -7,46 +7,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_reg import L0, L1, MCP, SCAD, LHalf, attach
+from lightning_reg import L0, L1, MCP, SCAD, LHalf, LogSum, attach
 from lightning_reg.apply import check_apply
+from lightning_reg.penalties.elementwise import ElementwisePenalty
 from lightning_reg.tensors.steps import StepSize
+from tests.penalties.cases import CASES
 
+#: Those of the table, and some steeper and flatter.
 PENALTIES = {
-    "mcp": MCP(1.0, gamma=2.5),
-    "mcp_steep": MCP(1.0, gamma=0.2),
-    "scad": SCAD(1.0),
-    "scad_steep": SCAD(1.0, a=2.1),
-    "l0": L0(1.0),
-    "l_half": LHalf(1.0),
+    **{
+        str(case): case.penalty
+        for case in CASES
+        if isinstance(case.penalty, ElementwisePenalty) and not case.convex
+    },
+    "MCP, steep": MCP(1.0, gamma=0.2),
+    "SCAD, steep": SCAD(1.0, a=2.1),
+    "LogSum, flat": LogSum(1.0, eps=2.5),
 }
 #: The step that a longer one counts as.
-LONGEST = {"mcp": 2.5, "mcp_steep": 0.2, "scad": 2.7, "scad_steep": 1.1}
+LONGEST = {"MCP": 3.0, "MCP, steep": 0.2, "SCAD": 2.7, "SCAD, steep": 1.1}
 GRID = torch.linspace(-6, 6, 24_001, dtype=torch.float64)
 
 
 def _cost(penalty, x, weight, strength, step):
     return (x - weight) ** 2 / (2 * step) + penalty.value(x, strength)
-
-
-def _cost_on_grid(name, weight, strength, step):
-    t = GRID.abs()
-    omega = {
-        "mcp": lambda: torch.where(t <= 2.5 * strength, strength * t - t**2 / 5, 2.5 * strength**2 / 2),
-        "mcp_steep": lambda: torch.where(
-            t <= 0.2 * strength, strength * t - t**2 / 0.4, 0.2 * strength**2 / 2
-        ),
-        "scad": lambda: _scad(t, strength, 3.7),
-        "scad_steep": lambda: _scad(t, strength, 2.1),
-        "l0": lambda: strength * (t > 1e-12).double(),
-        "l_half": lambda: strength * t.sqrt(),
-    }[name]()
-    return (GRID - weight) ** 2 / (2 * step) + omega
-
-
-def _scad(t, s, a):
-    """Fan and Li's three cases."""
-    middle = (2 * a * s * t - t**2 - s**2) / (2 * (a - 1))
-    return torch.where(t <= s, s * t, torch.where(t <= a * s, middle, s**2 * (a + 1) / 2))
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -61,7 +45,8 @@ def test_prox_is_the_lowest_point_of_a_grid(name, weight, strength, step):
     step = min(step, LONGEST.get(name, 8.0) * 0.999)
     point = penalty.prox(torch.tensor([weight], dtype=torch.float64), strength, step)
     got = _cost(penalty, point, weight, strength, step).item()
-    assert got <= _cost_on_grid(name, weight, strength, step).min().item() + 1e-12
+    on_grid = (GRID - weight) ** 2 / (2 * step) + penalty.each(GRID, strength)
+    assert got <= on_grid.min().item() + 1e-12
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -76,7 +61,7 @@ def test_a_step_for_each_weight_is_that_step_alone(name, seed, strength):
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-13, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["mcp", "mcp_steep", "scad", "scad_steep", "l_half"])
+@pytest.mark.parametrize("name", [name for name in PENALTIES if name != "L0"])
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), strength=st.floats(0.05, 2.0))
 def test_gradient_is_autograds(name, seed, strength):
@@ -154,6 +139,7 @@ def test_values_and_proxes_are_skglms():
         (MCP(0.7, gamma=3.0), penalties.MCPenalty(0.7, 3.0)),
         (SCAD(0.7, a=3.7), penalties.SCAD(0.7, 3.7)),
         (LHalf(0.7), penalties.L0_5(0.7)),
+        (LogSum(0.7, eps=0.4), penalties.LogSumPenalty(0.7, 0.4)),
         (L1(0.7), penalties.L1(0.7)),
     ]
     for ours, theirs in pairs:
@@ -173,7 +159,7 @@ def test_no_gradient_to_follow_is_refused(penalty, apply):
 def test_a_step_beyond_the_bend_counts_as_the_longest(name):
     weight = torch.linspace(-5, 5, 101, dtype=torch.float64) + 0.01
     longest, penalty = LONGEST[name], PENALTIES[name]
-    flat = {"mcp": 2.5, "mcp_steep": 0.2, "scad": 3.7, "scad_steep": 2.1}[name]
+    flat = {"MCP": 3.0, "MCP, steep": 0.2, "SCAD": 3.7, "SCAD, steep": 2.1}[name]
     for step in (longest, 2 * longest, 1e8):
         after = penalty.prox(weight, 1.0, step)
         torch.testing.assert_close(
@@ -193,7 +179,7 @@ def test_l0_is_refused_in_adams_metric_and_works_in_the_plain_one():
     assert not model.weight.detach().any()
 
 
-@pytest.mark.parametrize("penalty", [MCP(0.1), SCAD(0.1), LHalf(0.05)])
+@pytest.mark.parametrize("penalty", [MCP(0.1), SCAD(0.1), LHalf(0.05), LogSum(0.05)])
 def test_zeros_under_adam(penalty):
     torch.manual_seed(0)
     model = nn.Linear(20, 1, bias=False)
@@ -213,6 +199,18 @@ def test_bad_arguments():
         MCP(0.1, gamma=0)
     with pytest.raises(ValueError, match="above 2"):
         SCAD(0.1, a=2.0)
+    with pytest.raises(ValueError, match="eps=0"):
+        LogSum(0.1, eps=0)
+
+
+def test_the_jump_of_the_log_sum_is_where_both_valleys_are_equally_deep():
+    for amount in (1.05, 4.0, 1e6):
+        penalty = LogSum(1.0, eps=0.5)
+        edge = penalty.threshold(amount, 1.0)
+        weight = torch.tensor([edge * (1 - 1e-12), edge * (1 + 1e-12)], dtype=torch.float64)
+        below, above = penalty.prox(weight, amount, 1.0)
+        assert below == 0.0 and above > 0.5
+        assert _cost(penalty, above, edge, amount, 1.0) == pytest.approx(edge**2 / 2, rel=1e-10)
 
 
 def test_the_jump_of_l_half_is_where_both_valleys_are_equally_deep():
