@@ -6,9 +6,11 @@ from lightning_reg.callbacks.constraints import Box as Box
 from lightning_reg.callbacks.constraints import KeepLargest as KeepLargest
 from lightning_reg.callbacks.constraints import L1Ball as L1Ball
 from lightning_reg.callbacks.constraints import MaxNorm as MaxNorm
+from lightning_reg.callbacks.constraints import MaxRank as MaxRank
 from lightning_reg.callbacks.constraints import NonNegative as NonNegative
 from lightning_reg.callbacks.constraints import NormBudget as NormBudget
 from lightning_reg.callbacks.constraints import Refit as Refit
+from lightning_reg.callbacks.constraints import Simplex as Simplex
 from lightning_reg.callbacks.constraints import UnitNorm as UnitNorm
 from lightning_reg.callbacks.dropout_injector import DropoutInjector as DropoutInjector
 from lightning_reg.callbacks.dropout_scheduler import DropoutScheduler as DropoutScheduler

@@ -7,7 +7,19 @@ from typing import Any, final
 from lightning_reg import constraints
 from lightning_reg.callbacks.regularizer import RegularizerCallback
 
-__all__ = ["NM", "Box", "KeepLargest", "L1Ball", "MaxNorm", "NonNegative", "NormBudget", "Refit", "UnitNorm"]
+__all__ = [
+    "NM",
+    "Box",
+    "KeepLargest",
+    "L1Ball",
+    "MaxNorm",
+    "MaxRank",
+    "NonNegative",
+    "NormBudget",
+    "Refit",
+    "Simplex",
+    "UnitNorm",
+]
 
 
 class _ConstraintCallback(RegularizerCallback):
@@ -65,6 +77,24 @@ class L1Ball(_ConstraintCallback, constraints.L1Ball):
 
     >>> L1Ball(2.0).radius
     2.0
+    """
+
+
+@final
+class Simplex(_ConstraintCallback, constraints.Simplex):
+    """Keep the weights of every tensor at 0 or above, and their sum, see :class:`lightning_reg.Simplex`.
+
+    >>> Simplex(2.0).radius
+    2.0
+    """
+
+
+@final
+class MaxRank(_ConstraintCallback, constraints.MaxRank):
+    """Keep the rank of every tensor at a limit or below, see :class:`lightning_reg.MaxRank`.
+
+    >>> MaxRank(8).rank
+    8
     """
 
 

@@ -14,9 +14,11 @@ from lightning_reg.constraints import Constraint as Constraint
 from lightning_reg.constraints import KeepLargest as KeepLargest
 from lightning_reg.constraints import L1Ball as L1Ball
 from lightning_reg.constraints import MaxNorm as MaxNorm
+from lightning_reg.constraints import MaxRank as MaxRank
 from lightning_reg.constraints import NonNegative as NonNegative
 from lightning_reg.constraints import NormBudget as NormBudget
 from lightning_reg.constraints import Refit as Refit
+from lightning_reg.constraints import Simplex as Simplex
 from lightning_reg.constraints import UnitNorm as UnitNorm
 from lightning_reg.dropout import AnnealedDropout as AnnealedDropout
 from lightning_reg.dropout import ByDepth as ByDepth

@@ -13,10 +13,12 @@ from lightning_reg.constraints.box import Box
 from lightning_reg.constraints.keep_largest import KeepLargest
 from lightning_reg.constraints.l1_ball import L1Ball
 from lightning_reg.constraints.max_norm import MaxNorm
+from lightning_reg.constraints.max_rank import MaxRank
 from lightning_reg.constraints.n_m import NM
 from lightning_reg.constraints.non_negative import NonNegative
 from lightning_reg.constraints.norm_budget import NormBudget
 from lightning_reg.constraints.refit import Refit
+from lightning_reg.constraints.simplex import Simplex
 from lightning_reg.constraints.unit_norm import UnitNorm
 
 __all__ = [
@@ -27,8 +29,10 @@ __all__ = [
     "KeepLargest",
     "L1Ball",
     "MaxNorm",
+    "MaxRank",
     "NonNegative",
     "NormBudget",
     "Refit",
+    "Simplex",
     "UnitNorm",
 ]

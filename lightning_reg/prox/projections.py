@@ -6,7 +6,9 @@ Weights may be sharded; their layout is then that of the part at hand, see
 
 References: Srivastava et al., *Dropout*, JMLR 15, 2014, for max-norm; Franke, Hefenbrock, Koehler and Hutter,
 *Improving Deep Learning Optimization through Constrained Parameter Regularization*, NeurIPS 2024, for the
-budget; Duchi et al., *Efficient Projections onto the l1-Ball for Learning in High Dimensions*, ICML 2008.
+budget; Duchi et al., *Efficient Projections onto the l1-Ball for Learning in High Dimensions*, ICML 2008, for
+the ball and the simplex; Eckart and Young, *The Approximation of One Matrix by Another of Lower Rank*,
+Psychometrika 1(3), 1936.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from lightning_reg.groups.layout import Layout
 from lightning_reg.prox.elementwise import soft_threshold
 from lightning_reg.tensors.precision import sum_of_squares, wide
 from lightning_reg.tensors.shards import local, over_shards, part, whole
+from lightning_reg.tensors.spectra import as_matrix, svd
 
-__all__ = ["box_", "l1_ball_", "max_norm_", "spend_budget_", "unit_norm_"]
+__all__ = ["box_", "l1_ball_", "max_norm_", "max_rank_", "simplex_", "spend_budget_", "unit_norm_"]
 
 
 @torch.no_grad()
@@ -82,10 +85,60 @@ def l1_ball_(weight: Tensor, radius: float) -> None:
     full = wide(whole(weight))
     if not full.numel():
         return
-    sums = full.abs().flatten().sort(descending=True).values.cumsum(0)
-    counts = torch.arange(1, len(sums) + 1, device=sums.device, dtype=sums.dtype)
-    theta = ((sums - radius) / counts).max().clamp(min=0.0)
+    theta = _level(full.abs(), radius).clamp(min=0.0)
     local(weight).copy_(part(torch.where(theta > 0, soft_threshold(full, theta), full), weight))
+
+
+@torch.no_grad()
+def simplex_(weight: Tensor, radius: float) -> None:
+    r"""Project on :math:`w_i \ge 0, \sum_i w_i = r`: :math:`\max(w - \theta, 0)` adds up to r.
+
+    θ is that of :func:`l1_ball_` with the weights themselves for their moduli, and may be negative. A weight
+    on the simplex, but for the rounding of its sum, stays as it is.
+
+    >>> weight = torch.tensor([3.0, -1.0, 2.5])
+    >>> simplex_(weight, 1.0)
+    >>> weight
+    tensor([0.7500, 0.0000, 0.2500])
+    """
+    full = wide(whole(weight))
+    if not full.numel():
+        return
+    shares = (full - _level(full, radius)).clamp_(min=0.0)
+    stay = ~(shares <= 0.0)
+    # what large weights have lost to rounding
+    shares = torch.where(stay, shares - (shares.sum() - radius) / stay.sum(), 0.0)
+    off = (full.sum() - radius).abs() > 8 * torch.finfo(full.dtype).eps * radius
+    local(weight).copy_(part(torch.where(off | (full.amin() < 0.0), shares, full), weight))
+
+
+def _level(values: Tensor, total: float) -> Tensor:
+    """The θ at which what is left of the values above it adds up to ``total``."""
+    sums = values.flatten().sort(descending=True).values.cumsum(0)
+    counts = torch.arange(1, len(sums) + 1, device=sums.device, dtype=sums.dtype)
+    return ((sums - total) / counts).max()
+
+
+@torch.no_grad()
+def max_rank_(weight: Tensor, rank: int) -> None:
+    """Keep the largest singular values of ``(out, rest)``; a weight of such a rank stays as it is.
+
+    >>> weight = torch.diag(torch.tensor([3.0, 1.0]))
+    >>> max_rank_(weight, 1)
+    >>> weight
+    tensor([[3., 0.],
+            [0., 0.]])
+    """
+    full = whole(weight)
+    matrix = as_matrix(full)
+    if min(matrix.shape) <= rank:
+        return
+    u, sigma, v = svd(matrix)
+    lower = (u[:, :rank] * sigma[:rank]) @ v[:rank]
+    # as torch.linalg.matrix_rank has it
+    over = sigma[rank] > sigma[0] * max(matrix.shape) * torch.finfo(sigma.dtype).eps
+    result = torch.where(over, lower, matrix).to(full.dtype).view(full.shape)
+    local(weight).copy_(part(result, weight))
 
 
 @torch.no_grad()

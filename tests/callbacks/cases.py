@@ -42,6 +42,8 @@ CASES = [
     Case(lambda: public.NonNegative()),
     Case(lambda: public.Box(-0.1, 0.1)),
     Case(lambda: public.L1Ball(0.5)),
+    Case(lambda: public.Simplex(0.5)),
+    Case(lambda: public.MaxRank(1)),
     Case(lambda: public.KeepLargest(0.5, begin=0, until=2)),
     Case(lambda: public.NM(1, 2, "net.0.weight")),
     Case(lambda: public.NormBudget(0.5)),

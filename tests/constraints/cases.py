@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_reg import NM, Box, KeepLargest, L1Ball, MaxNorm, NonNegative, UnitNorm
+from lightning_reg import NM, Box, KeepLargest, L1Ball, MaxNorm, MaxRank, NonNegative, Simplex, UnitNorm
 from lightning_reg.constraints import Constraint
 
 
@@ -43,6 +43,8 @@ CASES = [
     Case(NonNegative(), lambda w: bool((w >= 0.0).all()), elementwise=True),
     Case(Box(-0.3, 0.2), lambda w: bool(((w >= -0.3) & (w <= 0.2)).all()), elementwise=True),
     Case(L1Ball(1.5), lambda w: bool(np.abs(w).sum() <= 1.5 + 1e-9)),
+    Case(Simplex(0.7), lambda w: bool((w >= 0.0).all() and np.isclose(w.sum(), 0.7, rtol=1e-9))),
+    Case(MaxRank(2), lambda w: bool(np.linalg.matrix_rank(w, tol=1e-9) <= 2), convex=False),
     Case(KeepLargest(0.5, begin=0, until=1), lambda w: bool((w == 0.0).sum() >= w.size // 2), convex=False),
     Case(NM(1, 2), lambda w: bool(((w.reshape(-1, 2) != 0.0).sum(1) <= 1).all()), convex=False),
 ]
