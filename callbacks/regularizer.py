@@ -120,6 +120,7 @@ class RegularizerCallback(BothCallback):
         assert work is not None
         if work.outruns:
             work.host.warn_of_a_longer_run(work.engine)
+        work.engine.look(optimizer)
         if work.log_key is not None and values_this_step(trainer):
             work.log()
         work.engine.announce(optimizer)

@@ -1,4 +1,4 @@
-"""Which tensors that no optimizer in sight holds are trained all the same: those that the loss reaches."""
+"""Which tensors of a selection nothing trains: those that neither a loss nor a gradient reaches."""
 
 from __future__ import annotations
 
@@ -11,38 +11,58 @@ from lightning_reg.tensors.shards import is_sharded
 
 __all__ = ["NotReached"]
 
+#: Losses that are looked into: a run may take several in turn, one for each of its optimizers.
+_LOSSES = 8
+
 
 class NotReached:
     """Tensors that nothing trains: copies of a network, teachers, target networks.
 
-    The first loss is asked, once. A tensor that it does not reach and that gets a gradient later counts from
-    then on.
+    A tensor that gets a gradient later counts from then on.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        #: whether a loss to come may say something new
+        self.asks = True
+        self._left = _LOSSES
+        self._looked: set[int] = set()
         #: by their identities
         self.ids: dict[int, Any] = {}
 
     def ask(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> None:
-        """Look which of the ``parameters``, which no optimizer in sight holds, the first ``loss`` reaches."""
-        if self.asked or loss.grad_fn is None:
+        """Look which of the ``parameters`` one of the first losses reaches."""
+        if not self.asks or loss.grad_fn is None:
             return
-        self.asked = True
+        first = self._left == _LOSSES
+        self._left -= 1
         trainable = [p for p in dict.fromkeys(parameters) if p.requires_grad]
         reached = None if not trainable or any(map(is_sharded, trainable)) else _leaves(loss)
-        if reached is None:
-            return
-        for parameter in trainable:
-            if id(parameter) not in reached:
-                untyped: Any = parameter
-                self.ids[id(parameter)] = untyped.register_post_accumulate_grad_hook(self._reached)
+        if reached is not None:
+            for parameter in trainable:
+                if id(parameter) in reached:
+                    self._reached(parameter)
+                elif first:
+                    self._leave_out(parameter)
+        self.asks = self._left > 0 and bool(self.ids)
+
+    def look(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Look which of the ``parameters`` have no gradient where those of a step are complete, each once."""
+        for parameter in parameters:
+            if id(parameter) not in self._looked and parameter.requires_grad:
+                self._looked.add(id(parameter))
+                if parameter.grad is None and parameter.is_leaf and not is_sharded(parameter):
+                    self._leave_out(parameter)
 
     def end(self) -> None:
         """Leave no trace."""
         for hook in self.ids.values():
             hook.remove()
-        self.ids, self.asked = {}, False
+        self.ids, self.asks, self._left, self._looked = {}, True, _LOSSES, set()
+
+    def _leave_out(self, parameter: nn.Parameter) -> None:
+        if id(parameter) not in self.ids:
+            untyped: Any = parameter
+            self.ids[id(parameter)] = untyped.register_post_accumulate_grad_hook(self._reached)
 
     def _reached(self, parameter: Tensor) -> None:
         hook = self.ids.pop(id(parameter), None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import is_
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lightning_reg.apply.reached import NotReached
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.in_use import InUse
 from lightning_reg.penalties.regularizer import Regularizer
@@ -29,6 +31,7 @@ DualAveraging: TypeAlias = bool | float
 
 #: Classes, in lower case, of modules that hold a moving average of another one's weights.
 _AVERAGES = frozenset({"averagedmodel", "ema", "exponentialmovingaverage"})
+_NONE: Mapping[Any, bool] = MappingProxyType({})
 
 
 class Term:
@@ -68,6 +71,7 @@ class Term:
         self.in_use: InUse
         self.bound: Bound  # what acts on the tensors that are in use as they are stored
         self.sharded = False  # whether processes share out any of them
+        self.untrained = NotReached()
         # by identity; the values keep the tensors alive, so an id is never used again
         self._known: dict[int, nn.Parameter] = {}
         self._chosen: dict[int, Selected] = {}
@@ -112,29 +116,27 @@ class Term:
         strength: float,
         optimizers: Iterable[Optimizer] | None = None,
         toggled: Mapping[nn.Parameter, bool] | None = None,
-        leave_out: Collection[int] = (),
     ) -> Tensor:
         """Return the penalty over the trainable tensors, or those of them that ``optimizers`` hold.
 
-        ``toggled`` says which are trainable where ``requires_grad`` is off for the moment, and ``leave_out``
-        which are none of the network's, by identity. Averages of weights are left out in any case.
+        ``toggled`` says which are trainable where ``requires_grad`` is off for the moment. Averages of
+        weights, and copies that nothing trains, are left out.
         """
         if optimizers is None:
             tensors = [s.parameter for s in self.selected]
         else:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             tensors = list(dict.fromkeys(p for group in groups for p in self._members(group)))
-        told = toggled or {}
-        trainable = [
-            tensor
-            for tensor in tensors
-            if told.get(tensor, tensor.requires_grad)
-            and id(tensor) not in self._averages
-            and id(tensor) not in leave_out
-        ]
+        trainable = self._trained(tensors, toggled or {})
         check_whole(trainable, "a term of the loss")
         used, bound = self.in_use.tensors(trainable) if self.in_use.computed else (trainable, self.bound)
         return bound.total(used, strength, like=next(self.module.parameters()))
+
+    def _trained(self, tensors: Iterable[Any], toggled: Mapping[Any, bool] = _NONE) -> list[nn.Parameter]:
+        """Those that are trainable, and no copies that nothing trains."""
+        copies = (self._averages, self.untrained.ids)
+        told = [t for t in tensors if toggled.get(t, t.requires_grad)]
+        return [t for t in told if not any(id(t) in ids for ids in copies)]
 
     def is_stale(self) -> bool:
         """Whether the module has gained, lost or exchanged parameters since it was looked at."""
@@ -214,17 +216,17 @@ class Term:
 
     def sizes_by_layer(self) -> list[tuple[str, Tensor]]:
         """Return what a controller steers by, for each layer: norms of groups, or moduli of weights."""
-        trainable = [s for s in self.selected if s.parameter.requires_grad]
-        used, bound = self.in_use.tensors([s.parameter for s in trainable])
+        trainable = self._trained(s.parameter for s in self.selected)
+        used, bound = self.in_use.tensors(trainable)
         target = self.penalty.strength
         grouped = getattr(bound, "sizes_by_layer", None)
         if grouped is None or (isinstance(target, TargetSparsity) and target.of == "weights"):
-            return [(s.name, Bound.sizes(bound, [w])) for s, w in zip(trainable, used, strict=True)]
+            return [(self.name_of(p), Bound.sizes(bound, [w])) for p, w in zip(trainable, used, strict=True)]
         return list(grouped(used))
 
     def _sizes(self) -> Tensor:
         """The sizes that the penalty's controller steers by."""
-        trainable = [s.parameter for s in self.selected if s.parameter.requires_grad]
+        trainable = self._trained(s.parameter for s in self.selected)
         used, bound = self.in_use.tensors(trainable)
         target = self.penalty.strength
         if isinstance(target, TargetSparsity) and target.of == "weights":

@@ -26,7 +26,6 @@ from lightning_reg.apply import (
     prox_,
 )
 from lightning_reg.apply.decoupled import Awaited
-from lightning_reg.apply.reached import NotReached
 from lightning_reg.apply.term import found_inf
 from lightning_reg.apply.warm_up import warm_up
 from lightning_reg.hosts.clipping import SeemsClipped
@@ -49,10 +48,6 @@ class Host(ABC):
     @abstractmethod
     def optimizers(self) -> Iterable[Optimizer] | None:
         """Those whose tensors count in a value; None where all trainable ones do."""
-
-    def unheld(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-        """Return those that no optimizer in sight holds, where :meth:`optimizers` does not tell."""
-        return []
 
     def toggled(self) -> Mapping[nn.Parameter, bool] | None:
         """Which tensors are trainable, though their ``requires_grad`` is off for the moment."""
@@ -134,11 +129,11 @@ class Engine:
         self.repeats = apply in ("gradient", "loss")
         self.steps_seen = 0
         self._checked = False
-        self._not_reached = NotReached()
         self._clipping = SeemsClipped()
         self._own_gradients = OwnGradients(self.term)
         self._hooked: dict[int, _Hooked] = {}
         self._announces = host.announces()
+        self._looked: set[int] = set()  # by identities of optimizers, as all of these
         self._announced: dict[int, int] = {}  # by identity of an optimizer: the step
         self._awaited: dict[int, Sequence[Awaited]] = {}  # decays that wait for the update
         self._now: tuple[int, float] | None = None  # the step last asked for, and its strength
@@ -202,6 +197,16 @@ class Engine:
         """Return those whose steps it takes part in."""
         return [hooked.optimizer for hooked in self._hooked.values()]
 
+    def look(self, optimizer: Optimizer) -> None:
+        """Look which tensors nothing trains, where the gradients of the first step are complete."""
+        if self.apply == "loss" or id(optimizer) in self._looked:
+            return
+        self._looked.add(id(optimizer))
+        others = (o for o in self.optimizers() if o is not optimizer)
+        theirs = {id(p) for other in others for p in self.term.trainable(other)}
+        parameters = [s.parameter for s in self.term.selected]
+        self.term.untrained.look(p for p in parameters if id(p) not in theirs)
+
     def announce(self, optimizer: Optimizer) -> None:
         """Act before a step whose gradients are complete, where the host says so."""
         self.steps_seen += 1
@@ -225,6 +230,7 @@ class Engine:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Act before the update, when the gradients are complete."""
+        self.look(optimizer)
         if not self._checked:
             self.host.check(self.term, optimizer)
             self._checked = True
@@ -265,16 +271,14 @@ class Engine:
 
     def loss_term(self, loss: Tensor | None = None) -> Tensor:
         """Return what to add to ``loss``; tensors that nothing trains are left out."""
-        if loss is not None and not self._not_reached.asked:
-            free = self.host.unheld(s.parameter for s in self.term.selected)
-            self._not_reached.ask(loss, free)
-        return self.term.value(self.strength(), self.host.optimizers(), leave_out=self._not_reached.ids)
+        if loss is not None and self.term.untrained.asks:
+            self.term.untrained.ask(loss, (s.parameter for s in self.term.selected))
+        return self.term.value(self.strength(), self.host.optimizers())
 
     @torch.no_grad()
     def value(self) -> Tensor:
         """Return the term at this moment, over the trainable tensors that the host's optimizers hold."""
-        left_out = self._not_reached.ids
-        return self.term.value(self.strength(), self.host.optimizers(), self.host.toggled(), left_out)
+        return self.term.value(self.strength(), self.host.optimizers(), self.host.toggled())
 
     # --- what outlives it ----------------------------------------------------------------------------
 
@@ -293,7 +297,7 @@ class Engine:
             if hooked.hooks is not None:
                 hooked.hooks.remove(self)
         self._hooked = {}
-        self._announced = {}
-        self._not_reached.end()
+        self._announced, self._looked = {}, set()
+        self.term.untrained.end()
         self.host.detached()
         self._own_gradients.end()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Apply, DualAveraging, check_apply, check_dual_averaging, check_word
@@ -289,9 +289,3 @@ class _OwnHost(LightningHost):
             return None
         found = [o for o in super().optimizers() or [] if type(o).__name__ != "_MockOptimizer"]
         return found or None
-
-    def unheld(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-        held = {
-            id(p) for o in super().optimizers() or [] for group in o.param_groups for p in group["params"]
-        }
-        return [p for p in parameters if held and id(p) not in held]

@@ -74,6 +74,10 @@ def test_a_value_is_that_of_what_is_trainable_and_not_left_out() -> None:
     assert float(term.value(1.0).detach()) == pytest.approx(sum(sums))
     model[0].weight.requires_grad_(False)
     assert float(term.value(1.0).detach()) == pytest.approx(sums[1] + sums[2])
-    assert float(term.value(1.0, leave_out={id(model[1].weight)}).detach()) == pytest.approx(sums[2])
+    term.untrained.ask(model[2].weight.sum(), [model[1].weight, model[2].weight])
+    assert float(term.value(1.0).detach()) == pytest.approx(sums[2])
+    assert [name for name, _ in term.sizes_by_layer()] == ["2.weight"]
+    assert torch.equal(term._sizes(), model[2].weight.detach().abs().flatten())
+    term.untrained.end()
     told = {model[0].weight: True, model[2].weight: False}
     assert float(term.value(1.0, toggled=told).detach()) == pytest.approx(sums[0] + sums[1])

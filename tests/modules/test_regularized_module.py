@@ -166,8 +166,8 @@ def test_a_compiled_module_is_compiled_once() -> None:
 class WithCopies(RegularizedNet):
     """Holds two copies of its net: an average of torch's, and a target that no optimizer holds."""
 
-    def __init__(self, *penalties: Any, hidden: bool = False) -> None:
-        super().__init__(list(penalties))
+    def __init__(self, *penalties: Any, hidden: bool = False, apply: Any = "loss") -> None:
+        super().__init__(list(penalties), apply=apply)
         self.average, self.target = AveragedModel(self.net), copy.deepcopy(self.net)
         self.hidden = hidden
 
@@ -187,6 +187,27 @@ def test_copies_are_neither_counted_nor_trained(hidden: bool) -> None:
     trainer = fit(module, steps=1, log_every_n_steps=1)
     assert torch.equal(weights(module.average), start)
     torch.testing.assert_close(trainer.callback_metrics["penalty/l2"], of_net * (1 + hidden))
+    assert not any(p._post_accumulate_grad_hooks for p in module.parameters())
+
+
+class Held(WithCopies):
+    """The optimizer holds the copy of the user's own too, as it does where it is given all parameters."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+@pytest.mark.parametrize("way", ["module", "callback"])
+@pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled", "proximal"])
+def test_a_copy_that_no_gradient_reaches_is_none_of_the_networks_weights(apply: Any, way: str) -> None:
+    module = Held(*([L1(0.1)] if way == "module" else []), apply=apply)
+    start, of_net = weights(module.target), L1(0.1)(module.net).detach()
+    callbacks = [PenaltyCallback(L1(0.1), apply)] if way == "callback" else []
+    trainer = fit(module, *callbacks, steps=1, log_every_n_steps=1)
+    assert torch.equal(weights(module.target), start)
+    if (apply, way) in (("loss", "module"), ("loss", "callback"), ("gradient", "callback")):
+        torch.testing.assert_close(trainer.callback_metrics["penalty/l1"], of_net)
+    fit(module, *callbacks, steps=2, log_every_n_steps=1)
     assert not any(p._post_accumulate_grad_hooks for p in module.parameters())
 
 
