@@ -36,8 +36,9 @@ class PenaltyCallback(_PenaltyCallback):
         penalty: which function, on what, how strong; or a constraint, which projects after the step.
         apply: how a penalty acts. ``"gradient"``, where not given, does exactly what adding the term to the
             loss does, by adding its closed-form gradient once per optimizer step, before clipping. ``"loss"``
-            adds the term to what ``training_step`` returns, over the tensors that this trains. ``"decoupled"`` decays the weights apart from the
-            update, as AdamW does. ``"proximal"`` applies the proximal operator after the step, and makes
+            adds the term to what ``training_step`` returns, over the tensors that this trains.
+            ``"decoupled"`` decays the weights apart from the update, as AdamW does. ``"proximal"`` applies
+            the proximal operator after the step, and makes
             exact zeros.
         log: log ``penalty/<name>``, the term's value, and ``penalty/<name>/strength`` where it is scheduled,
             on the steps that the Trainer logs.
