@@ -38,8 +38,7 @@ class PenaltyCallback(_PenaltyCallback):
             loss does, by adding its closed-form gradient once per optimizer step, before clipping. ``"loss"``
             adds the term to what ``training_step`` returns, over the tensors that this trains.
             ``"decoupled"`` decays the weights apart from the update, as AdamW does. ``"proximal"`` applies
-            the proximal operator after the step, and makes
-            exact zeros.
+            the proximal operator after the step, and makes exact zeros.
         log: log ``penalty/<name>``, the term's value, and ``penalty/<name>/strength`` where it is scheduled,
             on the steps that the Trainer logs.
         metric: of ``"proximal"``: the optimizer's own, or ``"euclidean"``, the learning rate alone.

@@ -132,6 +132,11 @@ class Term:
         used, bound = self.in_use.tensors(trainable) if self.in_use.computed else (trainable, self.bound)
         return bound.total(used, strength, like=next(self.module.parameters()))
 
+    def look(self, others: Iterable[Optimizer]) -> None:
+        """Look which tensors have no gradient at a first step, but for those that ``others`` step."""
+        theirs = {id(p) for other in others for p in self.trainable(other)}
+        self.untrained.look(s.parameter for s in self.selected if id(s.parameter) not in theirs)
+
     def _trained(self, tensors: Iterable[Any], toggled: Mapping[Any, bool] = _NONE) -> list[nn.Parameter]:
         """Those that are trainable, and no copies that nothing trains."""
         copies = (self._averages, self.untrained.ids)

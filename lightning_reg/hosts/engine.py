@@ -202,10 +202,7 @@ class Engine:
         if self.apply == "loss" or id(optimizer) in self._looked:
             return
         self._looked.add(id(optimizer))
-        others = (o for o in self.optimizers() if o is not optimizer)
-        theirs = {id(p) for other in others for p in self.term.trainable(other)}
-        parameters = [s.parameter for s in self.term.selected]
-        self.term.untrained.look(p for p in parameters if id(p) not in theirs)
+        self.term.look(other for other in self.optimizers() if other is not optimizer)
 
     def announce(self, optimizer: Optimizer) -> None:
         """Act before a step whose gradients are complete, where the host says so."""
