@@ -15,6 +15,7 @@ from lightning_reg.apply import Term
 from lightning_reg.apply.dual_averaging import is_average
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.penalties import Penalty
+from lightning_reg.tune._whole_data import WholeData
 from lightning_reg.tune.stationarity import residual
 
 __all__ = ["PathPoint"]
@@ -29,9 +30,10 @@ class PathPoint(BothCallback):
         optimizer_state: of ``Optimizer.state_dict()["state"]``, or None for a cold start.
         patience: epochs without a smaller ``measure()``, after which the best epoch's state is put back.
         measure: the validation loss as the module is.
+        whole: looks at all of the data after each epoch of several steps, and puts a solution back.
 
     Attributes:
-        residual: of the last epoch, or the one put back, from the mean of the epoch's gradients.
+        residual: of the weights at the end: of all of the data, or from the mean of the epoch's gradients.
         steps: optimizer steps.
         best_epoch: the one that was put back, counted from 1; None without patience.
         state: the optimizer's at the end.
@@ -45,6 +47,7 @@ class PathPoint(BothCallback):
         *,
         patience: int | None = None,
         measure: Callable[[], float] | None = None,
+        whole: WholeData | None = None,
     ) -> None:
         super().__init__()
         self.penalty = penalty
@@ -53,6 +56,7 @@ class PathPoint(BothCallback):
         self.optimizer_state = optimizer_state
         self.patience = patience
         self.measure = measure
+        self.whole = whole
         self.residual = float("inf")
         self.steps = 0
         self.best_epoch: int | None = None
@@ -80,11 +84,20 @@ class PathPoint(BothCallback):
             (optimizer,) = trainer.optimizers
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self.optimizer_state})
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at all of the data where an epoch has several steps: the warm start may be a solution."""
+        if trainer.num_training_batches <= trainer.accumulate_grad_batches:
+            self.whole = None
+        if self.whole is not None:
+            self.whole.look(0, last=False)
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Sum the epoch's gradients; after its last, look how far the weights are from a solution."""
         self.steps += 1
+        if self.whole is not None:
+            return
         self._count += 1
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -103,7 +116,9 @@ class PathPoint(BothCallback):
                 trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the best epoch, and stop when there has been none for long."""
+        """Stop at a solution; keep the best epoch, and stop when there has been none for long."""
+        if self.whole is not None:
+            self._look(self.whole, trainer)
         if self.patience is None or self.measure is None:
             return
         (optimizer,) = trainer.optimizers
@@ -113,6 +128,17 @@ class PathPoint(BothCallback):
             self._best = deepcopy((self.residual, pl_module.state_dict(), optimizer.state_dict()))
         elif epoch - self.best_epoch >= self.patience:
             trainer.should_stop = True
+
+    def _look(self, whole: WholeData, trainer: Trainer) -> None:
+        epoch = trainer.current_epoch + 1
+        if not whole.solved:
+            self.residual = whole.look(epoch, last=epoch == trainer.max_epochs)
+        if whole.solved:
+            whole.put_back_()
+            self.residual = whole.lowest
+            trainer.should_stop = True
+        elif not trainer.lr_scheduler_configs:
+            whole.slow_down_(trainer.optimizers[0])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the solution back, or the best epoch."""

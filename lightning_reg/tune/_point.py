@@ -15,7 +15,9 @@ from lightning_reg.penalties import Penalty
 from lightning_reg.tune._loss import batches_of, clone, mean_loss
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import quiet
+from lightning_reg.tune._whole_data import WholeData
 from lightning_reg.tune.frame import Row
+from lightning_reg.tune.lambda_max import is_linear
 from lightning_reg.tune.predictor import predict_
 
 __all__ = ["Recipe", "make", "seed_all", "train_point"]
@@ -67,16 +69,20 @@ def train_point(
         precision = TrainingPrecision(recipe.trainer)
         precision.convert_(module)
         loss = precision.loss(module)
-        optimizer_state, gradients = None, 0
+        optimizer_state, gradients, goal = None, 0, recipe.tolerance * strength
         if before is not None:
             module.load_state_dict(before["module"])
             # away from a solution gradients do not go with the strength, and rescaled moments would stop Adam
             ratio = strength / before["row"]["strength"] if before["row"]["converged"] else 1.0
             optimizer_state = rescaled(before["optimizer"], ratio)
             if recipe.predict:
-                goal = recipe.tolerance * strength
                 term = Term(penalty, module, in_place=True)
                 gradients = predict_(module, term, batches, loss, strength, goal, recipe.max_epochs)
+        whole = None
+        if is_linear(module):
+            limit = recipe.max_epochs if recipe.predict else None
+            term = Term(penalty, module, in_place=True)
+            whole = WholeData(module, term, batches, loss, strength, goal, limit)
         seed_all(recipe.seed)
         point = PathPoint(
             penalty,
@@ -84,6 +90,7 @@ def train_point(
             optimizer_state,
             patience=recipe.patience,
             measure=None if held_out is None else lambda: mean_loss(module, held_out, loss),
+            whole=whole,
         )
         options = {
             "logger": False,
@@ -116,7 +123,7 @@ def train_point(
             "epochs": runner.current_epoch,
             "best_epoch": point.best_epoch,
             "steps": point.steps,
-            "gradients": gradients,
+            "gradients": gradients + (0 if whole is None else whole.gradients),
             "residual": point.residual,
             "converged": point.converged,
         }

@@ -58,10 +58,15 @@ def regularization_path(
     the rest. The column ``gradients`` counts its gradients, and ``steps`` the optimizer's steps.
 
     A point ends when the residual of the proximal gradient step is at most ``tolerance`` times the strength,
-    or after ``max_epochs``. The residual is exact for full-batch training. With smaller batches it comes from
-    the mean of the epoch's gradients, whose noise is usually larger than the tolerance. With ``patience``, a
-    point also ends when the validation loss has not fallen for that many epochs. It then restores the weights
-    and the optimizer of its best epoch, and the next point starts from there.
+    or after ``max_epochs``. The residual is exact for full-batch training. With smaller batches, the residual
+    of a linear model is measured on all of the data after every epoch; ``gradients`` counts these gradients as
+    well. After 4, 8, 16, ... epochs, and after the last, Newton steps go on from there unless
+    ``predict=False``. Where the residual stops falling, the learning rate is halved, unless the model has a
+    scheduler. For any other model the residual comes from the mean of the epoch's gradients, whose noise is
+    usually larger than the tolerance, so ``converged`` is False.
+
+    With ``patience``, a point also ends when the validation loss has not fallen for that many epochs. It then
+    restores the weights and the optimizer of its best epoch, and the next point starts from there.
 
     Args:
         module: a LightningModule, which is copied for each point, or a function that makes one.
@@ -73,7 +78,8 @@ def regularization_path(
         ratio: of the smallest strength to the largest.
         warm_start: ``"down"`` from the largest strength, as glmnet does; ``"up"`` from the smallest, which
             prunes a dense model; None trains each point from the start.
-        predict: whether a warm start does; where None, if the model is one ``nn.Linear``.
+        predict: whether a warm start does, and training in batches takes Newton steps; where None, if the
+            model is one ``nn.Linear``.
         folds: K of a cross-validation: K more paths, on K − 1 parts each. ``data`` must be a data set, or a
             ``DataLoader`` of one.
         batch_size: of training on a data set; all at once where None.

@@ -17,9 +17,11 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import L1, ElasticNet, GroupLasso
+from lightning_reg.apply import Term
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune import PathFrame, lambda_max, regularization_path
 from lightning_reg.tune._folds import split
+from lightning_reg.tune._whole_data import PROGRESS, WAIT, WholeData
 from tests.support import Net, data, l1_logistic
 from tests.tune.problems import Linear, breast_cancer, diabetes
 from tests.turns import part_of, turn
@@ -87,6 +89,75 @@ def lasso() -> Any:
 def test_diabetes_against_lasso_path() -> None:
     assert len(path()) == 30
     compare(path(), lasso())
+
+
+#: Of a ten-point path in batches.
+STRENGTHS = [0.5 * 0.67**i for i in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("deviation", "strengths"),
+    [
+        (0, STRENGTHS[-3:]),
+        pytest.param(0, STRENGTHS, marks=pytest.mark.slow),
+        pytest.param(1, STRENGTHS, marks=pytest.mark.slow),  # as torch.std has it
+    ],
+    ids=["three", "ten", "ten, other scaling"],
+)
+def test_in_batches_its_zeros_are_the_lassos(deviation: int, strengths: list[float]) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    inputs, targets = (tensor.numpy() for tensor in diabetes().tensors)
+    inputs = inputs / inputs.std(0, ddof=deviation)
+    targets = (targets - targets.mean()) / targets.std(ddof=deviation)
+    path = linear_model.lasso_path(inputs, targets.ravel(), alphas=strengths, tol=1e-14, max_iter=10**6)[1].T
+    for strength, weights in zip(strengths, path, strict=True):
+        slopes = abs(inputs.T @ (inputs @ weights - targets.ravel())) / len(inputs)
+        assert all(slopes[weights == 0] < 0.98 * strength)  # none is a matter of rounding
+    examples = TensorDataset(torch.tensor(inputs), torch.tensor(targets))
+    frame = regularization_path(
+        Linear(10), L1(1.0), examples, strengths, batch_size=32, max_epochs=60, trainer=CPU
+    )
+    compare(frame, path)
+    assert max(frame["epochs"]) < 60
+
+
+def test_in_batches_the_residual_is_that_of_all_the_data() -> None:
+    inputs, targets = diabetes().tensors
+    targets = targets - targets.mean()
+    module = Linear(10)
+    module.linear.bias.requires_grad_(False)
+    (row,) = regularization_path(
+        module,
+        L1(1.0),
+        TensorDataset(inputs, targets),
+        [0.1],
+        predict=False,
+        batch_size=128,
+        max_epochs=6,
+        trainer=CPU,
+    )
+    weights = torch.tensor(row["weights"], dtype=torch.float64)
+    moved = weights - inputs.T @ (inputs @ weights - targets.ravel()) / len(inputs)
+    expected = weights - moved.sign() * (moved.abs() - 0.1).clamp(min=0.0)
+    assert row["residual"] == pytest.approx(float(expected.abs().max()), rel=1e-5)
+    assert not row["converged"] and row["gradients"] == 7  # at the start and after each epoch
+
+
+def test_the_rate_is_halved_where_noise_keeps_the_residual() -> None:
+    module = Linear(1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    whole = WholeData(module, Term(L1(1.0), module), [], lambda *_: torch.zeros(()), 1.0, 1e-4, None)
+    for residual, rate in [
+        (1.0, 1.0),
+        *[(PROGRESS * 1.01, 1.0)] * (WAIT - 1),
+        (PROGRESS * 1.01, 0.5),
+        (PROGRESS * 0.99, 0.5),  # the wait begins anew
+        *[(0.6, 0.5)] * (WAIT - 1),
+        (0.6, 0.25),
+    ]:
+        whole.lowest = residual
+        whole.slow_down_(optimizer)
+        assert optimizer.param_groups[0]["lr"] == rate
 
 
 def test_upwards_it_ends_at_the_same_solutions() -> None:
