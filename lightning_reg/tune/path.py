@@ -57,10 +57,10 @@ def regularization_path(
     step on the weights that are not zero goes along the path to the next strength, and the optimizer corrects
     the rest. The column ``gradients`` counts its gradients, and ``steps`` the optimizer's steps.
 
-    A point ends when the residual of the proximal gradient step is at most ``tolerance`` times the strength,
-    or after ``max_epochs``. The residual is exact for full-batch training. With smaller batches, the residual
-    of a linear model is measured on all of the data after every epoch; ``gradients`` counts these gradients as
-    well. After 4, 8, 16, ... epochs, and after the last, Newton steps go on from there unless
+    A point ends when the residual of the proximal gradient step is at most ``tolerance`` times the
+    strength, or after ``max_epochs``. The residual is exact for full-batch training. With smaller batches,
+    that of a linear model is measured on all of the data after every epoch, and ``gradients`` counts this
+    as well. After 4, 8, 16, ... epochs, and after the last, Newton steps go on from there unless
     ``predict=False``. Where the residual stops falling, the learning rate is halved, unless the model has a
     scheduler. For any other model the residual comes from the mean of the epoch's gradients, whose noise is
     usually larger than the tolerance, so ``converged`` is False.
