@@ -94,7 +94,7 @@ def _sites(module: nn.Module, attached: Sequence[Callback]) -> list[Row]:
     by: dict[str, list[str]] = {site.name: [] for site in listed}
     for callback in steering:
         for site in select_sites(module, listed, callback.select):
-            by[site.name].append(callback.name)
+            by[site.name].append(callback.name + ("" if site.known else ", if a forward drops by it"))
     rows = [
         (site.name, f"{site.built:g}", ", ".join(by[site.name]) or "nothing: not selected") for site in listed
     ]

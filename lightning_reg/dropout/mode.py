@@ -261,7 +261,8 @@ class Mode(TorchFunctionMode):
 
     def report(self) -> None:
         """Say which randomness of the whole step no rate steers."""
-        said = self.unsteered.said()
+        seen = self.watch.seen
+        said = self.unsteered.said([site.name for site in self.watch.sites if site.key in seen])
         self.watch.unsteered.extend(text for text in said if text not in self.watch.unsteered)
 
     def _use(self, index: int, kind: Kind) -> None:

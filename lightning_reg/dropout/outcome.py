@@ -47,7 +47,7 @@ def outcome(
             report.named[site.name] = (
                 "its owner takes no other number; make it a number of the module"
                 if refused
-                else "code reads it, and no watched forward has dropped by it"
+                else "code reads it, but no watched forward has dropped by it yet"
             )
         elif report.randomness and site.key not in watch.elsewhere and site.owner is site.module:
             report.named[site.name] = "nothing was seen to use it, and something drops without a rate"

@@ -21,8 +21,9 @@ class DropoutReport:
         held: numbers that keep their built rate under ``torch.compile``, as asked for.
         randomness: randomness that no rate steers, as sentences.
 
-    >>> print(DropoutReport(steered=[("drop.p", 0.3, 0.29)], waiting=["head.p"]))
-    steered: drop.p (dropped 0.29 at 0.3)
+    >>> places = [("drop.p", 0.3, 0.29), ("blocks.0.p", 0.1, 0.12), ("blocks.1.p", 0.1, 0.09)]
+    >>> print(DropoutReport(steered=places, waiting=["head.p"]))
+    steered: drop.p (dropped 0.29 at 0.3), blocks.*.p (2 places, dropped 0.09 to 0.12 at 0.1)
     not reached yet: head.p
     """
 
@@ -41,7 +42,7 @@ class DropoutReport:
 
     def __str__(self) -> str:
         lines = [
-            ("steered", [_steered(*entry) for entry in self.steered]),
+            ("steered", _steered(self.steered)),
             ("not reached yet", self.waiting),
             ("not steered", [f"{name} ({why})" for name, why in self.named.items()]),
             ("held at the built rate under torch.compile", self.held),
@@ -56,5 +57,16 @@ def some(names: Sequence[str], most: int = 6) -> str:
     return f"{', '.join(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}"
 
 
-def _steered(name: str, rate: float, share: float | None) -> str:
-    return f"{name} ({'' if share is None else f'dropped {share:.3g} '}at {rate:.3g})"
+def _steered(entries: Sequence[tuple[str, float, float | None]]) -> list[str]:
+    """A line for the places whose names differ in numbers alone, where they had one rate."""
+    alike: dict[tuple[str, str], list[tuple[str, float | None]]] = {}
+    for name, rate, share in entries:
+        form = ".".join("*" if part.isdigit() else part for part in name.split("."))
+        alike.setdefault((form, f"{rate:.3g}"), []).append((name, share))
+    lines = []
+    for (form, rate), places in alike.items():
+        shares = sorted({f"{share:.3g}" for _, share in places if share is not None}, key=float)
+        dropped = f"dropped {' to '.join(dict.fromkeys([shares[0], shares[-1]]))} " if shares else ""
+        name, many = (form, f"{len(places)} places, ") if len(places) > 1 else (places[0][0], "")
+        lines.append(f"{name} ({many}{dropped}at {rate})")
+    return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ class Unsteered:
         self.generators = Generators(root.modules())
         #: whether a number in Python was compared with one that was drawn there
         self.compared_drawn = False
-        self._literal: dict[str, None] = {}
+        #: each sentence, and the names of what may hold its rate
+        self._literal: dict[str, list[str]] = {}
         self._draws: dict[int, str] = {}
 
     def literal(self, where: nn.Module | None, name: str, rate: float | None) -> None:
@@ -39,15 +41,14 @@ class Unsteered:
         names = [] if path is None else [f"{path}.{one}" if path else one for one in perhaps(holder, rate)]
         names = names or perhaps(self.root, rate)
         written = "its own" if rate is None else f"{rate:g}"
-        may_be = f" (perhaps {', '.join(names)})" if names else ""
-        self._literal.setdefault(f"{self._place(where)}: {name}{LITERAL}{written} in the code{may_be}")
+        self._literal.setdefault(f"{self._place(where)}: {name}{LITERAL}{written} in the code", names)
 
     def draw(self, where: nn.Module | None, name: str, output: Any) -> None:
         """Something was drawn; :meth:`explained` takes it back."""
         place = f"{self._place(where)}: {name}"
         for tensor in tensors(output):
             if id(tensor) in self._draws:  # of a tensor that is gone
-                self._literal.setdefault(self._draws.pop(id(tensor)))
+                self._literal.setdefault(self._draws.pop(id(tensor)), [])
             self._draws[id(tensor)] = place
 
     def explained(self, given: list[Tensor]) -> None:
@@ -61,9 +62,13 @@ class Unsteered:
         if source is not None:
             self._draws[id(output)] = source
 
-    def said(self) -> list[str]:
-        """The sentences."""
-        said = [*self._literal, *dict.fromkeys(self._draws.values())]
+    def said(self, rates: Collection[str] = ()) -> list[str]:
+        """The sentences; the names in ``rates`` are known to be of other places."""
+        said: list[str] = []
+        for text, names in self._literal.items():
+            others = [name for name in names if name not in rates]
+            said.append(f"{text} (perhaps {', '.join(others)})" if others else text)
+        said.extend(dict.fromkeys(self._draws.values()))
         moved = self.generators.moved()
         if moved and not self.compared_drawn:
             said.extend(f"{name} is drawn from" for name in moved)

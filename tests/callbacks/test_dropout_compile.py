@@ -62,16 +62,34 @@ def compiled(body, how, backend):
         net.zero_grad()
     elif how == "in place":
         body.compile(backend=backend, fullgraph=True)
+    elif how == "a function it holds":
+        net.run = torch.compile(lambda x: body(x), backend=backend, fullgraph=True)
+        net.forward = lambda x: net.run(x)
+    elif how == "a function":
+        run = torch.compile(lambda x: body(x), backend=backend, fullgraph=True)
+        net.forward = lambda x: run(x)
+    elif how == "training_step":
+        net.training_step = torch.compile(net.training_step, backend=backend, fullgraph=True)
     else:
         return torch.compile(net, backend=backend), net
     return net, net
 
 
-HOW = {"inside": 1, "inside, called before": 2, "in place": 1, "the LightningModule": 1}
+HOW = {
+    "inside": 1,
+    "inside, called before": 2,
+    "in place": 1,
+    "the LightningModule": 1,
+    "a function it holds": 1,
+    "a function": 1,
+    "training_step": 1,
+}
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("callback_first", [False, True])
+@pytest.mark.parametrize(
+    ("how", "callback_first"),
+    [*((how, False) for how in HOW), ("inside", True), ("the LightningModule", True)],
+)
 def test_a_whole_schedule_is_one_graph(how, callback_first):
     backend, body = CompileCounter(), Block()
     callback = DropoutScheduler(Linear(0.0, 1.0)) if callback_first else None
@@ -125,6 +143,14 @@ def test_floats_handed_to_attention_run_in_levels_or_are_held(treatment, graphs,
     assert seen == ({0.0, 0.2925, 0.585, 0.8775} if treatment == "levels" else {0.1})
     assert "body.attention.dropout: under torch.compile a graph for each value" in caplog.text
     assert net.body._orig_mod.attention.dropout == 0.1
+
+
+def test_floats_of_a_compiled_function_that_nothing_shows_run_in_levels_once_graphs_come():
+    backend = CompileCounter()
+    model, net = compiled(Attention(), "a function", backend)
+    trainer(DropoutScheduler(Linear(0.0, 0.9)), max_epochs=6).fit(model)
+    assert backend.frame_count <= 3 + 4  # one for each of the first steps, then the levels
+    assert net.body.attention.dropout == 0.1
 
 
 def test_floats_handed_to_attention_are_refused_when_asked():

@@ -193,6 +193,34 @@ class Everywhere(Net):
         return loss
 
 
+class Branches(Everywhere):
+    """Takes, batch by batch, one of two branches, of a known class and of numbers of its own."""
+
+    training_step = Net.training_step
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.4), Own(0.3))
+        self.taken = []
+
+    def forward(self, x):
+        self.taken.append(len(self.taken) % 3 > 0)
+        return self.other(x) if self.taken[-1] else self.body(x)
+
+
+def test_a_schedule_of_built_rates_is_bit_identical_where_batches_take_branches():
+    weights = []
+    for callbacks in ([], [DropoutScheduler(Same(), relative=True)]):
+        net = Branches()
+        torch.manual_seed(4)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="DropoutScheduler")
+            trainer(*callbacks).fit(net)
+        weights.append([p.detach() for p in net.parameters()])
+        assert len(net.taken) == 12
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 @pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
 def test_a_schedule_of_built_rates_is_bit_identical_and_the_first_step_finds_the_module_as_built():
     found = []

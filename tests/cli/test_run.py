@@ -57,6 +57,47 @@ if __name__ == "__main__":
 """
 
 
+#: Drops by known classes, by numbers of its own, and by one in its code; prints the shares dropped.
+DROPS = """
+import json, torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.nn.functional import dropout
+from tests.support import QUIET
+
+class Path(nn.Module):
+    def __init__(self, drop_prob):
+        super().__init__()
+        self.drop_prob = drop_prob
+    def forward(self, x):
+        return x * (torch.rand(len(x), 1) >= self.drop_prob)
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.known, self.channels, self.path = nn.Dropout(0.1), nn.Dropout1d(0.1), Path(0.1)
+        self.drop_last, self.settings = 0.5, {"dropout": 0.1}
+        self.scale, self.shares = nn.Parameter(torch.ones(1)), []
+    def training_step(self, batch, batch_idx):
+        x = torch.ones(4000, 3)
+        literal = dropout(x, 0.25, self.training)
+        drops = [self.known(x), self.channels(x[..., None]), self.path(x),
+                 dropout(x, self.settings["dropout"], self.training), literal]
+        self.shares.append([(dropped == 0).float().mean().item() for dropped in drops])
+        return self.scale.sum()
+    def train_dataloader(self):
+        return torch.ones(4, 1)
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+torch.manual_seed(0)
+net = Net()
+Trainer(max_epochs=1, devices=1, **QUIET).fit(net)
+built = [net.known.p, net.channels.p, net.path.drop_prob, net.settings["dropout"], net.drop_last]
+print(json.dumps([net.shares, built]))
+"""
+
+
 def script(folder: Path, text: str, name: str = "script.py") -> str:
     file = folder / name
     file.write_text(text)
@@ -205,6 +246,25 @@ def test_a_dry_run_reports_and_trains_nothing(
         "loose.bias": "nothing: bias",
     }
     assert "2 of 10 parameters are acted on, 136 weights" in err
+
+
+def test_dropout_of_several_classes_and_of_numbers_that_only_a_forward_shows(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(UserWarning) as warned:
+        assert main(["run", "--dropout", "linear(0.2, 0.8)", script(tmp_path, DROPS)]) == 0
+    out, err = capfd.readouterr()
+    shares, built = json.loads(out.splitlines()[-1])
+    assert len(shares) == 4 and built == [0.1, 0.1, 0.1, 0.1, 0.5]
+    for step, (*steered, literal) in enumerate(shares):
+        rate = 0.2 + 0.15 * step
+        assert steered == pytest.approx([rate] * 4, abs=5 * (rate * (1 - rate) / 4000) ** 0.5)
+        assert literal == pytest.approx(0.25, abs=0.02)
+    [said] = [str(w.message) for w in warned if "after the first epoch" in str(w.message)]
+    assert "steered: known.p" in said and "not steered: drop_last" in said
+    assert said.endswith("the root (Net): dropout with a rate of 0.25 in the code (perhaps drop_last)")
+    rows = {line.split()[0]: line for line in err.splitlines() if line.strip()}
+    assert "if a forward drops by it" in rows["path.drop_prob"] and "if" not in rows["known.p"]
 
 
 def test_a_refusal_is_one_line_and_a_script_error_is_its_own(
