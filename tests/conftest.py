@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed queues a stack trace for each accelerator
 
 
 @pytest.fixture(autouse=True)
