@@ -42,7 +42,7 @@ from lightning_reg.dropout.seen import Seen
 from lightning_reg.dropout.sites import DropoutSite
 from lightning_reg.dropout.steering import RATE_AFTER
 from lightning_reg.dropout.unsteered import Unsteered
-from lightning_reg.dropout.watched import is_watched, plain, site_of, wanted
+from lightning_reg.dropout.watched import is_watched, site_of, wanted
 
 if TYPE_CHECKING:
     from lightning_reg.dropout.watch import Watch
@@ -134,8 +134,7 @@ class Mode(TorchFunctionMode):
             self._use(site, kind)
             if kind in COUNTED and before is not None and site >= 0:
                 seen = self.watch.seen[self.sites[site].key]
-                seen.kept += count(output) or 0
-                seen.offered += before
+                seen.add(_rate(self.sites[site]), count(output) or 0, before)
         if not reached and rate and not is_watched(rate) and not self._belongs(where, rate):
             self.unsteered.literal(where, name, rate)
 
@@ -276,9 +275,7 @@ class Mode(TorchFunctionMode):
         kind = "attention" if kind == "attention" else known
         seen = self.watch.seen.get(site.key)
         if seen is None:
-            asked = self.asked(site)
-            rate = site._raw(float(plain(site._read()))) if asked is None else asked
-            self.watch.seen[site.key] = Seen(kind, running(), rate)
+            self.watch.seen[site.key] = Seen(kind, running(), _rate(site))
             self.watch.doubtful.pop(site.name, None)
         elif seen.kind == "unknown":
             seen.kind = kind
@@ -289,6 +286,11 @@ class Mode(TorchFunctionMode):
             return where is not None
         held = [s.get() for s in self.watch.sites if s.known and s.module is where]
         return rate is not None and any(rate in (value, 1.0 - value) for value in held)
+
+
+def _rate(site: DropoutSite) -> float:
+    """The rate that a watched forward drops with."""
+    return site._raw(float(wanted(site._read())))
 
 
 def _as_wanted(rates: list[Any], given: Any) -> Any:

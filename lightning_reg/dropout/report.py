@@ -64,9 +64,9 @@ def _steered(entries: Sequence[tuple[str, float, float | None]]) -> list[str]:
         form = ".".join("*" if part.isdigit() else part for part in name.split("."))
         alike.setdefault((form, f"{rate:.3g}"), []).append((name, share))
     lines = []
-    for (form, rate), places in alike.items():
+    for (form, at), places in alike.items():
         shares = sorted({f"{share:.3g}" for _, share in places if share is not None}, key=float)
         dropped = f"dropped {' to '.join(dict.fromkeys([shares[0], shares[-1]]))} " if shares else ""
         name, many = (form, f"{len(places)} places, ") if len(places) > 1 else (places[0][0], "")
-        lines.append(f"{name} ({many}{dropped}at {rate})")
+        lines.append(f"{name} ({many}{dropped}at {at})")
     return lines

@@ -18,7 +18,7 @@ class Seen:
     Attributes:
         kind: what is dropped together.
         where: the module whose forward read it.
-        rate: the rate at the time.
+        rate: the rate of the last watched call.
         kept: values that were not dropped, of ``offered``; both 0 where that cannot be counted.
         offered: values that could have been dropped.
     """
@@ -28,6 +28,13 @@ class Seen:
     rate: float
     kept: int = 0
     offered: int = 0
+
+    def add(self, rate: float, kept: int, offered: int) -> None:
+        """Count a call's values; those of another rate are forgotten."""
+        if rate != self.rate:
+            self.rate, self.kept, self.offered = rate, 0, 0
+        self.kept += kept
+        self.offered += offered
 
     @property
     def share(self) -> float | None:

@@ -295,3 +295,14 @@ def test_activation_checkpointing_is_seen_through():
     net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
     x = torch.ones(1, 2, requires_grad=True)
     assert [s.name for s in find_sites(net, lambda: checkpoint(net, x, use_reentrant=False))] == ["1.p"]
+
+
+def test_the_share_dropped_is_that_of_the_rate_told():
+    net = nn.Dropout(0.3)
+    watched = Watch(net)
+    torch.manual_seed(0)
+    for net.p in (0.3, 0.8):
+        with watched.step():
+            net(torch.ones(50, 400))
+        [seen] = watched.seen.values()
+        assert seen.rate == net.p and seen.share == pytest.approx(net.p, abs=0.02)
