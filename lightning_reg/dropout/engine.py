@@ -180,6 +180,7 @@ class SiteEngine:
         report = outcome(self._steered, self._waiting, self._dozing, self.watch)
         report.held.extend(site.name for site in self._held)
         report.named.update((name, "somebody else writes it, too") for name in self.others)
+        report.waiting = [name for name in report.waiting if name not in self.others]
         return report
 
     def _add(self, chosen: list[DropoutSite]) -> list[Steered]:

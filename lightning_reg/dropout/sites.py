@@ -8,6 +8,7 @@ configuration, read at each forward. Names are dotted paths from the root and en
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, MutableMapping, MutableSequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -194,6 +195,9 @@ def _rates_of(module: nn.Module) -> Iterator[tuple[Any, str, Any, Any, Kind | No
             )
         elif type(value) is tuple and named:
             yield from ((*found, None) for found in _inside(tuple_of(module, attribute), attribute, True, 1))
+        elif isinstance(value, functools.partial) and not isinstance(value.func, type):
+            named = named or names_drop(getattr(value.func, "__name__", ""))
+            yield from ((*found, None) for found in _inside(value.keywords, attribute, named, 1))
         elif holds_more(attribute, value):
             yield from ((*found, None) for found in _inside(value, _public(attribute), named, _DEPTH))
 

@@ -14,6 +14,13 @@ from typing import Any, Protocol
 __all__ = ["Observer", "is_watched", "plain", "site_of", "wanted", "watched"]
 
 _COMPARISONS = {"__lt__": operator.lt, "__le__": operator.le, "__gt__": operator.gt, "__ge__": operator.ge}
+#: What numpy calls the comparisons, with a number on the left and on the right.
+_OF_NUMPY = {
+    "less": ("__lt__", "__gt__"),
+    "less_equal": ("__le__", "__ge__"),
+    "greater": ("__gt__", "__lt__"),
+    "greater_equal": ("__ge__", "__le__"),
+}
 _BINARY = ("add", "sub", "mul", "truediv", "pow")
 _SITE = "_lightning_reg_site"
 
@@ -102,8 +109,9 @@ def _class_for(base: type) -> type | None:
 def _make(base: Any) -> type:
     body: dict[str, Any] = {"__reduce_ex__": _reduce, "__deepcopy__": lambda self, memo: plain(self)}
     if base in (int, float):
-        body["__array_ufunc__"] = None  # numpy's numbers and arrays leave comparisons to us
+        body["__array_priority__"] = 1e9  # numpy's numbers and arrays leave operators to us, functions not
     else:
+        body["__array_ufunc__"] = _by_numpy
         body["item"] = lambda self: _passed_on(self, plain(self).item(), float(wanted(self)))
     body["__float__"] = _to_float(base)
     for name, compare in _COMPARISONS.items():
@@ -112,8 +120,9 @@ def _make(base: Any) -> type:
         function = getattr(operator, stem)
         body[f"__{stem}__"] = _arithmetic(base, f"__{stem}__", function)
         body[f"__r{stem}__"] = _arithmetic(base, f"__r{stem}__", _swapped(function))
-    for name in ("__neg__", "__pos__", "__abs__"):
-        body[name] = _unary(base, name)
+    for function in (operator.neg, operator.pos, operator.abs):
+        name = f"__{function.__name__}__"
+        body[name] = _unary(base, name, function)
     if base is not int:
         body["__round__"] = _rounded(base)
     return type(f"Watched{base.__name__.capitalize()}", (base,), body)
@@ -122,9 +131,7 @@ def _make(base: Any) -> type:
 def _comparison(base: Any, name: str, compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         site, observer, value, asked = self.__dict__[_SITE]
-        result = getattr(base, name)(self, other)
-        if result is NotImplemented and _is_numpy(other):
-            result = compare(value, other)
+        result = compare(value, other) if _is_numpy(other) else getattr(base, name)(self, other)
         if result is not NotImplemented and observer.compared(site, other):
             return compare(asked, other)
         return result
@@ -139,7 +146,7 @@ def _arithmetic(base: Any, name: str, function: Callable[[Any, Any], Any]) -> Ca
             return function(value, other)
         result = getattr(base, name)(self, other)
         if result is NotImplemented:
-            return result
+            return function(value, other) if _is_numpy(other) else result
         return _passed_on(self, result, result if asked is value else function(asked, wanted(other)))
 
     return method
@@ -149,10 +156,8 @@ def _swapped(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     return lambda a, b: function(b, a)
 
 
-def _unary(base: Any, name: str) -> Callable[[Any], Any]:
-    return lambda self: _passed_on(
-        self, getattr(base, name)(self), getattr(base, name)(self.__dict__[_SITE][3])
-    )
+def _unary(base: Any, name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda self: _passed_on(self, getattr(base, name)(self), function(self.__dict__[_SITE][3]))
 
 
 def _rounded(base: Any) -> Callable[..., Any]:
@@ -161,6 +166,15 @@ def _rounded(base: Any) -> Callable[..., Any]:
         return _passed_on(self, number, round(self.__dict__[_SITE][3], digits))
 
     return method
+
+
+def _by_numpy(self: Any, function: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+    """What a function of numpy's gives for numbers of numpy's that are watched."""
+    names = _OF_NUMPY.get(function.__name__)
+    if names is not None and method == "__call__" and not kwargs:
+        left, right = inputs
+        return getattr(left, names[0])(right) if left is self else getattr(self, names[1])(left)
+    return getattr(function, method)(*map(plain, inputs), **kwargs)
 
 
 def _passed_on(self: Any, result: Any, asked: Any) -> Any:

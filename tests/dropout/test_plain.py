@@ -47,7 +47,8 @@ def test_another_writer_is_noticed_at_the_next_step_and_its_rate_replaced():
     net[1].p = 0.7
     handle.step()
     assert [module.p for module in net] == [0.4, 0.4]
-    assert handle.report().named == {"1.p": "somebody else writes it, too"}
+    report = handle.report()
+    assert report.named == {"1.p": "somebody else writes it, too"} and report.waiting == ["0.p"]
     handle.remove()
 
 

@@ -103,7 +103,6 @@ NAMED = {
         {"cfg": Frozen()},
         "cfg.drop_rate (its owner takes no other number; make it a number of the module)",
     ),
-    "a partial": (lambda net, x: net.noise(x), {"noise": functools.partial(F.dropout, p=0.5)}, "noise.p"),
     "a list of modules": (lambda net, x: net.later[0](x), {"later": [nn.Dropout(0.5)]}, "later.0"),
     "another name": (lambda net, x: x * (torch.rand_like(x) > net.amount), {"amount": 0.5}, "amount"),
     "draws by numpy": (
@@ -134,6 +133,10 @@ def by_weights(net, x):
 
 
 STEERED = {
+    "a partial": (
+        lambda net, x: net.act(x, training=net.training),
+        {"act": functools.partial(F.dropout, p=0.5)},
+    ),
     "a tuple": (plain(lambda net: net.drops[1]), {"drops": (0.2, 0.5)}),
     "ones times a rate": (by_weights, {"drop_rate": 0.5}),
     "slots": (plain(lambda net: net.cfg.hidden_drop), {"cfg": Slots()}),
