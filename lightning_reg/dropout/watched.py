@@ -146,7 +146,9 @@ def _arithmetic(base: Any, name: str, function: Callable[[Any, Any], Any]) -> Ca
             return function(value, other)
         result = getattr(base, name)(self, other)
         if result is NotImplemented:
-            return function(value, other) if _is_numpy(other) else result
+            if not (isinstance(other, float) or _is_numpy(other)):
+                return result
+            result = function(value, plain(other))
         return _passed_on(self, result, result if asked is value else function(asked, wanted(other)))
 
     return method
