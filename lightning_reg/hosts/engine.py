@@ -64,6 +64,9 @@ class Host(ABC):
     def check(self, term: Term, optimizer: Optimizer) -> None:  # noqa: B027 - most hosts keep their parameters
         """Look once more, before the first step."""
 
+    def look(self) -> None:  # noqa: B027 - most hosts have one optimizer
+        """Look once more, where the gradients of an optimizer's first step are complete."""
+
     def stepped(self, optimizer: Optimizer) -> None:  # noqa: B027 - most hosts count by themselves
         """A step is over, and was taken."""
 
@@ -172,8 +175,6 @@ class Engine:
         ]
         return any(engine.strength() > 0.0 for engine in stopping)
 
-    # --- what happens in a step ----------------------------------------------------------------------
-
     def hook(self, optimizer: Optimizer) -> None:
         """Take part in the steps of ``optimizer``, or say why not."""
         if id(optimizer) in self._hooked or not self.term.groups(optimizer):
@@ -202,6 +203,7 @@ class Engine:
         if self.apply == "loss" or id(optimizer) in self._looked:
             return
         self._looked.add(id(optimizer))
+        self.host.look()
         self.term.look(other for other in self.optimizers() if other is not optimizer)
 
     def announce(self, optimizer: Optimizer) -> None:
@@ -276,8 +278,6 @@ class Engine:
     def value(self) -> Tensor:
         """Return the term at this moment, over the trainable tensors that the host's optimizers hold."""
         return self.term.value(self.strength(), self.host.optimizers(), self.host.toggled())
-
-    # --- what outlives it ----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what has been learned of the module, if anything."""

@@ -15,6 +15,7 @@ from lightning_reg.hosts.clipping import BY_VALUE, notice_clipping_of, notice_no
 from lightning_reg.hosts.engine import Engine, Host
 from lightning_reg.hosts.strategies import reach_of
 from lightning_reg.hosts.trainer import run_length, scaler_of
+from lightning_reg.hosts.watch import Unheld
 from lightning_reg.penalties.regularizer import Regularizer
 
 __all__ = ["LightningHost", "length_for", "started"]
@@ -33,14 +34,18 @@ class LightningHost(Host):
         self.module = module
         self.reach = reach_of(trainer)
         self.scaler = scaler_of(trainer)
+        self._unheld: dict[Engine, Unheld] = {}
 
     def step(self) -> int:
         """``global_step``, which counts every optimizer's steps."""
         return self.trainer.global_step
 
     def optimizers(self) -> list[Optimizer] | None:
-        """The Trainer's; None where the strategy steps copies of the parameters."""
-        return self.trainer.optimizers if self.reach.steps else None
+        """The Trainer's; None where it has none, or the strategy steps copies of the parameters."""
+        if not self.reach.steps:
+            return None
+        # Lightning has one of its own where the module gives none
+        return [o for o in self.trainer.optimizers if type(o).__name__ != "_MockOptimizer"] or None
 
     def toggled(self) -> Mapping[nn.Parameter, bool]:
         """Those that ``toggle_optimizer`` has switched off."""
@@ -88,9 +93,32 @@ class LightningHost(Host):
                 "not known; give log=False, or use ModelParallelStrategy (FSDP2)"
             )
 
+    def watch(self, engine: Engine) -> None:
+        """Watch, until :meth:`warn_of_unheld`, for weights that are trained by no step in sight."""
+        if self.reach.steps and self.reach.whole:
+            optimizers = self.trainer.optimizers
+            self._unheld[engine] = Unheld(engine.term, optimizers, engine.apply == "loss")
+
+    def look(self) -> None:
+        """Look whether somebody has taken the gradients of what is watched."""
+        for unheld in self._unheld.values():
+            unheld.look()
+
+    def warn_of_unheld(self, engine: Engine) -> None:
+        """Warn of such weights, and watch no more."""
+        if engine in self._unheld:
+            self._unheld.pop(engine).warn(engine.optimizers())
+
     def detached(self) -> None:
         """Let the module clip unseen again."""
         notice_no_more(self.module, self)
+        self.watch_no_more()
+
+    def watch_no_more(self) -> None:
+        """Leave no hook of a watch."""
+        for unheld in self._unheld.values():
+            unheld.end()
+        self._unheld = {}
 
     def notice_clipping(self) -> None:
         """See by what factor the run clips gradients, which a proximal step must know."""
@@ -120,9 +148,9 @@ def length_for(penalty: Regularizer, trainer: Trainer, total_steps: int | None =
 
 def started(engine: Engine, host: LightningHost) -> Engine:
     """Let ``engine`` take part in the steps of the Trainer's optimizers."""
-    for optimizer in host.trainer.optimizers:
-        if type(optimizer).__name__ != "_MockOptimizer":  # Lightning's, where the module gives none
-            engine.hook(optimizer)
+    for optimizer in host.optimizers() or ():
+        engine.hook(optimizer)
+    host.watch(engine)
     if engine.apply == "proximal" and not engine.penalty.is_constraint:
         host.notice_clipping()
     return engine

@@ -20,7 +20,6 @@ from lightning_reg.apply import (
 from lightning_reg.hosts.averages import AveragesKeepZeros
 from lightning_reg.hosts.engine import Engine
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
-from lightning_reg.hosts.watch import Unheld
 from lightning_reg.penalties.regularizer import Regularizer
 
 __all__ = ["PenaltyWork"]
@@ -81,8 +80,6 @@ class PenaltyWork:
         self.averages: AveragesKeepZeros | None = None
         if apply == "proximal":
             self.averages = AveragesKeepZeros(engine.term, trainer.callbacks)  # type: ignore[attr-defined]
-        reach = self.host.reach
-        self.unheld = Unheld(self.term, trainer.optimizers) if reach.steps and reach.whole else None
         if apply == "loss":
             add_to_training_step(module, self._loss_term)
 
@@ -96,23 +93,20 @@ class PenaltyWork:
         self.engine.detach()
         if self.averages is not None:
             self.averages.remove()
-        if self.unheld is not None:
-            self.unheld.end()
         remove_from_training_step(self.module, self._loss_term)
 
     def check_seen(self) -> None:
         """Warn, once, if an epoch went by without an optimizer step, or with steps that nobody sees."""
-        if self.unheld is not None:
-            self.unheld.warn(self.engine.optimizers())
-            self.unheld = None
         if self.engine.steps_seen == 0 and self.trainer.fit_loop.epoch_loop.total_batch_idx >= 0:
             self.engine.steps_seen = 1
+            self.host.watch_no_more()
             warnings.warn(
                 f"{self.penalty!r} was not applied: Lightning saw no optimizer step in this epoch; let "
                 "Lightning step the optimizer (self.optimizers()), or use lightning_reg.attach on the one "
                 "that steps",
                 stacklevel=2,
             )
+        self.host.warn_of_unheld(self.engine)
 
     def warn_of_no_optimizer(self) -> None:
         """Warn where weights of the selection are trainable, and no optimizer holds any of them."""

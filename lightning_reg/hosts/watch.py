@@ -18,8 +18,8 @@ __all__ = ["OwnGradients", "Silence", "Unheld"]
 
 #: Backward passes between which weights moved, before it is said; steps that are looked into.
 _PATIENCE = 3
-#: Entries of a tensor that are looked at.
-_SAMPLE = 64
+#: Entries of a tensor that are looked at, and tensors that are held.
+_SAMPLE, _HELD = 64, 8
 
 
 def _sample(parameter: nn.Parameter) -> Tensor:
@@ -126,34 +126,45 @@ class OwnGradients:
 
 
 class Unheld:
-    """The tensors of a selection that are trained, though no optimizer in sight holds them.
+    """The tensors of a selection that are trained, though not by a step that Lightning sees.
 
-    A copy of a network, which no gradient reaches, is not trained, whoever moves it.
+    No optimizer in sight holds them, or somebody has stepped them, and taken their gradients, before the
+    optimizer in sight steps. A copy of a network, which no gradient reaches, is not trained, whoever moves
+    it.
 
     Args:
         term: what is at work.
         optimizers: those in sight.
+        through_loss: whether it acts through the loss, and so in any step on the gradients.
     """
 
-    def __init__(self, term: Term, optimizers: Iterable[Optimizer]) -> None:
+    def __init__(self, term: Term, optimizers: Iterable[Optimizer], through_loss: bool = False) -> None:
         self._term = term
         self._trained: set[int] = set()
-        self._hooks: list[Any] = []
+        self._taken: set[int] = set()
+        self._hooks: dict[int, Any] = {}
         held = _held(optimizers)
         free = [s for s in term.selected if s.parameter.requires_grad and not is_lazy(s.parameter)]
-        self._watched = [s for s in free if id(s.parameter) not in held and not is_sharded(s.parameter)]
-        if len(self._watched) == len(free):  # nothing is held: said before training
-            self._watched = []
+        free = [s for s in free if not is_sharded(s.parameter) and s.parameter.is_leaf]
+        unheld = [s for s in free if id(s.parameter) not in held]
+        some = [s for s in free if id(s.parameter) in held][: 0 if through_loss else _HELD]
+        said_before = bool(held) and len(unheld) == len(free)
+        self._watched = [] if said_before or (through_loss and not held) else [*unheld, *some]
         self._before = [_sample(s.parameter) for s in self._watched]
         for s in self._watched:
             untyped: Any = s.parameter
-            self._hooks.append(untyped.register_post_accumulate_grad_hook(self._see))
+            self._hooks[id(untyped)] = untyped.register_post_accumulate_grad_hook(self._see)
+
+    def look(self) -> None:
+        """Look, where the gradients of a step are complete, whose have been taken already."""
+        here = [s.parameter for s in self._watched if s.parameter.grad is None]
+        self._taken.update(id(p) for p in here if id(p) in self._trained)
 
     def end(self) -> None:
         """Look no more."""
-        for hook in self._hooks:
+        for hook in self._hooks.values():
             hook.remove()
-        self._hooks, self._watched, self._before = [], [], []
+        self._hooks, self._watched, self._before = {}, [], []
 
     def warn(self, optimizers: Iterable[Optimizer]) -> None:
         """Warn of those that have moved, and look no more."""
@@ -162,21 +173,24 @@ class Unheld:
             s.name
             for s, before in zip(self._watched, self._before, strict=True)
             if id(s.parameter) in self._trained
-            and id(s.parameter) not in held
+            and (id(s.parameter) not in held or id(s.parameter) in self._taken)
             and not torch.equal(_sample(s.parameter), before.to(s.parameter.device))
         ]
-        total = len(self._term.selected)
+        total, taken = len(self._term.selected), bool(self._taken)
         self.end()
         if moved:
+            why = "other steps have taken their gradients" if taken else "no optimizer that Lightning steps"
             warnings.warn(
                 f"{self._term.penalty!r} was not applied to {moved[0]} and {len(moved) - 1} more of the "
-                f"{total} parameters of its selection: they are trained, and no optimizer that Lightning "
-                "steps holds them; use lightning_reg.attach on the optimizer that does",
+                f"{total} parameters of its selection: they are trained, and {why}"
+                f"{' before the optimizer that Lightning steps' if taken else ' holds them'}; use "
+                "lightning_reg.attach on the optimizer that does",
                 stacklevel=2,
             )
 
     def _see(self, parameter: Tensor) -> None:
         self._trained.add(id(parameter))
+        self._hooks.pop(id(parameter)).remove()
 
 
 def _held(optimizers: Iterable[Optimizer]) -> set[int]:

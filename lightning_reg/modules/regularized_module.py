@@ -110,6 +110,12 @@ class RegularizedModule(LightningModule):
             for engine in self._engines():
                 engine.announce(optimizer)
 
+    def on_train_epoch_end(self) -> None:
+        """Say so if weights were trained by a step that Lightning does not see."""
+        for engine in self._engines():
+            if isinstance(engine.host, LightningHost):
+                engine.host.warn_of_unheld(engine)
+
     def on_fit_end(self) -> None:
         """Leave no hook on the forward pass and the optimizers."""
         for recorder in self._recorders:
@@ -287,5 +293,4 @@ class _OwnHost(LightningHost):
         """Those in sight; None for the loss, which trains what others step as well."""
         if getattr(self.module, "apply_penalties", "loss") == "loss":
             return None
-        found = [o for o in super().optimizers() or [] if type(o).__name__ != "_MockOptimizer"]
-        return found or None
+        return super().optimizers()

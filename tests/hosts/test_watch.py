@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from lightning_reg import L1, L2, MaxNorm, attach
+from lightning_reg import L1, L2, MaxNorm, RegularizedModule, attach
 from lightning_reg.callbacks import PenaltyCallback
 from tests.hosts.test_attach import Around
 from tests.support import QUIET
@@ -323,3 +323,49 @@ def test_a_step_without_hooks_is_refused_where_something_comes_after_it() -> Non
     ):
         with pytest.raises(ValueError, match="Around runs no hooks in its step, so that"):
             fit_quietly(Wrapped(True), [PenaltyCallback(penalty, **options)], 1)  # type: ignore[arg-type]
+
+
+class ByHooks(RegularizedModule):
+    """Each parameter has an optimizer of its own, which steps as soon as its gradient is there."""
+
+    def __init__(self, *penalties: Any, apply: Any = "loss", in_sight: bool = False) -> None:
+        super().__init__(list(penalties), apply=apply)
+        self.net, self.in_sight = model_of(), in_sight
+
+    def task_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.net(X).square().mean()  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> Any:
+        inner = {p: SGD([p], lr=LR) for p in self.parameters()}
+
+        def step(parameter: Any) -> None:
+            inner[parameter].step()
+            inner[parameter].zero_grad()
+
+        for parameter in self.parameters():
+            parameter.register_post_accumulate_grad_hook(step)
+        return SGD(self.parameters(), lr=LR) if self.in_sight else None
+
+
+@pytest.mark.parametrize("in_sight", [False, True], ids=["no optimizer", "one without gradients"])
+@pytest.mark.parametrize("way", ["module", "callback"])
+@pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled", "proximal"])
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers. returned .None.")
+def test_steps_in_the_backward_pass_have_the_loss_and_miss_the_rest(
+    apply: Any, way: str, in_sight: bool
+) -> None:
+    penalty = L2(LAMBDA)
+    module = ByHooks(*([penalty] if way == "module" else []), apply=apply, in_sight=in_sight)
+    callbacks = [PenaltyCallback(penalty, apply)] if way == "callback" else []
+    if apply == "loss":
+        fit_quietly(module, callbacks, 3)
+        hand = model_of()
+        optimizer = SGD(hand.parameters(), lr=LR)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (hand(X).square().mean() + penalty(hand)).backward()
+            optimizer.step()
+        torch.testing.assert_close(module.net.weight, hand.weight)
+        return
+    with pytest.warns(UserWarning, match=r"L2.* was not applied to net\.weight .*: they are trained, and"):
+        fit_quietly(module, callbacks, 3)

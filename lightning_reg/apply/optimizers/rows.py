@@ -48,6 +48,7 @@ LOOKAHEAD = Facts(
 )
 _AVERAGED = "it computes its weights anew from its sums at each step, and takes back what is changed in them"
 _DUAL_AVERAGED = Facts(metric=_AVERAGED, rate=_AVERAGED, placed=_AVERAGED)
+_SCALED = "its weights are a reference and its sums times a scale that grows, and so is what is changed there"
 _LOMO = "it steps inside the backward pass"
 LOMO = Facts(metric=_LOMO, rate=_LOMO, placed=_LOMO, gradient=_LOMO)
 
@@ -212,6 +213,8 @@ def _fill() -> None:
         "torch_optimizer.A2GradUni pytorch_optimizer.A2Grad torch_optimizer.AccSGD pytorch_optimizer.AccSGD "
         "pytorch_optimizer.SRMM": _DUAL_AVERAGED,
         "pytorch_optimizer.Ranger": LOOKAHEAD,
+        "pytorch_optimizer.Ranger21": Facts(rate="it warms its learning rate up and down inside its step"),
+        "pytorch_optimizer.TRAC": Facts(metric=_SCALED, rate=_SCALED),
         "timm.Adahessian torch_optimizer.Adahessian pytorch_optimizer.AdaHessian "
         "pytorch_optimizer.SophiaH": Facts(_HESSIAN, gradient=_HESSIAN, instead="use apply='loss'"),
         "pytorch_optimizer.LOMO pytorch_optimizer.AdaLOMO": LOMO,
