@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from lightning_reg.apply.optimizers import note_steps
 from lightning_reg.apply.reached import NotReached
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.in_use import InUse
@@ -167,6 +168,8 @@ class Term:
         self._noted.pop(id(optimizer), None)
         noted = self._noted[id(optimizer)] = list(self.stepped(optimizer))
         self._rows.clear()
+        for group, parameters in noted:
+            note_steps(optimizer, group, parameters)
         for parameter in (p for _, parameters in noted for p in parameters):
             if parameter.grad is not None and parameter.grad.is_sparse:
                 self._rows[id(parameter)] = parameter.grad._indices()[0].unique()  # type: ignore[no-untyped-call]

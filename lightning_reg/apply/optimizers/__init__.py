@@ -19,6 +19,7 @@ __all__ = [
     "has_metric",
     "has_one_step",
     "metric_names",
+    "note_steps",
     "register_optimizer",
     "step_size",
     "step_sizes",
@@ -66,6 +67,14 @@ def step_sizes(optimizer: Optimizer, group: Group, parameters: Sequence[Tensor])
         )
     # get: a defaultdict's [] would leave an empty entry in the optimizer's checkpoint
     return metric(group, [optimizer.state.get(parameter, {}) for parameter in parameters], parameters)
+
+
+def note_steps(optimizer: Optimizer, group: Group, parameters: Sequence[Tensor]) -> None:
+    """Note, before the step of ``optimizer``, what :func:`step_sizes` needs and the step changes."""
+    note = facts_of(optimizer, group).note
+    if note is not None:
+        for parameter in parameters:
+            note(group, optimizer.state.get(parameter, {}), parameter)
 
 
 def step_size(optimizer: Optimizer, group: Group, parameter: Tensor) -> StepSize:

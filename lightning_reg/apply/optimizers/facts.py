@@ -20,6 +20,7 @@ Group: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]
 #: The steps of the tensors given, after the optimizer's step; each with its state.
 Metric: TypeAlias = Callable[[Group, Sequence[State], Sequence[Tensor]], list[StepSize]]
+Note: TypeAlias = Callable[[Group, State, Tensor], None]
 #: What λ is multiplied by in a decoupled decay of one tensor, before the optimizer's step.
 Rate: TypeAlias = Callable[[Group, State], float]
 
@@ -41,6 +42,7 @@ class Facts:
         gradient: why a gradient added before its step would not count; None where it does.
         loss: why a term of the loss would not count; None where it does.
         instead: what to do where a mode is refused, if it is not another mode.
+        note: notes of a tensor, before the step, what the metric needs and the step changes.
     """
 
     metric: Metric | str = "its step for each weight is not known"
@@ -50,10 +52,12 @@ class Facts:
     gradient: str | None = None
     loss: str | None = None
     instead: str | None = None
+    note: Note | None = None
 
     def without_formulas(self) -> Facts:
         """Return what holds of a subclass with a ``step`` of its own."""
-        return replace(self, metric=Facts.metric if callable(self.metric) else self.metric, uniform=False)
+        metric = Facts.metric if callable(self.metric) else self.metric
+        return replace(self, metric=metric, uniform=False, note=None)
 
 
 #: The facts, or how they follow from the options of an optimizer and of a group of it.

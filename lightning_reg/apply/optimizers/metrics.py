@@ -17,9 +17,8 @@ minimise loss plus penalty only if :math:`\eta_i` is the step that the optimizer
 - RMSprop: :math:`lr/((1 - \mu)(\sqrt{v} + \epsilon))`, ``centered`` with :math:`v - \bar g^2`
   (which a full-batch gradient that stays constant, as it does at a penalized solution, drives to 0: measured
   to diverge there, so train with mini-batches or without ``centered``);
-- ASGD: its :math:`\eta_t = lr/(1 + \lambda\,lr\,(t-1))^\alpha` with the learning rate of the step before.
-  Its state holds the next one, which is noted from step to step; where there is no note, at the first step
-  and after a resume, the learning rate is taken to be what it was;
+- ASGD: its :math:`\eta_t = lr/(1 + \lambda\,lr\,(t-1))^\alpha` with the learning rate of the step before,
+  noted before the step, after which its state holds the next one;
 - LAMB: Adam's times its trust ratio, where the state holds it;
 - AdaBelief: Adam's with the variance of the gradient in the place of :math:`v`, rectified as RAdam's.
 
@@ -49,6 +48,7 @@ __all__ = [
     "asgd",
     "lamb",
     "lamb_as_published",
+    "note_asgd",
     "radam",
     "rmsprop",
     "rmsprop_tf",
@@ -152,21 +152,23 @@ def _lamb(group: Group, state: State, parameter: Tensor, *, debias: bool) -> Ste
     return StepSize(lr, state["exp_avg_sq"], eps=float(group["eps"]))
 
 
-#: Of ASGD, by tensor: how many steps were taken, the size of the last one, and that of the next.
-_ETAS: MutableMapping[Tensor, tuple[float, float, float]] = WeakTensorKeyDictionary()
+#: Of ASGD, by tensor: how many steps had been taken before the last one, and the size of that.
+_ETAS: MutableMapping[Tensor, tuple[float, float]] = WeakTensorKeyDictionary()
+
+
+def note_asgd(group: Group, state: State, parameter: Tensor) -> None:
+    """Note the size of the step that is about to be taken."""
+    coming = (_step(group, state), float(state["eta"])) if "eta" in state else (0.0, float(group["lr"]))
+    _ETAS[parameter] = coming
 
 
 def _asgd(group: Group, state: State, parameter: Tensor) -> StepSize:
     step = _step(group, state)
-    seen, last, coming = _ETAS.get(parameter, (0.0, 0.0, 0.0))
-    if step == seen + 1.0 and seen:
-        last = coming
-    elif step != seen:
+    before, eta = _ETAS.get(parameter, (-1.0, 0.0))
+    if step != before + 1.0:
         lr = float(group["lr"])
         eta = lr / (1.0 + float(group["lambd"]) * lr * (step - 1.0)) ** float(group["alpha"])
-        last = float(torch.tensor(eta, dtype=state["eta"].dtype))  # rounded as the optimizer's was
-    _ETAS[parameter] = (step, last, float(state["eta"]))
-    return StepSize(last)
+    return StepSize(float(torch.tensor(eta, dtype=state["eta"].dtype)))  # rounded as the optimizer's was
 
 
 def _step(group: Group, state: State) -> float:

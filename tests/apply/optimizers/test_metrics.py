@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from lightning_reg import L1, attach
 from lightning_reg.apply.optimizers import (
     euclidean_step_sizes,
     has_metric,
@@ -99,6 +100,42 @@ def test_the_learning_rate_is_read_at_the_step_and_may_be_a_tensor() -> None:
     torch.testing.assert_close(step_size(optimizer, group, parameter).dense(), torch.full((2, 2), 0.1))
     group["lr"] = torch.tensor(0.3)
     torch.testing.assert_close(step_size(optimizer, group, parameter).dense(), torch.full((2, 2), 0.3))
+
+
+def test_asgd_steps_by_the_rate_of_the_step_before_also_after_a_resume() -> None:
+    """A soft threshold of each step by hand, under a rate that falls, in one run and in two."""
+    options = {"lr": 0.3, "lambd": 0.2, "alpha": 0.75}
+
+    def start() -> tuple[torch.nn.Linear, ASGD]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1, bias=False)
+        return model, ASGD(model.parameters(), **options)  # type: ignore[arg-type]
+
+    def run(model: Any, optimizer: ASGD, steps: range, by_hand: bool) -> None:
+        for i in steps:
+            optimizer.param_groups[0]["lr"] = 0.3 / (1 + i)
+            state = optimizer.state[model.weight] if optimizer.state else {}
+            eta = float(state.get("eta", 0.3))
+            model.weight.grad = torch.full((1, 4), 0.1 * (i - 2))
+            optimizer.step()
+            if by_hand:
+                with torch.no_grad():
+                    model.weight.copy_(torch.nn.functional.softshrink(model.weight, 0.1 * eta))
+
+    model, optimizer = start()
+    run(model, optimizer, range(6), by_hand=True)
+    for stops in (False, True):
+        found, stepping = start()
+        attach(found, stepping, L1(0.1), apply="proximal", dual_averaging=False)
+        run(found, stepping, range(3), by_hand=False)
+        if stops:
+            weights, state = found.state_dict(), stepping.state_dict()
+            found, stepping = start()
+            attach(found, stepping, L1(0.1), apply="proximal", dual_averaging=False)
+            found.load_state_dict(weights)
+            stepping.load_state_dict(state)
+        run(found, stepping, range(3, 6), by_hand=False)
+        torch.testing.assert_close(found.weight, model.weight, rtol=1e-6, atol=1e-7)
 
 
 def test_each_group_has_its_own_options() -> None:
