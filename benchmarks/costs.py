@@ -1,8 +1,8 @@
 """What the penalties cost that ``lists`` leaves out; constraints; penalties on the forward pass; dropout.
 
 Weights and filters are those of ResNet-50's 54 tensors of two or more dimensions. Singular value
-decompositions, of which a step over that whole list would take many seconds, are timed on its last layer
-alone. What acts on a batch is timed as part of a training step.
+decompositions and sorting, of which a step over that whole list would take many seconds, are timed on its
+last layer alone. What acts on a batch is timed as part of a training step.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from lightning_reg import (
     L2SP,
     MCP,
     SCAD,
+    SLOPE,
     ActivityPenalty,
     ConfidencePenalty,
     Cosine,
     ForwardPenalty,
     GroupLasso,
+    GroupMCP,
+    GroupSCAD,
     Hoyer,
     HoyerSquare,
     JacobianPenalty,
@@ -75,6 +78,8 @@ SINGLE = {
 }
 GROUPED = {
     "GroupLasso": GroupLasso(STRENGTH),
+    "GroupMCP": GroupMCP(STRENGTH),
+    "GroupSCAD": GroupSCAD(STRENGTH),
     "SparseGroupLasso": SparseGroupLasso(STRENGTH),
     "LInf": LInf(STRENGTH, groups="rows"),
 }
@@ -234,7 +239,11 @@ def measure(threads: int = 1, only: str = "") -> list[Row]:
     torch.set_num_threads(threads)
     weights = [shape for shape in NETWORKS["ResNet-50"]() if len(shape) > 1]
     last = make([(1000, 2048)])
-    decomposed = {"NuclearNorm": NuclearNorm(STRENGTH), "SpectralNorm": SpectralNorm(STRENGTH)}
+    decomposed = {
+        "NuclearNorm": NuclearNorm(STRENGTH),
+        "SpectralNorm": SpectralNorm(STRENGTH),
+        "SLOPE": SLOPE(STRENGTH),  # sorted, rather
+    }
     groups: dict[str, tuple[Cases, str]] = {
         "ResNet-50, other penalties": (of_penalties(SINGLE, make(weights)), AXPY),
         "ResNet-50, filters, other penalties": (of_penalties(GROUPED, make(weights)), AXPY),

@@ -52,11 +52,14 @@ from lightning_reg.penalties import L2 as L2
 from lightning_reg.penalties import L2SP as L2SP
 from lightning_reg.penalties import MCP as MCP
 from lightning_reg.penalties import SCAD as SCAD
+from lightning_reg.penalties import SLOPE as SLOPE
 from lightning_reg.penalties import ActivityPenalty as ActivityPenalty
 from lightning_reg.penalties import ConfidencePenalty as ConfidencePenalty
 from lightning_reg.penalties import ElasticNet as ElasticNet
 from lightning_reg.penalties import ForwardPenalty as ForwardPenalty
 from lightning_reg.penalties import GroupLasso as GroupLasso
+from lightning_reg.penalties import GroupMCP as GroupMCP
+from lightning_reg.penalties import GroupSCAD as GroupSCAD
 from lightning_reg.penalties import Hoyer as Hoyer
 from lightning_reg.penalties import HoyerSquare as HoyerSquare
 from lightning_reg.penalties import JacobianPenalty as JacobianPenalty

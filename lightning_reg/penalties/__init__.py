@@ -7,6 +7,7 @@ from lightning_reg.penalties.confidence import ConfidencePenalty
 from lightning_reg.penalties.elastic_net import ElasticNet
 from lightning_reg.penalties.forward import ForwardPenalty
 from lightning_reg.penalties.group_lasso import GroupLasso
+from lightning_reg.penalties.group_nonconvex import GroupMCP, GroupSCAD
 from lightning_reg.penalties.hoyer import Hoyer, HoyerSquare
 from lightning_reg.penalties.jacobian import JacobianPenalty
 from lightning_reg.penalties.l0 import L0
@@ -22,6 +23,7 @@ from lightning_reg.penalties.nuclear_norm import NuclearNorm
 from lightning_reg.penalties.orthogonality import Orthogonality
 from lightning_reg.penalties.r_drop import RDrop
 from lightning_reg.penalties.scad import SCAD
+from lightning_reg.penalties.slope import SLOPE
 from lightning_reg.penalties.sparse_group_lasso import SparseGroupLasso
 from lightning_reg.penalties.spectral_norm import SpectralNorm
 
@@ -32,12 +34,15 @@ __all__ = [
     "L2SP",
     "MCP",
     "SCAD",
+    "SLOPE",
     "ActivityPenalty",
     "Bound",
     "ConfidencePenalty",
     "ElasticNet",
     "ForwardPenalty",
     "GroupLasso",
+    "GroupMCP",
+    "GroupSCAD",
     "Hoyer",
     "HoyerSquare",
     "JacobianPenalty",

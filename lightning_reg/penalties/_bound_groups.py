@@ -166,7 +166,10 @@ class BoundGroups(Bound):
             prox: Any = self.penalty.norm_prox_
             if factor is not None:
                 prox = partial(prox, factor=factor)
-            hold_groups_(tensors, layouts, kept, sizes, some, strength, prox, together=weighted)
+            longest = self.penalty.longest_step
+            hold_groups_(
+                tensors, layouts, kept, sizes, some, strength, prox, together=weighted, longest=longest
+            )
             if gathered:
                 for i, tensor, average in zip(block, tensors, kept, strict=True):
                     local(weights[i]).copy_(part(tensor, weights[i]))

@@ -32,6 +32,11 @@ class GroupedPenalty(Penalty):
     #: Whether the formula needs whole groups, so that a tensor whose groups span processes is gathered.
     gathers: ClassVar[bool] = False
 
+    @property
+    def longest_step(self) -> float:
+        """Return what a longer step counts as, where the penalty is not convex."""
+        return float("inf")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_groups(self.groups)

@@ -72,7 +72,7 @@ class MCP(ElementwisePenalty):
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\operatorname{sign}(w)(\lambda - |w|/\gamma)_+`, and 0 at 0."""
-        return torch.sgn(weight) * (strength - weight.abs() / self.gamma).clamp_(min=0.0)
+        return torch.sgn(weight) * prox_nonconvex.mcp_slope(weight.abs(), strength, self.gamma)
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         """Return the weight firmly thresholded, or hard at γλ, where the step is longer than γ."""

@@ -17,7 +17,7 @@ from lightning_reg.tensors.spectra import as_matrix, gram_deviation, largest_mod
 
 __all__ = ["Orthogonality"]
 
-Form = Literal["soft", "double", "srip"]
+Form = Literal["soft", "double", "srip", "off-diagonal"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,15 @@ class Orthogonality(IteratedPenalty):
     - ``"soft"``: :math:`\lambda\|G - I\|_F^2`;
     - ``"double"``: :math:`\lambda(\|W^\top W - I\|_F^2 + \|WW^\top - I\|_F^2)`;
     - ``"srip"``: :math:`\lambda\sigma_1(G - I)`, the spectral restricted isometry property. In training by a
-      power iteration that goes on from step to step, kept in checkpoints; exact on a bare tensor.
+      power iteration that goes on from step to step, kept in checkpoints; exact on a bare tensor;
+    - ``"off-diagonal"``: :math:`\lambda\sum_{i \ne j}G_{ij}^2`: orthogonal, of any length.
 
     There is no proximal operator.
 
     Args:
         strength: λ ≥ 0, in units of loss.
         select: what it applies to; real tensors.
-        form: which of the three.
+        form: which of the four.
         iterations: power iterations a step, for ``"srip"``.
         name: its name in logs.
 
@@ -48,7 +49,8 @@ class Orthogonality(IteratedPenalty):
 
     References:
         Bansal, Chen and Wang, *Can We Gain More from Orthogonality Regularizations in Training Deep CNNs?*,
-        NeurIPS 2018.
+        NeurIPS 2018; Brock, Donahue and Simonyan, *Large Scale GAN Training for High Fidelity Natural Image
+        Synthesis*, ICLR 2019, for ``"off-diagonal"``.
     """
 
     strength: ScheduleLike
@@ -75,14 +77,14 @@ class Orthogonality(IteratedPenalty):
             size = _size(matrix)
             eigenvalues: Tensor = torch.linalg.eigvalsh(gram_deviation(matrix / size, size**-2.0))
             return eigenvalues.abs().amax() * size.square() * strength
-        squares = gram_deviation(matrix).square().sum()
+        squares = self._deviation(matrix).square().sum()
         if self.form == "double":
             # ‖WᵀW − I‖² and ‖WWᵀ − I‖² share their eigenvalues but for the longer side's extra zeros
             squares = 2.0 * squares + abs(matrix.shape[0] - matrix.shape[1])
         return squares * strength
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
-        r"""Return :math:`4\lambda(WW^\top - I)W`, twice that for ``"double"``; see :meth:`gradient_at`."""
+        r"""Return :math:`4\lambda(G - I)W`, twice that for ``"double"``; see :meth:`gradient_at`."""
         matrix = as_matrix(weight)
         if not matrix.numel():
             return torch.zeros_like(weight)
@@ -92,11 +94,16 @@ class Orthogonality(IteratedPenalty):
             top = values.abs().argmax()
             gradient = self.gradient_at(matrix, vectors[:, top], strength)
         else:
-            deviation = gram_deviation(matrix)
+            deviation = self._deviation(matrix)
             wide = matrix.shape[0] <= matrix.shape[1]
             factor = (8.0 if self.form == "double" else 4.0) * strength
             gradient = (deviation @ matrix if wide else matrix @ deviation) * factor
         return gradient.to(weight.dtype).view(weight.shape)
+
+    def _deviation(self, matrix: Tensor) -> Tensor:
+        """G − I, or without its diagonal."""
+        deviation = gram_deviation(matrix)
+        return deviation - deviation.diag().diag() if self.form == "off-diagonal" else deviation
 
     def bind(self, selected: Sequence[Selected]) -> Bound:
         """Start a power iteration for each tensor, where one is needed."""

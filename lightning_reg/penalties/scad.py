@@ -72,8 +72,7 @@ class SCAD(ElementwisePenalty):
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\operatorname{sign}(w)\min(\lambda, (a\lambda - |w|)_+/(a-1))`, and 0 at 0."""
-        slope = ((self.a * strength - weight.abs()) / (self.a - 1.0)).clamp_(min=0.0)
-        return torch.sgn(weight) * slope.minimum(torch.as_tensor(strength, dtype=slope.dtype))
+        return torch.sgn(weight) * prox_nonconvex.scad_slope(weight.abs(), strength, self.a)
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         """Return the weight thresholded: soft, then ever less."""

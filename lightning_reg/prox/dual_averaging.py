@@ -84,6 +84,7 @@ def hold_groups_(
     prox: Callable[[Sequence[Tensor], Sequence[Layout]], None],
     *,
     together: bool,
+    longest: float = float("inf"),
 ) -> None:
     r"""Set groups to zero where the average says so; the proximal step comes after.
 
@@ -99,13 +100,14 @@ def hold_groups_(
         strength: λ.
         prox: replaces views of tensors by the prox of the norm itself, with λ and the step 1.
         together: whether ``prox`` needs all groups at once, as where each has a threshold of its own.
+        longest: what a longer step counts as.
     """
     for views, kept, moments in _pieces(tensors, layouts, averages, steps, together):
         if all(layout.is_empty(view) for layout, view in zip(layouts, views, strict=True)):
             continue
         etas = etas_of(steps, moments, views)
         for view, average, eta, share in zip(views, kept, etas, shares, strict=True):
-            ratio = eta.mul_(strength).reciprocal_().clamp_(max=MOST).mul_(wide(view))
+            ratio = eta.clamp_(max=longest).mul_(strength).reciprocal_().clamp_(max=MOST).mul_(wide(view))
             average.lerp_(ratio.to(average.dtype), share)
         rests = [average.clone() for average in kept]
         prox(rests, layouts)

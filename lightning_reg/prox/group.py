@@ -36,7 +36,9 @@ __all__ = [
     "shrink_groups_",
     "shrink_groups_in_metric_",
     "shrink_views_",
+    "shrink_with_etas_",
     "sum_over",
+    "view_norms",
 ]
 
 #: Newton steps at most: from the better of two lower bounds, over 20 decades of steps, 7 reached rounding.
@@ -49,10 +51,11 @@ NORM_PIECE = 2**18
 
 def group_norms(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
     """Return the Euclidean norm of each group over all ``tensors``, ``(groups,)``; its gradient at 0 is 0."""
-    return _norms([layout.view(t) for layout, t in zip(layouts, tensors, strict=True)], layouts)
+    return view_norms([layout.view(t) for layout, t in zip(layouts, tensors, strict=True)], layouts)
 
 
-def _norms(views: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
+def view_norms(views: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
+    """As :func:`group_norms`, of views of the tensors."""
     found = [layout.norm(view) for layout, view in zip(layouts, views, strict=True)]
     if len(found) == 1:
         return found[0]
@@ -100,7 +103,7 @@ def shrink_groups_(tensors: Sequence[Tensor], layouts: Sequence[Layout], thresho
 
 def shrink_views_(views: Sequence[Tensor], layouts: Sequence[Layout], threshold: float | Tensor) -> None:
     """As :func:`shrink_groups_`, of views of the tensors or of pieces of them."""
-    norms = _norms(views, layouts)
+    norms = view_norms(views, layouts)
     # no group's norm divides by zero, and one of size 0, whose threshold is 0, stays as it is
     factor = 1.0 - threshold / norms.clamp_(min=torch.finfo(norms.dtype).tiny)
     factor.clamp_(min=0.0)
@@ -140,7 +143,7 @@ def shrink_groups_in_metric_(
         shrink_groups_(tensors, layouts, threshold * eta)
         return
     for views, moments in cut_to_cache(tensors, layouts, steps, threshold):
-        _newton_(views, etas_of(steps, moments, views), layouts, threshold, soft)
+        shrink_with_etas_(views, etas_of(steps, moments, views), layouts, threshold, soft)
 
 
 def cut_to_cache(
@@ -171,14 +174,14 @@ def etas_of(
     ]
 
 
-def _newton_(
+def shrink_with_etas_(
     views: Sequence[Tensor],
     etas: Sequence[Tensor],
     layouts: Sequence[Layout],
     threshold: float | Tensor,
-    soft: float | Tensor,
+    soft: float | Tensor = 0.0,
 ) -> None:
-    """All groups at once; ``views`` are changed, ``etas`` spent."""
+    """As :func:`shrink_groups_in_metric_`, of views, all groups at once; ``etas`` are spent."""
     if all(layout.is_empty(view) for layout, view in zip(layouts, views, strict=True)):
         return
     device = views[0].device
@@ -195,9 +198,9 @@ def _newton_(
 
     both = list(zip(values, taus, strict=True))
     # ‖v/(μη)‖ > 1 says that the group stays; NaN stays NaN
-    alive = ~(_norms([v / tau for v, tau in both], layouts) <= 1.0)
+    alive = ~(view_norms([v / tau for v, tau in both], layouts) <= 1.0)
     # φ ≥ (‖v‖/(θ + m))² by Jensen's inequality, with the mean m of μη weighted by v²; hence θ ≥ ‖v‖ - m
-    length = _norms(values, layouts)
+    length = view_norms(values, layouts)
     shares = [v / layout.spread(length.to(v.device), v) for layout, v in zip(layouts, values, strict=True)]
     mean = sum_over(layouts, [q.square_().mul_(tau) for q, tau in zip(shares, taus, strict=True)])
     theta = torch.maximum(length - mean, largest_over(layouts, [v.abs().sub_(tau) for v, tau in both]))

@@ -21,7 +21,9 @@ __all__ = [
     "log_jump",
     "log_threshold",
     "mcp",
+    "mcp_slope",
     "scad",
+    "scad_slope",
     "scad_threshold",
 ]
 
@@ -125,10 +127,15 @@ def log_jump(amount: Tensor, eps: float) -> Tensor:
     return torch.where(ratio <= 1.0, ratio, x + above / (1.0 + x)) * eps
 
 
-def mcp(modulus: Tensor, strength: float, gamma: float) -> Tensor:
+def mcp(modulus: Tensor, strength: float | Tensor, gamma: float) -> Tensor:
     r"""MCP of each modulus: :math:`\lambda t - t^2/2\gamma` up to :math:`\gamma\lambda`."""
     bend = modulus.clamp(max=gamma * strength)
     return bend * (strength - bend / (2.0 * gamma))
+
+
+def mcp_slope(modulus: Tensor, strength: float | Tensor, gamma: float) -> Tensor:
+    r"""Derivative of MCP: :math:`(\lambda - t/\gamma)_+`."""
+    return (strength - modulus / gamma).clamp_(min=0.0)
 
 
 def firm_threshold(weight: Tensor, step: float | Tensor, strength: float, gamma: float) -> Tensor:
@@ -145,12 +152,18 @@ def firm_threshold(weight: Tensor, step: float | Tensor, strength: float, gamma:
     return torch.where(weight.abs() <= gamma * strength, shrunk, weight)
 
 
-def scad(modulus: Tensor, strength: float, a: float) -> Tensor:
+def scad(modulus: Tensor, strength: float | Tensor, a: float) -> Tensor:
     r"""Smoothly clipped absolute deviation of each modulus; see :class:`~lightning_reg.SCAD`."""
     # min(t, aλ) · λ, less a parabola for the slope that falls from λ to 0 over (a − 1)λ
     reach = modulus.clamp(max=a * strength)
     bend = (reach - strength).clamp(min=0.0)
     return reach * strength - bend.square() / (2.0 * (a - 1.0))
+
+
+def scad_slope(modulus: Tensor, strength: float | Tensor, a: float) -> Tensor:
+    r"""Derivative of SCAD: :math:`\min(\lambda, (a\lambda - t)_+/(a - 1))`."""
+    slope = ((a * strength - modulus) / (a - 1.0)).clamp_(min=0.0)
+    return slope.minimum(torch.as_tensor(strength, dtype=slope.dtype, device=slope.device))
 
 
 def scad_threshold(weight: Tensor, step: float | Tensor, strength: float, a: float) -> Tensor:

@@ -19,8 +19,11 @@ from lightning_reg import (
     L2SP,
     MCP,
     SCAD,
+    SLOPE,
     ElasticNet,
     GroupLasso,
+    GroupMCP,
+    GroupSCAD,
     Hoyer,
     HoyerSquare,
     L2Norm,
@@ -125,6 +128,7 @@ def _orthogonality(form: str) -> Callable[[NDArray, float], float]:
         value = {
             "soft": (short**2).sum(),
             "double": (inner**2).sum() + (outer**2).sum(),
+            "off-diagonal": (short**2).sum() - (np.diag(short) ** 2).sum(),
             "srip": np.abs(np.linalg.eigvalsh(short)).max(initial=0.0),
         }[form]
         return strength * float(value)
@@ -165,6 +169,24 @@ CASES: list[Case] = [
         takes_complex=False,
         kinks_at_zero=False,
     ),
+    Case(
+        GroupMCP(1.0, gamma=2.5),
+        lambda w, strength: sum(
+            _mcp(np.linalg.norm(row), strength * len(row) ** 0.5, 2.5) for row in _rows(w)
+        ),
+        convex=False,
+        max_step=2.4,
+        takes_complex=False,
+    ),
+    Case(
+        GroupSCAD(1.0, a=3.4),
+        lambda w, strength: sum(
+            _scad(np.linalg.norm(row), strength * len(row) ** 0.5, 3.4) for row in _rows(w)
+        ),
+        convex=False,
+        max_step=2.3,
+        takes_complex=False,
+    ),
     Case(MCP(1.0), _mcp, convex=False, max_step=2.99, takes_complex=False),
     Case(SCAD(1.0), _scad, convex=False, max_step=2.69, takes_complex=False),
     Case(
@@ -203,6 +225,15 @@ CASES: list[Case] = [
         takes_complex=False,
     ),
     Case(
+        SLOPE(1.0, last=0.3),
+        lambda w, strength: (
+            strength * float(np.sort(np.abs(w).ravel())[::-1] @ np.linspace(1.0, 0.3, w.size))
+        ),
+        kinks_at_zero=False,
+        prox_in_metric=False,
+        takes_complex=False,
+    ),
+    Case(
         NuclearNorm(1.0),
         lambda w, strength: strength * float(_singular(w).sum()),
         shapes=FULL,
@@ -231,7 +262,7 @@ CASES: list[Case] = [
             same_when_bound=form != "srip",
             label=f"Orthogonality-{form}",
         )
-        for form in ("soft", "double", "srip")
+        for form in ("soft", "double", "srip", "off-diagonal")
     ),
     # on a bare tensor, which has no starting point, it is L2; see test_matrix_penalties.py
     Case(

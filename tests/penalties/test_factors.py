@@ -21,6 +21,7 @@ from lightning_reg import (
     attach,
     fisher_diagonal,
 )
+from lightning_reg.penalties._grouped import GroupedPenalty
 from lightning_reg.penalties.elementwise import ElementwisePenalty
 from lightning_reg.select.parameters import select_parameters
 from lightning_reg.tensors.steps import StepSize
@@ -69,7 +70,9 @@ def test_each_weight_is_penalized_by_its_own_strength(penalty: Any) -> None:
     assert torch.equal(weight[:, 0], moved[:, 0])  # a factor of 0 leaves a weight alone
 
 
-@pytest.mark.parametrize("kind", [GroupLasso, LInf, SparseGroupLasso])
+@pytest.mark.parametrize(
+    "kind", [type(case.penalty) for case in CASES if isinstance(case.penalty, GroupedPenalty)]
+)
 def test_each_group_is_penalized_by_its_own_strength(kind: Any) -> None:
     model = _model()
     (selected,) = select_parameters(model, "weights")
