@@ -125,6 +125,14 @@ class RegularizerCallback(BothCallback):
             work.log()
         work.engine.announce(optimizer)
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Have a value logged before the first validation."""
+        work = self._work
+        if work is not None and work.logged_at < 0 and trainer.accumulate_grad_batches > 1:
+            work.log_before_first_step()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if no optimizer step was seen: then nothing was penalized."""
         if self._work is not None:

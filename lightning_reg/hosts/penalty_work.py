@@ -20,6 +20,7 @@ from lightning_reg.apply import (
 from lightning_reg.hosts.averages import AveragesKeepZeros
 from lightning_reg.hosts.engine import Engine
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
+from lightning_reg.hosts.trainer import validates_before_next_step
 from lightning_reg.penalties.regularizer import Regularizer
 
 __all__ = ["PenaltyWork"]
@@ -141,6 +142,12 @@ class PenaltyWork:
         if self.trainer.training:
             return self.engine.loss_term(loss)
         return torch.zeros((), device=self.module.device)
+
+    def log_before_first_step(self) -> None:
+        """Log where a validation comes before the first step, as it may where gradients accumulate."""
+        if self.log_key is not None and validates_before_next_step(self.trainer):
+            self.log()
+            self.logged_at = -1  # the step has a value of its own
 
     def log(self) -> None:
         """Log the term's value, once a batch."""

@@ -17,6 +17,7 @@ __all__ = [
     "run_length",
     "scaler_of",
     "show_number",
+    "validates_before_next_step",
     "values_this_step",
     "warn_of_cut_checkpoint",
 ]
@@ -82,10 +83,10 @@ def values_this_step(trainer: Trainer) -> bool:
     loop = trainer.fit_loop.epoch_loop  # asked for directly: this is called at every step
     on_log = (loop._batches_that_stepped + 1) % every == 0
     last = trainer.should_stop or loop.batch_progress.is_last_batch
-    return on_log or last or _validates_before_next_step(trainer)
+    return on_log or last or validates_before_next_step(trainer)
 
 
-def _validates_before_next_step(trainer: Trainer) -> bool:
+def validates_before_next_step(trainer: Trainer) -> bool:
     """Whether a validation inside the epoch comes before the next optimizer step."""
     every = trainer.val_check_batch
     if not trainer.enable_validation:

@@ -760,6 +760,36 @@ def test_early_stopping_finds_the_key_in_epochs_shorter_than_the_logging_interva
     assert trainer.global_step == 16
 
 
+@pytest.mark.parametrize("accumulate", [1, 8])
+@pytest.mark.parametrize("every", [0.25, 3])
+@pytest.mark.parametrize("way", ["callback", "module"])
+def test_a_validation_inside_the_epoch_finds_the_value(
+    way: str, every: Any, accumulate: int, tmp_path: Any
+) -> None:
+    """Also one that comes before the first optimizer step."""
+
+    class Validated(RegularizedNet):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            seen.append(self.trainer.global_step)
+
+    seen: list[int] = []
+    module = Validated(L1(0.1) if way == "module" else [])
+    callbacks = [L1PenaltyCallback(0.1)] if way == "callback" else []
+    best = ModelCheckpoint(tmp_path, monitor="penalty/l1", save_top_k=-1)
+    options = {**QUIET, "enable_checkpointing": True, "num_sanity_val_steps": 0, "max_epochs": 1}
+    trainer = pl.Trainer(
+        callbacks=[*callbacks, EarlyStopping("penalty/l1", patience=99), best],
+        val_check_interval=every,
+        accumulate_grad_batches=accumulate,
+        **options,  # type: ignore[arg-type]
+    )
+    start = L1(0.1)(module.net).item()
+    trainer.fit(module, batches(), batches(64))
+    assert len(seen) >= 2 and (seen[0] == 0) == (accumulate > 1)
+    if accumulate == 1:  # it saves nothing before the first step
+        assert best.best_model_score is not None and 0 < best.best_model_score <= start
+
+
 def test_a_callable_of_one_argument_is_explained() -> None:
     with pytest.raises(TypeError, match=r"called as \(step, total_steps\)"):
         fit(Net(), L1PenaltyCallback(lambda step: 0.1))
