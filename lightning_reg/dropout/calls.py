@@ -34,6 +34,7 @@ __all__ = [
     "plain_numbers",
     "rate_of",
     "rates_in",
+    "single",
     "tensors",
 ]
 
@@ -203,6 +204,11 @@ def mapped(function: Callable[[Any], Any], values: Any) -> Any:
 def tensors(output: Any) -> Iterator[Tensor]:
     """Yield the tensors of an output."""
     yield from (value for value in flat((output,)) if isinstance(value, Tensor))
+
+
+def single(tensor: Tensor) -> bool:
+    """Whether a tensor is a number that a rate may be scaled by."""
+    return tensor.numel() == 1 and not tensor.requires_grad
 
 
 def plain_numbers(output: Any) -> Iterator[float]:

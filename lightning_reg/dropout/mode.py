@@ -27,11 +27,11 @@ from lightning_reg.dropout.calls import (
     flat,
     is_training,
     kind_of,
-    mapped,
     name_of,
     plain_numbers,
     rate_of,
     rates_in,
+    single,
     tensors,
 )
 from lightning_reg.dropout.known import Kind
@@ -42,7 +42,7 @@ from lightning_reg.dropout.seen import Seen
 from lightning_reg.dropout.sites import DropoutSite
 from lightning_reg.dropout.steering import RATE_AFTER
 from lightning_reg.dropout.unsteered import Unsteered
-from lightning_reg.dropout.watched import is_watched, site_of, wanted
+from lightning_reg.dropout.watched import as_wanted, is_watched, site_of, wanted
 
 if TYPE_CHECKING:
     from lightning_reg.dropout.watch import Watch
@@ -71,7 +71,7 @@ class Mode(TorchFunctionMode):
             rates = rates_of_script(function, args, kwargs)
             for site in self._sites_of(rates):
                 self._use(site, "unknown")
-            args, kwargs = _as_wanted(rates, (args, kwargs))
+            args, kwargs = as_wanted(rates, (args, kwargs))
             return call(function, *args, **kwargs)
 
         return seen_calls(seen)
@@ -87,7 +87,7 @@ class Mode(TorchFunctionMode):
         reached = {i for v in values if (i := site_of(v, self)) is not None}
         before = count(args[0]) if kind is not None and reached and args else None
         rates = self._rates_among(name, kind, args, kwargs, values) if reached else []
-        given = _as_wanted(rates, (args, kwargs)) if rates else (args, kwargs)  # from here on the one wanted
+        given = as_wanted(rates, (args, kwargs)) if rates else (args, kwargs)  # from here on the one wanted
         output = func(*given[0], **given[1])
         if kind is not None:
             self._dropout(name, kind, args, kwargs, before, output)
@@ -181,7 +181,7 @@ class Mode(TorchFunctionMode):
             return
         if noise and name in DECISIONS:
             self._decided(name, values, given, sites if uniform else set(), pure)
-        if not pure and name not in FILLS:
+        if not pure and name not in FILLS and not (sites and all(v in self.made or single(v) for v in given)):
             self._used_elsewhere(reached)
         elif name in FILLS or given or sites:  # followed; what the data are in is not
             kept = sites if name in (JOINS if noise else AFFINE) else set()
@@ -291,9 +291,3 @@ class Mode(TorchFunctionMode):
 def _rate(site: DropoutSite) -> float:
     """The rate that a watched forward drops with."""
     return site._raw(float(wanted(site._read())))
-
-
-def _as_wanted(rates: list[Any], given: Any) -> Any:
-    """The arguments with the rates wanted, where watched numbers are rates; the others stay as they are."""
-    asked = {id(rate) for rate in rates}
-    return mapped(lambda value: wanted(value) if id(value) in asked else value, given)

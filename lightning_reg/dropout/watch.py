@@ -27,7 +27,7 @@ from lightning_reg.dropout.mode import Mode
 from lightning_reg.dropout.seen import Seen
 from lightning_reg.dropout.sites import DropoutSite, candidates
 from lightning_reg.dropout.steering import observe, unobserve
-from lightning_reg.dropout.watched import watched
+from lightning_reg.dropout.watched import is_watched, plain, watched
 from lightning_reg.select.wrappers import visible_modules
 
 __all__ = ["Watch", "watch_of"]
@@ -235,6 +235,8 @@ class Watch:
             for site, before, number in placed:
                 if site._read() is number:  # unless the program wrote another
                     site._write(before)
+            for store in (module.__dict__ for module in self.root.modules()):  # of modules that were made
+                store.update({name: plain(value) for name, value in store.items() if is_watched(value)})
 
 
 #: The watch of each module that is steered. A watch holds its module, so nothing here holds the watch.

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Observer", "is_watched", "plain", "site_of", "wanted", "watched"]
+from lightning_reg.dropout.calls import mapped
+
+__all__ = ["Observer", "as_wanted", "is_watched", "plain", "site_of", "wanted", "watched"]
 
 _COMPARISONS = {"__lt__": operator.lt, "__le__": operator.le, "__gt__": operator.gt, "__ge__": operator.ge}
 #: What numpy calls the comparisons, with a number on the left and on the right.
@@ -82,6 +84,12 @@ def wanted(value: Any) -> Any:
     """Return what a watched number would be at the rate wanted, or ``value`` itself."""
     held = _held(value)
     return value if held is None else held[3]
+
+
+def as_wanted(rates: list[Any], given: Any) -> Any:
+    """Return arguments with the rates wanted for the watched numbers in ``rates``; all else as it is."""
+    asked = {id(rate) for rate in rates}
+    return mapped(lambda value: wanted(value) if id(value) in asked else value, given)
 
 
 def _held(value: Any) -> Any:

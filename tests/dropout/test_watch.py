@@ -70,6 +70,7 @@ def attend(x, **settings):
     return nn.functional.scaled_dot_product_attention(x[None], x[None], x[None], **settings)[0]
 
 
+ONE, DATA = torch.ones(()), torch.ones(2, 2)
 GENERATOR = np.random.default_rng(1)
 RATES = {
     "bernoulli_": lambda x, p: x * x.new_empty(2, 1).bernoulli_(1 - p).div_(1 - p),
@@ -86,6 +87,7 @@ RATES = {
     "python": layer_by(random.random),
     "numpy": layer_by(np.random.random),
     "numpy's numbers": layer_by(lambda: np.random.random(3)[1]),
+    "scaled by a tensor": lambda x, p: x * (torch.rand_like(x) >= p * ONE),
     "swapped": lambda x, p: x if p > random.random() else 2 * x,
     "of one": lambda x, p: x if random.random() >= 1 - p else 2 * x,
 }
@@ -111,6 +113,8 @@ CONSTANTS = {
     "a scale of attention": lambda x, p: attend(x, scale=p),
     "a bias of attention": lambda x, p: attend(x, attn_mask=torch.full((2, 2), p)),
     "what is dropped from": lambda x, p: nn.functional.dropout(torch.full_like(x, p), 0.1),
+    "a least value by a tensor": lambda x, p: x * (torch.rand_like(x).clamp(min=p * ONE) > 0.7),
+    "of the data": lambda x, p: x * (torch.rand_like(x) > p * DATA),
     "an amplitude": lambda x, p: x * (torch.rand_like(x) * p > 0.1),
     "a least value": lambda x, p: x * (torch.rand_like(x).clamp(min=p) > 0.7),
     "a threshold of normal noise": lambda x, p: x * (torch.randn_like(x).abs() > p),
@@ -155,7 +159,9 @@ def test_watching_changes_no_number(name, value):
     assert torch.equal(torch.as_tensor(output), torch.as_tensor(net(x)))
 
 
-@pytest.mark.parametrize("name", sorted(RATES.keys() - {"floor", "full_like", "distribution", "converted"}))
+@pytest.mark.parametrize(
+    "name", sorted(RATES.keys() - {"floor", "full_like", "distribution", "converted", "scaled by a tensor"})
+)
 def test_the_rate_wanted_acts_in_the_very_forward_that_shows_it_is_one(name):
     net = Own(RATES[name], 0.5)
     x = torch.ones(2, 2)
@@ -280,6 +286,21 @@ def test_modules_that_a_step_left_out_are_watched_when_they_are_called():
     assert seen(watched) == {"0.p": "element"} and type(net[1]) is not Own
     net[1](torch.ones(2, 2))
     assert seen(watched) == {"0.p": "element", "1.drop_prob": "row"} and type(net[1]) is Own
+
+
+def test_a_module_that_a_watched_step_makes_keeps_a_plain_number():
+    class Making(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.settings = {"dropout": 0.5}
+
+        def forward(self, x):
+            self.made = nn.Dropout(self.settings["dropout"])
+            return self.made(x)
+
+    net = Making()
+    assert seen(watch(net, lambda: net(torch.ones(2)))) == {"settings.dropout": "element"}
+    assert type(net.made.p) is float and net.made.p == 0.5
 
 
 def test_a_forward_that_raises_leaves_plain_numbers_and_no_hooks():
