@@ -74,6 +74,7 @@ from lightning_reg.penalties import RDrop as RDrop
 from lightning_reg.penalties import SparseGroupLasso as SparseGroupLasso
 from lightning_reg.penalties import SpectralNorm as SpectralNorm
 from lightning_reg.penalties.fisher import fisher_diagonal as fisher_diagonal
+from lightning_reg.penalties.reweighted import Reweighted as Reweighted
 from lightning_reg.schedules.base import Schedule as Schedule
 from lightning_reg.schedules.shapes import Constant as Constant
 from lightning_reg.schedules.shapes import Cosine as Cosine

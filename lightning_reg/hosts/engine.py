@@ -151,7 +151,7 @@ class Engine:
 
     def strength(self) -> float:
         """Return λ of the coming step, asked for once a step."""
-        if not callable(self.penalty.strength):
+        if not callable(self.penalty.strength) and not self.term.bound.follows_steps:
             return 0.0 if self._is_stopped() else self.term.strength(0)
         step = self.host.step()
         if self._now is None or self._now[0] != step:
@@ -212,8 +212,7 @@ class Engine:
         if not self.repeats and self._announced.get(id(optimizer)) == self.host.step():
             return  # a closure that is called again
         self.hook(optimizer)  # made since the fit started, or given parameters
-        hooked = self._hooked.get(id(optimizer))
-        if hooked is None:
+        if (hooked := self._hooked.get(id(optimizer))) is None:
             return
         self._announced[id(optimizer)] = 0 if self.repeats else self.host.step()
         if not hooked.inside:
@@ -235,6 +234,8 @@ class Engine:
             self._checked = True
         if self.apply == "proximal":
             self.term.note(optimizer)
+            if self.term.bound.follows_steps:
+                self.strength()  # it looks at the weights, which the update then moves away from zero
             if self.penalty.is_constraint:
                 look_before_(self.term, optimizer, self.strength())
             elif self._clipping.looks < SeemsClipped.LOOKS:
@@ -293,8 +294,7 @@ class Engine:
         for hooked in self._hooked.values():
             if hooked.hooks is not None:
                 hooked.hooks.remove(self)
-        self._hooked = {}
-        self._announced, self._looked = {}, set()
+        self._hooked, self._announced, self._looked = {}, {}, set()
         self.term.untrained.end()
         self.host.detached()
         self._own_gradients.end()

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.groups.partition import partition
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
-from lightning_reg.penalties._factors import Factors, factor_of, find_factors
+from lightning_reg.penalties._factors import Factors, Rounds, factor_of, find_factors
 from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.penalties.guards import Share, check_steered, warn_of_norm_alone
 from lightning_reg.prox.dual_averaging import hold_groups_
@@ -55,6 +55,8 @@ class BoundGroups(Bound):
         self._set_of = {id(s.parameter): i for i, members in enumerate(sets) for s, _ in members}
         self._factors: dict[int, Tensor] = {}
         given = getattr(penalty, "factors", None)
+        self._rounds = Rounds(given, type(penalty).__name__, self._selected)
+        self.follows_steps = self._rounds.rule is not None
         if given is not None:
             self._find_factors(given, sets)
         self.couples = any(len(members) > 1 for members in sets)
@@ -201,13 +203,32 @@ class BoundGroups(Bound):
             yield self._names[index], (norms[roots > 0] / roots[roots > 0]).cpu()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return how many groups are dead, which a step that comes after the optimizer's cannot see."""
-        return {} if self._share is None else {"dead groups": torch.tensor(self._share.dead)}
+        """Return how many groups are dead, which a later step cannot see, and factors that follow weights."""
+        factors = {self._names[i]: factor for i, factor in self._factors.items()}
+        dead = {} if self._share is None else {"dead groups": torch.tensor(self._share.dead)}
+        return {**self._rounds.state(factors), **dead}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take it up."""
         if self._share is not None and len(state.get("dead groups", ())) == len(self._share.dead):
             self._share.dead = state["dead groups"].tolist()
+        for i, name in self._names.items():
+            if (found := self._rounds.taken_up(state, name)) is not None:
+                self._factors[i] = found.to(self._factors[i])
+
+    @torch.no_grad()
+    def at_step_(self, step: int) -> None:
+        """Take the factors from the groups' sizes, where it is time."""
+        if not self._rounds.come(step):
+            return
+        weights = [s.parameter for s in self._selected]
+        for block, members in self._blocks(weights):
+            layouts = [member.here for member in members]
+            norms = group_norms([weights[i] for i in block], layouts)
+            roots = torch.as_tensor(group_weights(layouts, norms)).to(norms)
+            self._factors[self._set_of[id(weights[block[0]])]] = self._rounds.factor(
+                norms / roots.clamp(min=1.0)
+            )
 
     def _strength(self, block: Sequence[int], weights: Sequence[Tensor], strength: float) -> Any:
         """λ of a block, or of each of its groups."""

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.penalties.bound import Bound, Held
+from lightning_reg.penalties.reweighted import Reweighted
 from lightning_reg.prox.dual_averaging import hold_zeros_
 from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors.precision import real_dtype, wide
-from lightning_reg.tensors.shards import local, over_shards, part
+from lightning_reg.tensors.shards import local, over_shards, part, split_dims
 from lightning_reg.tensors.steps import StepSize
 
 if TYPE_CHECKING:
@@ -79,6 +80,42 @@ def factor_of(who: str, name: str, factor: float | Tensor, shape: Sequence[int],
     return found
 
 
+class Rounds:
+    """How often factors have been taken from the weights, where they are."""
+
+    def __init__(self, given: object, who: str, selected: Sequence[Selected]) -> None:
+        self.rule = given if isinstance(given, Reweighted) else None
+        self._done = 0
+        for s in selected if self.rule is not None else ():
+            if split_dims(s.parameter):
+                raise ValueError(
+                    f"{who}(factors={given!r}) needs {s.name} whole; leave it out under this strategy"
+                )
+
+    def come(self, step: int) -> bool:
+        """Whether it is time to take them anew; asked once."""
+        before, self._done = self._done, max(self._done, self.rule.passed(step) if self.rule else 0)
+        return self._done > before
+
+    def factor(self, sizes: Tensor) -> Tensor:
+        """Return the factors of weights or groups of these sizes."""
+        assert self.rule is not None
+        return self.rule.factor(sizes)
+
+    def state(self, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what must survive a checkpoint: nothing, before the first time."""
+        if not self._done:
+            return {}
+        kept = {f"{name} factors": factor.clone() for name, factor in factors.items()}
+        return {**kept, "rounds": torch.tensor(self._done)}
+
+    def taken_up(self, state: Mapping[str, Tensor], name: str) -> Tensor | None:
+        """Return the factors of one tensor in a state."""
+        if "rounds" in state:
+            self._done = int(state["rounds"])
+        return state.get(f"{name} factors")
+
+
 class WithFactors(Bound):
     """A penalty of single weights with a strength of its own for each."""
 
@@ -86,6 +123,8 @@ class WithFactors(Bound):
         self.penalty = penalty
         self._selected = list(selected)  # keeps the tensors alive, so that an id is never used again
         who = type(penalty).__name__
+        self._rounds = Rounds(factors, who, selected)
+        self.follows_steps = self._rounds.rule is not None
         self._factors: dict[int, Tensor] = {}
         for s, given in zip(selected, find_factors(who, factors, selected), strict=True):
             like = local(s.parameter.detach())
@@ -93,6 +132,23 @@ class WithFactors(Bound):
             if factor.numel() > 1:
                 factor = part(factor.expand(s.parameter.shape), s.parameter)
             self._factors[id(s.parameter)] = factor
+
+    @torch.no_grad()
+    def at_step_(self, step: int) -> None:
+        """Take the factors from the weights, where it is time."""
+        if self._rounds.come(step):
+            for s in self._selected:
+                self._factors[id(s.parameter)] = self._rounds.factor(wide(s.parameter.abs()))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the factors that weights have given."""
+        return self._rounds.state({s.name: self._factors[id(s.parameter)] for s in self._selected})
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take them up."""
+        for s in self._selected:
+            if (found := self._rounds.taken_up(state, s.name)) is not None:
+                self._factors[id(s.parameter)] = found.to(self._factors[id(s.parameter)])
 
     def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
         """Return this with the factors of ``weights`` for ``others``."""

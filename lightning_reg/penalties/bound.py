@@ -96,6 +96,12 @@ class Bound(ABC):
         """Return what acts on some rows of ``weight`` as this does on all; None where it needs all."""
         return None
 
+    #: Whether it looks at the weights as steps come, see :meth:`at_step_`.
+    follows_steps = False
+
+    def at_step_(self, step: int) -> None:  # noqa: B027 - mostly nothing to do
+        """Look at the weights, before anything acts on them in this optimizer step."""
+
     def at_rest(self) -> Bound:
         """Return what gives the same gradient and is not moved on by it."""
         return self

@@ -77,7 +77,7 @@ class SLOPE(Penalty):
         if self.fdr is None or not count:
             return torch.linspace(1.0, self.last, count, dtype=like.dtype, device=like.device)
         ranks = torch.arange(1, count + 1, dtype=torch.float64)
-        found = torch.special.ndtri(1.0 - ranks * (self.fdr / (2 * count)))
+        found: Tensor = torch.special.ndtri(1.0 - ranks * (self.fdr / (2 * count)))
         return (found / found[0]).to(like)
 
     def value(self, weight: Tensor, strength: float) -> Tensor:
