@@ -12,7 +12,6 @@ from lightning_reg.apply import Term
 from lightning_reg.callbacks.regularizer import _PenaltyCallback, term_of
 from lightning_reg.dropout import DropoutReport, DropoutSite, find_sites
 from lightning_reg.hosts.both_namespaces import BothCallback
-from lightning_reg.hosts.evaluated import evaluated
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.hosts.trainer import logs_this_step, scaler_of
 from lightning_reg.look.layers import (
@@ -27,6 +26,7 @@ from lightning_reg.look.layers import (
 from lightning_reg.look.summary import regularization_table, require_rich
 from lightning_reg.modules import RegularizedModule
 from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.evaluated import evaluated
 from lightning_reg.tensors.shards import is_sharded
 
 __all__ = ["RegularizationMonitor"]

@@ -10,3 +10,4 @@ from lightning_reg.metrics.parameters import EffectiveRank as EffectiveRank
 from lightning_reg.metrics.parameters import GroupSparsity as GroupSparsity
 from lightning_reg.metrics.parameters import ParameterNorm as ParameterNorm
 from lightning_reg.metrics.parameters import Sparsity as Sparsity
+from lightning_reg.tensors.evaluated import evaluated as evaluated

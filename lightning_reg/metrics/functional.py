@@ -2,12 +2,16 @@
 
 Each takes a module, whose parameters ``select`` names (see :mod:`lightning_reg.select.parameters`), or a
 tensor, or a sequence of tensors, which are taken whole. Sharded tensors are made whole first.
+
+Under a schedule-free optimizer, whose weights in training are a point between two averages, a
+``LightningModule`` in a fit is measured with the weights of evaluation. Elsewhere write
+``with evaluated(optimizer): sparsity(model)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,7 @@ from lightning_reg.groups.partition import choose, partition
 from lightning_reg.prox.group import group_weights
 from lightning_reg.prox.group_maxima import group_maxima
 from lightning_reg.select.parameters import Select, named_parameters, select_parameters
+from lightning_reg.tensors.evaluated import evaluated
 from lightning_reg.tensors.precision import norm
 from lightning_reg.tensors.shards import whole
 
@@ -152,7 +157,8 @@ def named_tensors(target: Target, select: Select = "weights") -> Iterator[tuple[
         ValueError: the selection matches nothing.
     """
     if isinstance(target, nn.Module):
-        yield from ((s.name, whole(s.used().detach())) for s in select_parameters(target, select))
+        with evaluated(_optimizers_of(target)):
+            yield from ((s.name, whole(s.used().detach())) for s in select_parameters(target, select))
         return
     tensors = [target] if isinstance(target, Tensor) else list(target)
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -206,17 +212,23 @@ def _group_maxima(target: Target, groups: Groups, select: Select) -> Iterator[Te
     """The largest modulus of each group, a vector for each set of tensors that share their groups."""
     check_groups(groups)
     if isinstance(target, nn.Module):
-        chosen = [s.as_used() for s in choose(named_parameters(target), select, groups)]
+        chosen = choose(named_parameters(target), select, groups)
         if not chosen:
             select_parameters(target, select)  # raises, as nothing matches
-        for members in partition(chosen, groups):
-            tensors = [whole(s.parameter.detach()) for s, _ in members]
-            yield _maxima(tensors, [layout for _, layout in members])
+        with evaluated(_optimizers_of(target)):
+            for members in partition([s.as_used() for s in chosen], groups):
+                tensors = [whole(s.parameter.detach()) for s, _ in members]
+                yield _maxima(tensors, [layout for _, layout in members])
         return
     if not isinstance(groups, str):
         raise ValueError(f"groups={groups!r} needs a module, whose parameters have names")
     for _, tensor in named_tensors(target, select):
         yield _maxima([tensor], [default_layout(tensor.shape, groups)])
+
+
+def _optimizers_of(module: nn.Module) -> Sequence[Any]:
+    """Those of the Trainer that fits a ``LightningModule``, which may keep other weights for evaluation."""
+    return getattr(getattr(module, "_trainer", None), "optimizers", None) or ()
 
 
 def _maxima(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
