@@ -809,6 +809,8 @@ def test_calling_a_penalty_leaves_frozen_weights_out_and_outside_autocast() -> N
 
 
 class Product(L1):
+    elementwise = False
+
     def value(self, weight: Tensor, strength: float) -> Tensor:
         return strength * (weight @ weight.T).trace()  # which autocast would do in bfloat16
 
