@@ -69,6 +69,46 @@ def test_drops_as_often_as_it_should_and_rescales_what_is_kept(name, rate, compi
     torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - rate)), rtol=1e-12, atol=0)
 
 
+def by_rule(module, x, rate=0.3):
+    """What the forward with a tensor for a rate gives, uncompiled."""
+    rates = Rates(torch.device("cpu"), 1)
+    rates.fill([rate])
+    torch.manual_seed(1)
+    return rule_for(module)(module, x, rates.rows[0])
+
+
+class DropPath(nn.Module):
+    """timm's, by its documentation; the real one is tested in tests/networks."""
+
+    __module__ = "timm.layers.drop"
+
+    def __init__(self, scale_by_keep):
+        super().__init__()
+        self.drop_prob, self.scale_by_keep = 0.5, scale_by_keep
+
+    def forward(self, x):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "together"),
+    [
+        (nn.Dropout2d(0.5), (100, 50, 3), 3),  # a batch of sequences, as torch reads it
+        (nn.FeatureAlphaDropout(0.5), (100, 50, 3), 3),
+        (DropPath(True), (5000, 2, 2), 4),
+        (DropPath(False), (5000, 2, 2), 4),
+    ],
+    ids=["maps", "alpha", "scaled", "unscaled"],
+)
+def test_what_falls_together_in_a_forward_with_a_tensor_for_a_rate(module, shape, together):
+    groups = by_rule(module, torch.ones(shape)).reshape(-1, together)
+    dropped = groups < groups.max() - 1e-3
+    assert torch.equal(dropped.all(1), dropped.any(1))
+    assert binomtest(int(dropped.all(1).sum()), len(groups), 0.3).pvalue > 1e-3
+    if isinstance(module, DropPath):
+        assert float(groups.max()) == pytest.approx(1 / 0.7 if module.scale_by_keep else 1.0)
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", CALLED)
 @pytest.mark.parametrize("rate", [0.0, 1.0])
@@ -175,7 +215,10 @@ def test_classes_of_their_own_forward_are_not_replaced():
         def forward(self, input):
             return input
 
-    assert rule_for(Own(0.1)) is None
+    class OwnPath(DropPath):
+        forward = Own.forward
+
+    assert rule_for(Own(0.1)) is None and rule_for(OwnPath(True)) is None
     assert rule_for(nn.Dropout(0.1)) is not None
     assert rule_for(nn.Linear(1, 1)) is None
 
