@@ -29,19 +29,22 @@ class Order:
 def order_of(selected: SelectedModule) -> Order | None:
     """Return what ``batch_first`` of the module, or of the nearest one around it, says; None where none does.
 
-    A block that holds a sequence-first attention takes and returns sequences first in all its parts. The root
-    may also hold parts before or after the sequences, so that what it says is not sure.
+    A block that holds a sequence-first attention takes and returns sequences first in all its parts, and so
+    do torch's stacks of such blocks. The root may also hold parts before or after the sequences, so that what
+    it says is not sure, and a block of the user's own may turn what parts deep inside of it take.
     """
     for outside in reversed(selected.around):
         named = [("", outside)] if outside is selected.module else []
-        for name, module in (*named, *outside.named_children()):
+        own = type(outside).__module__ == "torch.nn.modules.transformer"
+        deep = outside.named_modules() if own or outside is selected.module else ()
+        for name, module in (*named, *outside.named_children(), *deep):
             told = getattr(module, "batch_first", None)
             if isinstance(told, bool):
                 by = f"{name} of {type(outside).__name__}" if name else type(outside).__name__
                 sure = (
                     told
-                    or outside is selected.module
-                    or outside is not selected.around[0]
+                    or (outside is selected.module and "." not in name)
+                    or outside not in (selected.module, selected.around[0])
                     or type(outside).__module__.startswith("torch.nn.")
                 )
                 return Order(told, by, sure)

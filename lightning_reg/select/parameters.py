@@ -13,8 +13,9 @@ A selection is one of five forms, or a list of them (see :mod:`lightning_reg.sel
 
 Tied tensors count once. Frozen tensors stay in the selection and are skipped while they are frozen.
 Prefixes that wrappers add (``_orig_mod.`` of ``torch.compile`` and the like) are invisible. What is not
-floating point is never selected. A weight that a layer computes from parameters (weight norm, a pruning mask,
-any parametrization) is one thing with the layer's name for it, ``"0.weight"``.
+floating point, or stands for quantized numbers, is never selected. A weight that a layer computes from
+parameters (weight norm, a pruning mask, any parametrization) is one thing with the layer's name for it,
+``"0.weight"``.
 """
 
 from __future__ import annotations
@@ -188,6 +189,8 @@ def why_not_selected(selected: Selected) -> str:
     """
     if not _is_float(selected):
         return "not floating point"
+    if _is_quantized(selected.parameter):
+        return "quantized"
     if selected.scale_of:
         return f"scale of {selected.scale_of}"
     around, tensor = selected.containers, selected.parameter
@@ -208,6 +211,11 @@ def _is_float(selected: Selected) -> bool:
     return selected.parameter.is_floating_point() or selected.parameter.is_complex()
 
 
+def _is_quantized(parameter: Tensor) -> bool:
+    """Whether a frozen tensor stands for numbers that it holds in other ones, as torchao's do."""
+    return not parameter.requires_grad and type(parameter).dequantize is not Tensor.dequantize
+
+
 def _names(selected: Selected, form: str) -> bool:
     if selected.scale_of and fnmatchcase(selected.scale_of, form):
         return False  # the weight is meant, which it is a part of
@@ -222,7 +230,7 @@ _PARAMETERS: Grammar[Selected] = Grammar(
     ask=lambda predicate, selected: (
         not selected.scale_of and predicate(selected.name, selected.parameter, selected.module)
     ),
-    never=lambda selected: not _is_float(selected),
+    never=lambda selected: not _is_float(selected) or _is_quantized(selected.parameter),
     default="weights",
     predicate="(name, parameter, module) -> bool",
     example="'weights', 'all', or a glob such as '*.weight'",

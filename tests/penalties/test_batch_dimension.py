@@ -26,11 +26,19 @@ def _both(make: Any) -> tuple[nn.Module, nn.Module]:
     return first, second
 
 
+def _stack(**options: Any) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, **options)
+    return nn.TransformerEncoder(layer, 2, nn.LayerNorm(8), enable_nested_tensor=False)
+
+
 @pytest.mark.parametrize(
     ("make", "modules"),
     [
         (lambda **k: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, **k), "linear1"),
         (lambda **k: nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, 0.0, **k)), "0.linear1"),
+        (lambda **k: _stack(**k), ""),
+        (lambda **k: _stack(**k), "norm"),
+        (lambda **k: nn.Sequential(_stack(**k)), "0"),
         (lambda **k: nn.LSTM(8, 3, **k), ""),
         (lambda **k: nn.GRU(8, 3, **k), nn.GRU),
         (lambda **k: nn.Sequential(nn.Sequential(nn.LSTM(8, 3, **k))), nn.LSTM),
@@ -55,6 +63,22 @@ class _Mixed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.lstm(self.act(x))[0]
+
+
+class _Turning(nn.Module):
+    """A block of the user's own that takes samples first, and turns them for what lies deep inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _stack()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.transpose(0, 1)).transpose(0, 1)
+
+
+def test_what_is_deep_inside_leaves_a_doubt() -> None:
+    with pytest.raises(ValueError, match=r"inner\.layers\.0\.self_attn of _Turning has batch_first=False"):
+        _value(nn.Sequential(_Turning()), modules="0")
 
 
 def test_what_is_in_doubt_is_refused_and_can_be_said() -> None:

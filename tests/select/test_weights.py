@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_reg import L1
 from lightning_reg.look.reach import NamedSelect, coverage
+from lightning_reg.metrics import sparsity
 from lightning_reg.select.parameters import named_parameters, select_parameters, why_not_selected
 
 
@@ -115,6 +116,25 @@ def test_the_report_names_the_rule() -> None:
     model = nn.ModuleDict({"wpe": nn.Embedding(4, 2), "head": nn.Linear(2, 2)})
     rows = {row.name: row.why for row in coverage(model, [NamedSelect("l1", "weights")])}
     assert rows == {"wpe.weight": "position table", "head.weight": "", "head.bias": "bias"}
+
+
+class Packed(torch.Tensor):
+    """A frozen weight whose numbers lie elsewhere, as those of torchao, and that can do little itself."""
+
+    def dequantize(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+    def abs(self) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def test_what_is_quantized_is_never_selected() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    packed: Any = nn.Parameter(model[0].weight.detach().as_subclass(Packed), requires_grad=False)
+    model[0].weight = packed
+    assert [s.name for s in select_parameters(model, ["all", "!*.bias"])] == ["1.weight"]
+    assert why_not_selected(named_parameters(model)[0]) == "quantized"
+    assert sparsity(model) == 0.0
 
 
 def test_what_is_not_floating_point_is_never_selected() -> None:
