@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +84,44 @@ def test_wrappers_are_refused_where_they_would_undo_it() -> None:
     attach(model, sharp.base_optimizer, L1(0.1), apply="proximal")
     with pytest.raises(ValueError, match="NonNegative does not hold under SAM"):
         attach(model, sharp, NonNegative())
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "kind"),
+    [
+        ("AdamC", {"normalized": True}, "corrected"),
+        ("AdaBelief", {"fixed_decay": True}, "independent"),
+        ("AdaBelief", {}, "lr"),
+    ],
+)
+def test_each_kind_of_decay_is_that_of_another_library(name: str, own: dict[str, bool], kind: Any) -> None:
+    cls = getattr(pytest.importorskip("pytorch_optimizer"), name)
+
+    def run(ours: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 2, bias=False)
+        options = {"weight_decouple": True, "weight_decay": 0.0 if ours else 0.1}
+        optimizer = cls([{"params": list(model.parameters()), **({} if ours else own)}], lr=0.05, **options)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
+        if ours:
+            attach(model, optimizer, L2(0.1, decay=kind), apply="decoupled")
+        for _ in range(5):
+            optimizer.zero_grad()
+            (model(torch.eye(4)) - 1.0).square().mean().backward()
+            optimizer.step()
+            schedule.step()
+        return model.weight.detach()
+
+    torch.testing.assert_close(run(ours=True), run(ours=False), rtol=1e-6, atol=1e-7)
+
+
+def test_rates_that_are_made_inside_the_step_are_refused() -> None:
+    library = pytest.importorskip("pytorch_optimizer")
+    model = nn.Linear(4, 2)
+    for optimizer in (
+        library.TRAC(torch.optim.SGD(model.parameters(), lr=0.1)),
+        library.Ranger21(model.parameters(), num_iterations=10, weight_decay=0.0),
+    ):
+        with pytest.raises(ValueError, match="apply='decoupled' does not work under"):
+            attach(model, optimizer, L2(0.1), apply="decoupled")
+        attach(model, optimizer, L2(0.1)).remove()
