@@ -49,7 +49,7 @@ class Data:
         truth = torch.zeros(features, dtype=torch.float64)
         truth[: 2 * GROUP] = torch.linspace(0.4, 1.2, 2 * GROUP, dtype=torch.float64)
         error = torch.randn(count, generator=generator, dtype=torch.float64)
-        return cls(inputs, inputs @ truth + error)
+        return cls(inputs, inputs @ truth + noise * error)
 
 
 def prox(kind: str, weight: Tensor, step: float) -> Tensor:
@@ -69,6 +69,19 @@ def gradient(kind: str, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     if kind == "logistic":
         return x.T @ (torch.sigmoid(x @ weight) - (y > 0).to(y)) / len(y)
     return x.T @ (x @ weight - y) / len(y)
+
+
+def objective(kind: str, data: Data, weight: Tensor) -> float:
+    """The penalized loss on all of the data."""
+    outputs = data.inputs @ weight
+    if kind == "logistic":
+        loss = (nn.functional.softplus(outputs) - (data.targets > 0) * outputs).mean()
+    else:
+        loss = 0.5 * (outputs - data.targets).square().mean()
+    if kind == "group":
+        return float(loss + STRENGTH * math.sqrt(GROUP) * weight.view(-1, GROUP).norm(dim=1).sum())
+    ratio = 0.5 if kind == "net" else 1.0
+    return float(loss + STRENGTH * (ratio * weight.abs().sum() + 0.5 * (1 - ratio) * weight.square().sum()))
 
 
 def solution(kind: str, data: Data) -> Tensor:
@@ -135,23 +148,35 @@ def f1(found: Tensor, wanted: Tensor) -> float:
     return float(2 * (found & wanted).sum() / (found.sum() + wanted.sum()))
 
 
-def check(kind: str, seed: int, optimizer: str, **how: Any) -> float:
-    correlation = how.pop("correlation", 0.0)
-    data = Data.of(seed, correlation=correlation)
+def check(
+    kind: str,
+    optimizer: str,
+    seed: int,
+    *,
+    constant: bool = False,
+    batch: int = 16,
+    steps: int = 5000,
+    **of: Any,
+) -> float:
+    """Train, hold the zeros and the objective against the solution's, and return F1."""
+    data = Data.of(seed, **of)
     reference = solution(kind, data)
-    weight, zeros = train(kind, data, optimizer, **how)
+    weight, zeros = train(kind, data, optimizer, batch=batch, steps=steps, constant=constant)
     score = f1(weight != 0, reference != 0)
-    assert score >= (0.85 if how.get("constant") else 0.9)
+    # of an elastic net λρ is half of λ, and weights beside it come to zero slowly: 0.91 and more, measured
+    assert score >= (0.85 if constant or kind == "net" else 0.9)
     # A constant rate leaves noise in the weights beside the threshold, and so in their number. Wanted
-    # was 2 % there too; the elastic net under SGD moves 5 of 60.
-    share = 0.09 if how.get("constant") else 0.02
+    # was 2 % there too; the elastic net under SGD moves 5 of 40.
+    share = 0.13 if constant else 0.02
     assert max(zeros) - min(zeros) <= share * len(weight) * (GROUP if kind == "group" else 1)
+    best = objective(kind, data, reference)
+    assert objective(kind, data, weight) - best <= (2e-3 if constant else 5e-4) * best
     return score
 
 
 @pytest.mark.parametrize("kind", ["lasso", "group"])
 def test_the_zeros_of_the_problem_in_batches(kind: str) -> None:
-    check(kind, seed=11, optimizer="sgd", steps=1200)
+    check(kind, "sgd", 11, steps=1200)
 
 
 def test_a_plain_proximal_step_does_not_find_them() -> None:
@@ -160,15 +185,75 @@ def test_a_plain_proximal_step_does_not_find_them() -> None:
     assert f1(weight != 0, solution("lasso", data) != 0) < 0.5
 
 
-#: Of each four in a row, every kind and every optimizer is once in a fourth: that is what runs in a turn.
-GRID = [(kind, list(OPTIMIZERS)[(i + j) % 4]) for i, kind in enumerate(PENALTIES) for j in range(4)]
+def cell(i: int, j: int, k: int) -> tuple[Any, ...]:
+    """Of the kind, optimizer and batches of these numbers; shape and seed differ from cell to cell."""
+    batch, constant = [(16, False), (64, False), (16, True), (64, True)][k]
+    shape = {
+        "features": (40, 60, 100)[(i + 2 * j + k) % 3],
+        "correlation": (0.0, 0.5, 0.7)[(i + j + k) % 3],
+        "noise": (0.5, 1.0, 1.5)[(2 * i + j + k) % 3],
+    }
+    return list(PENALTIES)[i], list(OPTIMIZERS)[j], 100 + 16 * i + 4 * j + k, batch, constant, shape
+
+
+#: In a turn every kind is once, with another optimizer and other batches.
+GRID = [cell(i, (i + n) % 4, (i + n // 4) % 4) for i in range(3) for n in range(16)]
+GRID += [cell(3, *divmod(n % 11, 4)) for n in range(16)]  # 11 of group lasso, some twice
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "optimizer"), part_of(GRID, 4, turn()))
-def test_the_grid(kind: str, optimizer: str) -> None:
-    for constant in (False, True):
-        check(kind, 21, optimizer, constant=constant)
+@pytest.mark.parametrize(
+    ("kind", "optimizer", "seed", "batch", "constant", "shape"), part_of(GRID, 16, turn())
+)
+def test_the_grid(kind: str, optimizer: str, seed: int, batch: int, constant: bool, shape: Any) -> None:
+    check(kind, optimizer, seed, batch=batch, constant=constant, **shape)
+
+
+def steps_to_the_solution(**how: Any) -> int:
+    """Full-batch steps to a relative gap of 1e-10, of a group lasso whose curvatures differ by 100."""
+    generator = torch.Generator().manual_seed(0)
+    count, features = 100, 20
+    u, _, v = torch.linalg.svd(
+        torch.randn(count, features, generator=generator, dtype=torch.float64), full_matrices=False
+    )
+    inputs = u * math.sqrt(count) * torch.logspace(0, -1, features, dtype=torch.float64) @ v
+    truth = torch.zeros(features, dtype=torch.float64)
+    truth[: 2 * 4] = torch.randn(2 * 4, generator=generator, dtype=torch.float64)
+    targets = inputs @ truth + 0.1 * torch.randn(count, generator=generator, dtype=torch.float64)
+    penalty, each = GroupLasso(0.005, groups="rows"), (5, 4)
+    curvature, slope = inputs.T @ inputs / count, inputs.T @ targets / count
+
+    def cost(weight: Tensor) -> float:
+        error = (inputs @ weight.reshape(-1) - targets).square().mean()
+        return float(0.5 * error + 0.005 * 2.0 * weight.norm(dim=1).sum())
+
+    def gradient_at(weight: Tensor) -> Tensor:
+        return (curvature @ weight.reshape(-1) - slope).view(each)
+
+    old = ahead = torch.zeros(each, dtype=torch.float64)
+    t = 1.0
+    for _ in range(1500):  # accelerated, begun anew where it goes uphill
+        moved = ahead - gradient_at(ahead)
+        new = moved * (1 - 0.005 * 2.0 / moved.norm(dim=1, keepdim=True).clamp(min=1e-300)).clamp(min=0)
+        if float(((ahead - new) * (new - old)).sum()) > 0:
+            t = 1.0
+        t, before = (1 + math.sqrt(1 + 4 * t * t)) / 2, t
+        old, ahead = new, new + (before - 1) / t * (new - old)
+    best = cost(old)
+    weight = nn.Parameter(torch.zeros(each, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    attach(nn.ParameterList([weight]), optimizer, penalty, apply="proximal", **how)
+    for step in range(1, 1000):
+        weight.grad = gradient_at(weight.detach())
+        optimizer.step()
+        if cost(weight.detach()) - best <= 1e-10 * best:
+            assert torch.equal(weight == 0, old == 0) and 0 < int((old == 0).sum()) < old.numel()
+            return step
+    raise AssertionError("it does not get there")
+
+
+def test_full_batches_take_no_more_steps_than_the_plain_one() -> None:
+    assert steps_to_the_solution() <= 1.1 * steps_to_the_solution(dual_averaging=False)
 
 
 @pytest.mark.parametrize("steps_taken", [1, 100, 10**7])
