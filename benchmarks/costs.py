@@ -52,6 +52,7 @@ from lightning_reg import (
     SparseGroupLasso,
     SpectralNorm,
     TargetSparsity,
+    TotalVariation,
 )
 from lightning_reg.callbacks import DropoutInjector, DropoutScheduler
 from lightning_reg.groups.layout import Slices
@@ -249,6 +250,10 @@ def measure(threads: int = 1, only: str = "") -> list[Row]:
         "ResNet-50, filters, other penalties": (of_penalties(GROUPED, make(weights)), AXPY),
         "ResNet-50, as matrices": (of_penalties(MATRICES, make(weights, moments=False), prox=False), AXPY),
         "ResNet-50's last layer, decomposed": (of_penalties(decomposed, last), AXPY),
+        "a layer of 100 × 512, walked": (
+            of_penalties({"TotalVariation": TotalVariation(STRENGTH)}, make([(100, 512)])),
+            AXPY,
+        ),
         "ResNet-50, constraints and TargetSparsity": (of_constraints(make(weights, moments=False)), AXPY),
         "transformer, 6 layers, a step by hand": (forward_cases(), "without"),
     }

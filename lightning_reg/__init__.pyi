@@ -73,6 +73,7 @@ from lightning_reg.penalties import Penalty as Penalty
 from lightning_reg.penalties import RDrop as RDrop
 from lightning_reg.penalties import SparseGroupLasso as SparseGroupLasso
 from lightning_reg.penalties import SpectralNorm as SpectralNorm
+from lightning_reg.penalties import TotalVariation as TotalVariation
 from lightning_reg.penalties.fisher import fisher_diagonal as fisher_diagonal
 from lightning_reg.penalties.reweighted import Reweighted as Reweighted
 from lightning_reg.schedules.base import Schedule as Schedule

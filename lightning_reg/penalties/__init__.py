@@ -26,6 +26,7 @@ from lightning_reg.penalties.scad import SCAD
 from lightning_reg.penalties.slope import SLOPE
 from lightning_reg.penalties.sparse_group_lasso import SparseGroupLasso
 from lightning_reg.penalties.spectral_norm import SpectralNorm
+from lightning_reg.penalties.total_variation import TotalVariation
 
 __all__ = [
     "L0",
@@ -56,4 +57,5 @@ __all__ = [
     "RDrop",
     "SparseGroupLasso",
     "SpectralNorm",
+    "TotalVariation",
 ]

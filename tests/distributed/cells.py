@@ -38,6 +38,7 @@ from lightning_reg import (
     Penalty,
     SparseGroupLasso,
     SpectralNorm,
+    TotalVariation,
 )
 from lightning_reg.apply import check_apply
 from tests.support import data, network
@@ -67,6 +68,7 @@ FAMILIES: dict[str, Penalty] = {
     "SparseGroupLasso": SparseGroupLasso(0.3, l1_ratio=0.4),
     "LInf": LInf(0.6, groups="rows"),
     "SLOPE": SLOPE(0.5, last=0.2),
+    "TotalVariation": TotalVariation(0.3),
     "NuclearNorm": NuclearNorm(0.5),
     "SpectralNorm": SpectralNorm(0.8, iterations=2000),  # far enough to be compared with the exact one
     "Orthogonality": Orthogonality(0.5),

@@ -35,6 +35,7 @@ from lightning_reg import (
     Penalty,
     SparseGroupLasso,
     SpectralNorm,
+    TotalVariation,
 )
 
 #: Shapes that every penalty meets: a scalar, nothing, a vector, a matrix, a convolution's kernel.
@@ -232,6 +233,24 @@ CASES: list[Case] = [
         kinks_at_zero=False,
         prox_in_metric=False,
         takes_complex=False,
+    ),
+    Case(
+        TotalVariation(1.0),
+        lambda w, strength: strength * float(np.abs(np.diff(w)).sum()),
+        shapes=SHAPES[1:],
+        kinks_at_zero=False,
+        prox_in_metric=False,
+        takes_complex=False,
+    ),
+    Case(
+        TotalVariation(1.0, dim=(0, -1)),
+        lambda w, strength: strength * float(np.abs(np.diff(w)).sum() + np.abs(np.diff(w, axis=0)).sum()),
+        shapes=FULL,
+        kinks_at_zero=False,
+        has_prox=False,
+        prox_in_metric=False,
+        takes_complex=False,
+        label="TotalVariation-2d",
     ),
     Case(
         NuclearNorm(1.0),
