@@ -105,6 +105,9 @@ def test_what_falls_together_in_a_forward_with_a_tensor_for_a_rate(module, shape
     dropped = groups < groups.max() - 1e-3
     assert torch.equal(dropped.all(1), dropped.any(1))
     assert binomtest(int(dropped.all(1).sum()), len(groups), 0.3).pvalue > 1e-3
+    if len(groups) > shape[0]:  # each sample has its own
+        kept = 1 - dropped.all(1).view(shape[0], -1).double().mean(1)
+        assert float(kept.min()) > 0 and float(kept.max()) < 1
     if isinstance(module, DropPath):
         assert float(groups.max()) == pytest.approx(1 / 0.7 if module.scale_by_keep else 1.0)
 

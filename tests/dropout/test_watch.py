@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_reg.dropout import find_sites
+from lightning_reg.dropout.running import is_written
 from lightning_reg.dropout.watch import Watch
 
 
@@ -327,3 +328,11 @@ def test_the_share_dropped_is_that_of_the_rate_told():
             net(torch.ones(50, 400))
         [seen] = watched.seen.values()
         assert seen.rate == net.p and seen.share == pytest.approx(net.p, abs=0.02)
+
+
+def test_a_number_is_written_where_the_running_method_has_it_or_its_complement():
+    class Written(nn.Module):
+        def forward(self, numbers):
+            return 0.25, list(map(is_written, numbers))
+
+    assert Written()([0.25, 0.75, 0.3]) == (0.25, [True, True, False])
