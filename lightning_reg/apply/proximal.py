@@ -16,6 +16,7 @@ from lightning_reg.apply.optimizers import euclidean_step_sizes, step_sizes
 from lightning_reg.apply.rows import prox_rows_
 from lightning_reg.apply.stochastic_rounding import rounded_after
 from lightning_reg.apply.term import Metric, Term, found_inf
+from lightning_reg.penalties.bound import Bound
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["prox_"]
@@ -29,11 +30,14 @@ def prox_(
     clock: Callable[[], int],
     metric: Metric = "optimizer",
     factors: Mapping[int, float] = MappingProxyType({}),
+    ridges: dict[int, float | Tensor] | None = None,
 ) -> None:
     """``w ← prox(w)`` for each tensor that ``optimizer`` has just stepped, its zeros held by dual averaging.
 
     16-bit weights are rounded stochastically, by bits that ``clock``, the optimizer steps taken, decides.
     ``factors`` are those by which the gradients were clipped, see :mod:`lightning_reg.apply.clipped`.
+    ``ridges`` are, by identity of a weight, the quadratics that have acted on it in this step, whose sum with
+    this one is thus exact, see :meth:`StepSize.beside <lightning_reg.tensors.steps.StepSize.beside>`.
     """
     if strength == 0.0 or found_inf(optimizer):
         return
@@ -46,6 +50,8 @@ def prox_(
         steps += clipped_steps(key_of(term), optimizer, group, parameters, whole, factors)
     if not weights:
         return
+    if ridges is not None:
+        steps = _beside(ridges, term, weights, steps, strength)
     if term.in_use.computed:
         term.mask_(weights)
     floors = Floors(term, weights)
@@ -67,3 +73,19 @@ def prox_(
         bound.prox_(some, strength, theirs)
     floors.put_back_()
     term.observe()
+
+
+def _beside(
+    ridges: dict[int, float | Tensor],
+    term: Term,
+    weights: list[Tensor],
+    steps: list[StepSize],
+    strength: float,
+) -> list[StepSize]:
+    """Shorten the steps by the quadratics that have acted, and note the term's own."""
+    if ridges:
+        steps = [s.beside(ridges.get(id(w), 0.0)) for w, s in zip(weights, steps, strict=True)]
+    if type(term.bound).ridge is not Bound.ridge:
+        for weight in weights:
+            ridges[id(weight)] = ridges.get(id(weight), 0.0) + term.bound.ridge(weight, strength)
+    return steps

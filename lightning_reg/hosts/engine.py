@@ -27,6 +27,7 @@ from lightning_reg.apply import (
 )
 from lightning_reg.apply.decoupled import Awaited
 from lightning_reg.apply.term import found_inf
+from lightning_reg.apply.together import warn_of_sums
 from lightning_reg.apply.warm_up import warm_up
 from lightning_reg.hosts.clipping import SeemsClipped
 from lightning_reg.hosts.step_hooks import StepHooks
@@ -162,17 +163,9 @@ class Engine:
         """Whether another one at work holds the zeros that this one has made."""
         if self.penalty.is_constraint or not self.term.bound.holds_zeros:
             return False
-        if not self._hooked:
-            members = [StepHooks.members_of(optimizer) for optimizer in self.host.optimizers() or ()]
-        else:
-            members = [
-                hooks.members if hooks is not None else StepHooks.members_of(optimizer)
-                for optimizer, _, hooks in self._hooked.values()
-                if optimizer._optimizer_step_post_hooks
-            ]
-        stopping = [
-            m for some in members for m in some if isinstance(m, Engine) and m.penalty.stops_penalties
-        ]
+        optimizers = self.optimizers() if self._hooked else self.host.optimizers() or ()
+        members = [m for optimizer in optimizers for m in StepHooks.members_of(optimizer)]
+        stopping = [m for m in members if isinstance(m, Engine) and m.penalty.stops_penalties]
         return any(engine.strength() > 0.0 for engine in stopping)
 
     def hook(self, optimizer: Optimizer) -> None:
@@ -191,6 +184,8 @@ class Engine:
             )
         if follows or (self.apply == "gradient" and runs_hooks(optimizer)):
             hooks = StepHooks.of(optimizer)
+            beside = [m.term for m in hooks.members if isinstance(m, Engine) and m.apply == "proximal"]
+            warn_of_sums(self.term, beside if self.apply == "proximal" else ())
             hooks.add(self)
         self._hooked[id(optimizer)] = _Hooked(optimizer, inside, hooks)
 
@@ -257,9 +252,9 @@ class Engine:
         if self.penalty.is_constraint:
             project_(self.term, optimizer, self.strength())
         elif self.apply == "proximal":
-            hooks = self._hooked[id(optimizer)].hooks
-            factors = hooks.factors if hooks is not None else {}
-            prox_(self.term, optimizer, self.strength(), self.host.step, self.metric, factors)
+            hooks = self._hooked[id(optimizer)].hooks or StepHooks.of(optimizer)
+            of_step = hooks.factors, hooks.ridges
+            prox_(self.term, optimizer, self.strength(), self.host.step, self.metric, *of_step)
         elif self.apply == "gradient":
             self._own_gradients.check(optimizer, assigned=not self._announces)
         elif self.apply == "decoupled":

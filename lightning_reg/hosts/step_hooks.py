@@ -45,6 +45,8 @@ class StepHooks:
         self.members: list[InStep] = []
         #: By identity of a parameter: the factor by which its gradient was clipped for the coming step.
         self.factors: dict[int, float] = {}
+        #: By identity of a parameter: the quadratics whose operators have acted on it after this update.
+        self.ridges: dict[int, float | Tensor] = {}
         self.measures = False  # a clipping under way
         self._clipped: dict[int, float] = {}  # the norms that it has left
         self._step: FrameType | None = None  # the call of the outermost step under way
@@ -120,6 +122,7 @@ class StepHooks:
         self._step = None
         for member in self.members:
             member.after_step(optimizer)
+        self.ridges.clear()
         if self.factors:
             self.factors, self._clipped = {}, {}
         self._leave()

@@ -16,7 +16,7 @@ from lightning_reg.penalties.reweighted import Reweighted
 from lightning_reg.prox.dual_averaging import hold_zeros_
 from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors.precision import real_dtype, wide
-from lightning_reg.tensors.shards import local, over_shards, part, split_dims
+from lightning_reg.tensors.shards import local, over_shards, part, placed_like, split_dims
 from lightning_reg.tensors.steps import StepSize
 
 if TYPE_CHECKING:
@@ -186,6 +186,11 @@ class WithFactors(Bound):
         for weight, step in zip(weights, steps, strict=True):
             mine, eta = local(weight), step.local().dense()
             mine.copy_(self.penalty.prox(wide(mine), self._strength(weight, strength), eta))
+
+    def ridge(self, weight: Tensor, strength: float) -> float | Tensor:
+        """Return the penalty's, with a strength for each weight."""
+        ridge = self.penalty.ridge(weight, 1.0)
+        return placed_like(self._strength(weight, strength) * ridge, weight) if ridge else 0.0
 
     @property
     def holds_zeros(self) -> bool:

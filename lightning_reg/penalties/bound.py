@@ -73,6 +73,10 @@ class Bound(ABC):
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, with a step for each tensor, or for each weight."""
 
+    def ridge(self, weight: Tensor, strength: float) -> float | Tensor:
+        r"""Return ρ of a term :math:`\rho|w - w_0|^2/2` in it, which shortens the steps of what acts next."""
+        return 0.0
+
     def warn(self) -> None:  # noqa: B027 - mostly nothing to say
         """Say, before the first step, what of the network keeps zeros from meaning what they should."""
 

@@ -45,7 +45,7 @@ class ElasticNet(ElementwisePenalty):
         Zou and Hastie, *Regularization and Variable Selection via the Elastic Net*, JRSS B 67(2), 2005.
     """
 
-    turn: ClassVar[int] = 15
+    turn: ClassVar[int] = 7
 
     strength: ScheduleLike
     select: Select = "weights"
@@ -78,6 +78,10 @@ class ElasticNet(ElementwisePenalty):
         """Return the weight soft-thresholded for L1, then shrunk for L2."""
         thresholded = prox.soft_threshold(weight, step * (strength * self.l1_ratio))
         return prox.shrink(thresholded, step * (strength * (1.0 - self.l1_ratio)))
+
+    def ridge(self, weight: Tensor, strength: float) -> float:
+        r"""Return :math:`\lambda(1 - \rho)`."""
+        return strength * (1.0 - self.l1_ratio)
 
     @property
     def holds_zeros(self) -> bool:

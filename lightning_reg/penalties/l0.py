@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class L0(ElementwisePenalty):
     """
 
     holds_zeros = True
+
+    turn: ClassVar[int] = 16
 
     strength: ScheduleLike
     select: Select = "weights"

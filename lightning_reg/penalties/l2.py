@@ -59,7 +59,7 @@ class L2(ElementwisePenalty):
     """
 
     by_norms: ClassVar[bool] = True
-    turn: ClassVar[int] = 40
+    turn: ClassVar[int] = 5
 
     holds_zeros = False
 
@@ -103,6 +103,10 @@ class L2(ElementwisePenalty):
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         """Return the weight divided by one plus step times strength."""
         return prox.shrink(weight, step * strength)
+
+    def ridge(self, weight: Tensor, strength: float) -> float:
+        """Return λ."""
+        return strength
 
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0

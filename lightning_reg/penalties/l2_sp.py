@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,8 @@ class L2SP(Penalty):
         Networks*, ICML 2018; Kirkpatrick et al., *Overcoming Catastrophic Forgetting in Neural Networks*,
         PNAS 114(13), 2017, for the importance.
     """
+
+    turn: ClassVar[int] = 6
 
     strength: ScheduleLike
     select: Select = "weights"
@@ -210,6 +213,11 @@ class _Distances(Bound):
                 L2(0.0).prox_([weight], some, [step.local()])
             if start is not None:
                 weight.add_(start)
+
+    def ridge(self, weight: Tensor, strength: float) -> float | Tensor:
+        """Return λ of the tensor, or of each weight."""
+        _, _, some = next(self._parts([weight], strength))
+        return placed_like(some, weight) if isinstance(some, Tensor) else some
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the starting point, where it was not given; whole, so that any strategy can take it up."""

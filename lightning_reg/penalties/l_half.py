@@ -45,6 +45,8 @@ class LHalf(ElementwisePenalty):
 
     holds_zeros = True
 
+    turn: ClassVar[int] = 14
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

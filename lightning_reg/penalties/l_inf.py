@@ -51,7 +51,7 @@ class LInf(GroupedPenalty):
         2009; Negahban and Wainwright, *Joint Support Recovery under High-Dimensional Scaling*, NIPS 2008.
     """
 
-    turn: ClassVar[int] = 30
+    turn: ClassVar[int] = 33
 
     strength: ScheduleLike
     select: Select = "weights"

@@ -51,6 +51,8 @@ class LogSum(ElementwisePenalty):
 
     holds_zeros = True
 
+    turn: ClassVar[int] = 11
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

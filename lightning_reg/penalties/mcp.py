@@ -49,6 +49,8 @@ class MCP(ElementwisePenalty):
 
     holds_zeros = True
 
+    turn: ClassVar[int] = 12
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

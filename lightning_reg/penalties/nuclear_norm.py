@@ -44,6 +44,8 @@ class NuclearNorm(Penalty):
         20(4), 2010.
     """
 
+    turn: ClassVar[int] = 36
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

@@ -49,6 +49,8 @@ class SCAD(ElementwisePenalty):
 
     holds_zeros = True
 
+    turn: ClassVar[int] = 13
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

@@ -47,6 +47,8 @@ class SpectralNorm(IteratedPenalty):
         Learning*, 2017 (there squared and halved).
     """
 
+    turn: ClassVar[int] = 37
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

@@ -67,6 +67,23 @@ class StepSize(NamedTuple):
         numerator = torch.tensor(factor * self.numerator / self.root_scale, dtype=torch.float64)
         return torch.div(numerator, eta, out=eta)
 
+    def beside(self, ridge: float | Tensor) -> StepSize:
+        r"""Return what is left of the steps beside a term :math:`\rho|w - w_0|^2/2` that has acted.
+
+        The operator of the sum of a quadratic and any other function acts one after the other, the quadratic
+        first, with :math:`\eta/(1 + \eta\rho)` for the other:
+        :math:`n/(a\sqrt{v - m^2} + \epsilon + n\rho)`.
+
+        Args:
+            ridge: :math:`\rho`, one number, or one for each weight.
+        """
+        if isinstance(ridge, Tensor):
+            eta = self.dense()
+            return StepSize.of(eta / (1.0 + eta * ridge))
+        if self.second_moment is None:
+            return self._replace(numerator=self.numerator / (1.0 + self.numerator * ridge))
+        return self._replace(eps=self.eps + self.numerator * ridge)
+
     def taking(self, tensors: Sequence[Tensor]) -> StepSize:
         """Return the same with these in the place of :attr:`tensors`."""
         if not tensors:
