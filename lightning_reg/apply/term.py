@@ -90,7 +90,8 @@ class Term:
 
     def strength(self, step: int) -> float:
         """Return λ at ``step``, checked."""
-        self.bound.at_step_(step)
+        if self.bound.follows_steps:
+            self.bound.at_step_(step)
         if self._number is not None:
             return self._number
         if self._controller is not None:

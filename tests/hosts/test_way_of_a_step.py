@@ -32,9 +32,9 @@ from tests.support import QUIET
 ROOT = Path(lightning_reg.__file__).resolve().parents[1]
 #: The mode, and how many files a step may touch in all.
 MODES: dict[str, tuple[dict[str, Any], int]] = {
-    "gradient": ({}, 7),
-    "loss": ({"apply": "loss"}, 12),
-    "decoupled": ({"apply": "decoupled"}, 12),
+    "gradient": ({}, 8),
+    "loss": ({"apply": "loss"}, 13),
+    "decoupled": ({"apply": "decoupled"}, 13),
     "proximal": ({"apply": "proximal"}, 26),
     "proximal, plain": ({"apply": "proximal", "dual_averaging": False}, 20),
 }
