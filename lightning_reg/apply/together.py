@@ -22,10 +22,11 @@ __all__ = ["warn_of_sums"]
 
 _KINDS = {
     "threshold": ("L1", "ElasticNet"),
-    "concave": ("L0", "LHalf", "LogSum", "MCP", "SCAD"),
+    "concave": ("L0", "LHalf", "LogSum", "MCP", "SCAD", "GroupMCP", "GroupSCAD"),
     "interval": ("Box",),
     "norms": ("GroupLasso", "SparseGroupLasso", "L2Norm", "MaxNorm", "UnitNorm"),
-    "moduli": ("LInf",),
+    "moduli": ("LInf", "SLOPE"),
+    "differences": ("TotalVariation",),
     "ball": ("L1Ball", "Simplex"),
     "spectrum": ("NuclearNorm", "SpectralNorm", "MaxRank"),
 }
@@ -33,8 +34,9 @@ _KIND = {name: kind for kind, names in _KINDS.items() for name in names}
 _NOT_SUMS = {
     "concave": {"concave", "threshold", "norms", "moduli", "interval", "ball"},
     "norms": {"interval", "ball", "moduli"},
+    "differences": {"concave", "norms", "moduli", "ball"},
     "moduli": {"ball"},
-    "spectrum": {"threshold", "concave", "interval", "norms", "moduli", "ball"},
+    "spectrum": {"threshold", "concave", "interval", "norms", "moduli", "differences", "ball"},
 }
 
 

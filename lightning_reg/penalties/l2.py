@@ -59,7 +59,7 @@ class L2(ElementwisePenalty):
     """
 
     by_norms: ClassVar[bool] = True
-    turn: ClassVar[int] = 5
+    turn: ClassVar[int] = 3
 
     holds_zeros = False
 

@@ -60,7 +60,7 @@ class L2SP(Penalty):
         PNAS 114(13), 2017, for the importance.
     """
 
-    turn: ClassVar[int] = 6
+    turn: ClassVar[int] = 4
 
     strength: ScheduleLike
     select: Select = "weights"

@@ -30,7 +30,7 @@ class Regularizer(ABC):
         stops_penalties: whether, at a strength above 0, penalties that make zeros stop beside it.
         by_norms: whether weights count only through the Euclidean norms of their groups, so that it can act
             on the norms that ``weight_norm`` keeps.
-        turn: where it comes among the proximal operators of one step: the lower, the earlier. 5 for
+        turn: where it comes among the proximal operators of one step: the lower, the earlier. 3 for
             quadratics, which shorten the steps of all others, 10 for single weights, 20 for cones, 30 for
             operators that scale groups, 36 for spectra, 50 for bounds on single weights, 60 for bounds on
             norms. In this order the composition is the operator of the sum wherever that is known, and what

@@ -22,6 +22,7 @@ from lightning_reg import (
     Box,
     ElasticNet,
     GroupLasso,
+    GroupMCP,
     L1Ball,
     L2Norm,
     LInf,
@@ -30,6 +31,7 @@ from lightning_reg import (
     NonNegative,
     NuclearNorm,
     SparseGroupLasso,
+    TotalVariation,
     attach,
 )
 
@@ -134,6 +136,23 @@ def test_so_they_are_in_a_metric(pair: tuple[str, str]) -> None:
     torch.testing.assert_close(found, operator_of_sum(pair, "RMSprop"), rtol=0.0, atol=1e-9)
 
 
+def test_total_variation_comes_between_a_quadratic_and_a_threshold() -> None:
+    """With a quadratic the steps are shorter, and the fused lasso is its two operators in their order."""
+    penalties = [ElasticNet(STRENGTH, l1_ratio=0.4), TotalVariation(0.2), L2(STRENGTH)]
+    for order in itertools.permutations(penalties):
+        layer = nn.Linear(6, 4, bias=False, dtype=torch.float64)
+        layer.weight.data.copy_(START)
+        host = torch.optim.SGD(layer.parameters(), lr=0.5)
+        for penalty in order:
+            attach(layer, host, penalty, apply="proximal", dual_averaging=False)
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        host.step()
+        ridge = 1.0 + 0.5 * STRENGTH * 1.6
+        eta = 0.5 / ridge
+        expected = soft(TotalVariation(0.2).prox(START / ridge, 0.2, eta), eta * 0.4 * STRENGTH)
+        torch.testing.assert_close(layer.weight.detach(), expected, rtol=0.0, atol=1e-12)
+
+
 def test_three_quadratics_and_a_norm() -> None:
     names = ["group lasso", "L2SP", "elastic net", "L2, factors"]
     assert float((stepped(names, "SGD") - operator_of_sum(names, "SGD")).abs().max()) < 1e-9
@@ -147,6 +166,8 @@ OTHERS = [
     (MCP(0.1), L1(0.1)),
     (SCAD(0.1), GroupLasso(0.1)),
     (LInf(0.1), GroupLasso(0.1)),
+    (TotalVariation(0.1), GroupLasso(0.1)),
+    (GroupMCP(0.1), L1(0.1)),
 ]
 
 
