@@ -252,7 +252,8 @@ class Engine:
         if self.penalty.is_constraint:
             project_(self.term, optimizer, self.strength())
         elif self.apply == "proximal":
-            hooks = self._hooked[id(optimizer)].hooks or StepHooks.of(optimizer)
+            hooks = self._hooked[id(optimizer)].hooks
+            assert hooks is not None
             of_step = hooks.factors, hooks.ridges
             prox_(self.term, optimizer, self.strength(), self.host.step, self.metric, *of_step)
         elif self.apply == "gradient":

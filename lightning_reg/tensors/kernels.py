@@ -17,7 +17,7 @@ from torch.nn.functional import softshrink
 
 from lightning_reg.tensors import compiled, fused
 from lightning_reg.tensors.chunks import BATCH, pieces
-from lightning_reg.tensors.packs import PACK, SMALL, is_small, packs, scratch
+from lightning_reg.tensors.packs import PACK, SMALL, in_bounds, is_small, packs, scratch
 from lightning_reg.tensors.steps import StepSize, in_one_metric
 
 __all__ = ["add_scaled_", "add_sign_", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
@@ -193,14 +193,5 @@ def _batches(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor],
         most = PACK
         if device.type != "cpu":
             most, group = BATCH, [piece for row in group for piece in pieces(*row)]
-        first, size = 0, 0
-        for i, row in enumerate(group):
-            size += row[1].numel()
-            if size > most and i > first:
-                yield _columns(group[first:i])
-                first, size = i, row[1].numel()
-        yield _columns(group[first:])
-
-
-def _columns(rows: list[tuple[Tensor, ...]]) -> tuple[list[Tensor], list[Tensor]]:
-    return [row[0] for row in rows], [row[1] for row in rows]
+        for some in in_bounds(group, most):
+            yield [row[0] for row in some], [row[1] for row in some]

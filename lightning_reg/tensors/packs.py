@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_reg.tensors.shards import is_sharded
 
-__all__ = ["PACK", "SMALL", "end_to_end", "is_small", "packs", "scratch"]
+__all__ = ["PACK", "SMALL", "end_to_end", "in_bounds", "is_small", "packs", "scratch"]
 
 #: Elements up to which a tensor goes with others into one call.
 SMALL = 2**14
@@ -49,7 +49,7 @@ def packs(rows: Sequence[tuple[Tensor, ...]], changed: int) -> Iterator[tuple[Te
         rows: small CPU tensors, of one shape in a row and of one dtype in a column.
         changed: how many columns are written to.
     """
-    for some in _of_bounded_size(rows):
+    for some in in_bounds(rows, PACK):
         columns = [list(column) for column in zip(*some, strict=True)]
         if len(some) == 1 and all(tensor.is_contiguous() for tensor in some[0]):
             yield some[0]
@@ -60,11 +60,12 @@ def packs(rows: Sequence[tuple[Tensor, ...]], changed: int) -> Iterator[tuple[Te
             torch._foreach_copy_(column, views)
 
 
-def _of_bounded_size(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[Sequence[tuple[Tensor, ...]]]:
+def in_bounds(rows: Sequence[tuple[Tensor, ...]], most: int) -> Iterator[Sequence[tuple[Tensor, ...]]]:
+    """Yield runs of rows with ``most`` elements in a column at most, or of one row."""
     first, size = 0, 0
     for i, row in enumerate(rows):
         size += row[0].numel()
-        if size > PACK and i > first:
+        if size > most and i > first:
             yield rows[first:i]
             first, size = i, row[0].numel()
     if rows:
