@@ -20,17 +20,7 @@ from lightning_reg.penalties.regularizer import Regularizer
 
 __all__ = ["warn_of_sums"]
 
-_KINDS = {
-    "threshold": ("L1", "ElasticNet"),
-    "concave": ("L0", "LHalf", "LogSum", "MCP", "SCAD", "GroupMCP", "GroupSCAD"),
-    "interval": ("Box",),
-    "norms": ("GroupLasso", "SparseGroupLasso", "L2Norm", "MaxNorm", "UnitNorm"),
-    "moduli": ("LInf", "SLOPE"),
-    "differences": ("TotalVariation",),
-    "ball": ("L1Ball", "Simplex"),
-    "spectrum": ("NuclearNorm", "SpectralNorm", "MaxRank"),
-}
-_KIND = {name: kind for kind, names in _KINDS.items() for name in names}
+#: By the kind of one, the kinds of the other.
 _NOT_SUMS = {
     "concave": {"concave", "threshold", "norms", "moduli", "interval", "ball"},
     "norms": {"interval", "ball", "moduli"},
@@ -57,6 +47,4 @@ def warn_of_sums(term: Term, others: Iterable[Term]) -> None:
 def _add_up(one: Regularizer, other: Regularizer) -> bool:
     if one.is_constraint and other.is_constraint:
         return True  # what the last one asks for holds, and so do most
-    kinds = [_KIND.get(type(penalty).__name__, "") for penalty in (one, other)]
-    pairs = (kinds, kinds[::-1])
-    return not any(second in _NOT_SUMS.get(first, ()) for first, second in pairs)
+    return other.kind not in _NOT_SUMS.get(one.kind, ()) and one.kind not in _NOT_SUMS.get(other.kind, ())

@@ -35,6 +35,7 @@ class Box(Constraint):
     """
 
     elementwise: ClassVar[bool] = True
+    kind: ClassVar[str] = "interval"
     turn: ClassVar[int] = 50
 
     low: float

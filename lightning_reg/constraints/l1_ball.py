@@ -37,6 +37,7 @@ class L1Ball(Constraint):
         Dimensions*, ICML 2008, for the projection.
     """
 
+    kind: ClassVar[str] = "ball"
     turn: ClassVar[int] = 55
 
     radius: float

@@ -36,6 +36,7 @@ class MaxNorm(GroupConstraint):
         Srivastava et al., *Dropout*, JMLR 15, 2014.
     """
 
+    kind: ClassVar[str] = "norms"
     by_norms: ClassVar[bool] = True
 
     limit: float

@@ -38,6 +38,7 @@ class MaxRank(Constraint):
         1936; Jain, Meka and Dhillon, *Guaranteed Rank Minimization via Singular Value Projection*, NIPS 2010.
     """
 
+    kind: ClassVar[str] = "spectrum"
     turn: ClassVar[int] = 55
     takes_complex: ClassVar[bool] = False
 

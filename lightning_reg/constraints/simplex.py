@@ -36,6 +36,7 @@ class Simplex(Constraint):
         High Dimensions*, ICML 2008.
     """
 
+    kind: ClassVar[str] = "ball"
     turn: ClassVar[int] = 55
     takes_complex: ClassVar[bool] = False
 

@@ -34,6 +34,7 @@ class UnitNorm(GroupConstraint):
         Salimans and Kingma, *Weight Normalization*, NeurIPS 2016, for the set; the projection is exact.
     """
 
+    kind: ClassVar[str] = "norms"
     by_norms: ClassVar[bool] = True
 
     select: Select = "weights"

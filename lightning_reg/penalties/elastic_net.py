@@ -45,6 +45,7 @@ class ElasticNet(ElementwisePenalty):
         Zou and Hastie, *Regularization and Variable Selection via the Elastic Net*, JRSS B 67(2), 2005.
     """
 
+    kind: ClassVar[str] = "threshold"
     turn: ClassVar[int] = 7
 
     strength: ScheduleLike

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lightning_reg.groups.forms import Groups
 from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties._factors import Factors
-from lightning_reg.penalties._grouped import GroupedPenalty
-from lightning_reg.prox.group import group_norms, group_weights, shrink_groups_in_metric_, shrink_views_
+from lightning_reg.penalties._of_norms import OfNorms
+from lightning_reg.prox.group import group_weights, shrink_groups_in_metric_
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.steps import StepSize
@@ -22,7 +21,7 @@ __all__ = ["GroupLasso"]
 
 
 @dataclass(frozen=True)
-class GroupLasso(GroupedPenalty):
+class GroupLasso(OfNorms):
     r"""Group lasso: :math:`\lambda\sum_g \sqrt{|g|}\,\|w_g\|_2`.
 
     With ``apply="proximal"`` whole groups become exactly zero: units, filters, input features, heads. Under
@@ -42,6 +41,7 @@ class GroupLasso(GroupedPenalty):
     Raises:
         ValueError: a negative, NaN or infinite strength, or unknown groups.
 
+    >>> import torch
     >>> penalty = GroupLasso(0.1)
     >>> weight = torch.tensor([[3.0, 4.0], [0.03, 0.04]])  # (out, in)
     >>> penalty.value(weight, strength=0.1)
@@ -56,6 +56,7 @@ class GroupLasso(GroupedPenalty):
     """
 
     by_norms: ClassVar[bool] = True
+    kind: ClassVar[str] = "norms"
     turn: ClassVar[int] = 30
 
     strength: ScheduleLike
@@ -66,25 +67,13 @@ class GroupLasso(GroupedPenalty):
     factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
 
-    def joint_value(self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float) -> Tensor:
-        r"""Return :math:`\lambda\sum_g \sqrt{|g|}\|w_g\|_2`."""
-        norms = group_norms(weights, layouts)
-        return (norms * group_weights(layouts, norms, self.size_weighted) * strength).sum()
+    def of_norm(self, norms: Tensor, strength: float | Tensor) -> Tensor:
+        r"""Return :math:`\lambda_g\|w_g\|_2`."""
+        return norms * strength
 
-    def joint_gradient(
-        self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float
-    ) -> list[Tensor]:
-        r"""Return :math:`\lambda\sqrt{|g|}\,w_g/\|w_g\|_2`, and 0 at 0."""
-        norms = group_norms(weights, layouts)
-        factor = group_weights(layouts, norms, self.size_weighted) * strength / norms
-        factor = torch.where(norms > 0, factor, 0.0)
-        return scaled_groups(weights, layouts, factor)
-
-    def norm_prox_(
-        self, views: Sequence[Tensor], layouts: Sequence[Layout], factor: float | Tensor = 1.0
-    ) -> None:
-        """Replace views of the tensors by their prox with λ and a step of 1."""
-        shrink_views_(views, layouts, group_weights(layouts, views[0], self.size_weighted) * factor)
+    def slope(self, norms: Tensor, strength: float | Tensor) -> float | Tensor:
+        r"""Return :math:`\lambda_g`."""
+        return strength
 
     def joint_prox_(
         self,
@@ -96,13 +85,3 @@ class GroupLasso(GroupedPenalty):
         """Shorten each group by its threshold, or set it to zero."""
         threshold = group_weights(layouts, weights[0], self.size_weighted) * strength
         shrink_groups_in_metric_(weights, layouts, steps, threshold)
-
-
-def scaled_groups(weights: Sequence[Tensor], layouts: Sequence[Layout], factor: Tensor) -> list[Tensor]:
-    """Return each tensor with its groups times ``factor``, ``(groups,)``."""
-    results = []
-    for weight, layout in zip(weights, layouts, strict=True):
-        view = layout.view(weight)
-        spread = layout.spread(factor.to(view.device), view)
-        results.append((view * spread).to(weight.dtype).view(weight.shape))
-    return results

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lightning_reg.groups.forms import Groups
 from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties._factors import Factors
-from lightning_reg.penalties._grouped import GroupedPenalty
-from lightning_reg.penalties.group_lasso import scaled_groups
-from lightning_reg.prox.group import group_norms, group_weights, shrink_views_
+from lightning_reg.penalties._of_norms import OfNorms
+from lightning_reg.prox.group import group_weights
 from lightning_reg.prox.group_nonconvex import Piece, shrink_by_pieces_
 from lightning_reg.prox.nonconvex import mcp, mcp_slope, scad, scad_slope
 from lightning_reg.schedules.base import ScheduleLike
@@ -25,41 +23,17 @@ from lightning_reg.tensors.steps import StepSize
 __all__ = ["GroupMCP", "GroupSCAD"]
 
 
-class _OfNorms(GroupedPenalty):
-    r""":math:`\sum_g \rho(\|w_g\|_2)` with a concave ρ, and with λ times the root of a group's size for λ."""
+class _Concave(OfNorms):
+    """With a concave ρ."""
 
-    size_weighted: bool
-
-    @abstractmethod
-    def of_norm(self, norms: Tensor, strength: float | Tensor) -> Tensor:
-        """Return ρ of each norm."""
-
-    @abstractmethod
-    def slope(self, norms: Tensor, strength: float | Tensor) -> Tensor:
-        """Return ρ′ of each norm."""
+    kind: ClassVar[str] = "concave"
+    by_norms: ClassVar[bool] = True
+    turn: ClassVar[int] = 30
+    takes_complex: ClassVar[bool] = False
 
     @abstractmethod
     def pieces(self, strength: float | Tensor) -> Sequence[Piece]:
         """Return the parts of ρ that are not flat, each a parabola."""
-
-    def joint_value(self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float) -> Tensor:
-        r"""Return :math:`\sum_g\rho(\|w_g\|_2)`."""
-        norms = group_norms(weights, layouts)
-        return self.of_norm(norms, group_weights(layouts, norms, self.size_weighted) * strength).sum()
-
-    def joint_gradient(
-        self, weights: Sequence[Tensor], layouts: Sequence[Layout], strength: float
-    ) -> list[Tensor]:
-        r"""Return :math:`\rho'(\|w_g\|_2)\,w_g/\|w_g\|_2`, and 0 at 0."""
-        norms = group_norms(weights, layouts)
-        slope = self.slope(norms, group_weights(layouts, norms, self.size_weighted) * strength)
-        return scaled_groups(weights, layouts, torch.where(norms > 0, slope / norms, 0.0))
-
-    def norm_prox_(
-        self, views: Sequence[Tensor], layouts: Sequence[Layout], factor: float | Tensor = 1.0
-    ) -> None:
-        """Replace views of the tensors by the prox of the norm, which is all that ρ is near 0."""
-        shrink_views_(views, layouts, group_weights(layouts, views[0], self.size_weighted) * factor)
 
     def joint_prox_(
         self,
@@ -74,7 +48,7 @@ class _OfNorms(GroupedPenalty):
 
 
 @dataclass(frozen=True)
-class GroupMCP(_OfNorms):
+class GroupMCP(_Concave):
     r"""MCP of each group's norm t: :math:`\lambda_gt - t^2/2\gamma`, up to :math:`\gamma\lambda_g`.
 
     :math:`\lambda_g = \lambda\sqrt{|g|}`, and from there on it is :math:`\gamma\lambda_g^2/2`: group lasso
@@ -95,6 +69,7 @@ class GroupMCP(_OfNorms):
     Raises:
         ValueError: a negative, NaN or infinite strength, ``gamma`` that is not positive, or unknown groups.
 
+    >>> import torch
     >>> penalty = GroupMCP(1.0, gamma=3.0, size_weighted=False)
     >>> weight = torch.tensor([[0.3, 0.4], [1.2, 1.6], [6.0, 8.0]])  # (out, in)
     >>> penalty.prox(weight, strength=1.0, step=1.0)
@@ -108,9 +83,6 @@ class GroupMCP(_OfNorms):
         Logistic Regression Models with Grouped Predictors*, Stat. Comput. 25, 2015.
     """
 
-    by_norms: ClassVar[bool] = True
-    turn: ClassVar[int] = 30
-
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
@@ -119,7 +91,6 @@ class GroupMCP(_OfNorms):
     size_weighted: bool = True
     factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
-    takes_complex: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,7 +116,7 @@ class GroupMCP(_OfNorms):
 
 
 @dataclass(frozen=True)
-class GroupSCAD(_OfNorms):
+class GroupSCAD(_Concave):
     r"""SCAD of each group's norm t: :math:`\lambda_gt`, up to :math:`\lambda_g`, then ever flatter.
 
     :math:`\lambda_g = \lambda\sqrt{|g|}`, and the slope is 0 from :math:`a\lambda_g` on, as that of
@@ -165,6 +136,7 @@ class GroupSCAD(_OfNorms):
     Raises:
         ValueError: a negative, NaN or infinite strength, ``a`` that is not above 2, or unknown groups.
 
+    >>> import torch
     >>> penalty = GroupSCAD(1.0, a=3.5, size_weighted=False)
     >>> weight = torch.tensor([[0.3, 0.4], [0.9, 1.2], [6.0, 8.0]])  # (out, in)
     >>> penalty.prox(weight, strength=1.0, step=1.0)
@@ -178,9 +150,6 @@ class GroupSCAD(_OfNorms):
         High-Dimensional Models*, Statist. Sci. 27(4), 2012.
     """
 
-    by_norms: ClassVar[bool] = True
-    turn: ClassVar[int] = 30
-
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
@@ -189,7 +158,6 @@ class GroupSCAD(_OfNorms):
     size_weighted: bool = True
     factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
-    takes_complex: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

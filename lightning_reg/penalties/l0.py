@@ -50,6 +50,7 @@ class L0(ElementwisePenalty):
 
     holds_zeros = True
 
+    kind: ClassVar[str] = "concave"
     turn: ClassVar[int] = 16
 
     strength: ScheduleLike

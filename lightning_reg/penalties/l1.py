@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class L1(ElementwisePenalty):
         Tibshirani, *Regression Shrinkage and Selection via the Lasso*, JRSS B 58(1), 1996.
     """
 
+    kind: ClassVar[str] = "threshold"
     holds_zeros = True
 
     strength: ScheduleLike

@@ -53,6 +53,7 @@ class L2Norm(Penalty):
     """
 
     by_norms: ClassVar[bool] = True
+    kind: ClassVar[str] = "norms"
     turn: ClassVar[int] = 35
     holds_zeros = True
 

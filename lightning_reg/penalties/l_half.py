@@ -45,6 +45,7 @@ class LHalf(ElementwisePenalty):
 
     holds_zeros = True
 
+    kind: ClassVar[str] = "concave"
     turn: ClassVar[int] = 14
 
     strength: ScheduleLike

@@ -51,6 +51,7 @@ class LInf(GroupedPenalty):
         2009; Negahban and Wainwright, *Joint Support Recovery under High-Dimensional Scaling*, NIPS 2008.
     """
 
+    kind: ClassVar[str] = "moduli"
     turn: ClassVar[int] = 33
 
     strength: ScheduleLike

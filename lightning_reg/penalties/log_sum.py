@@ -51,6 +51,7 @@ class LogSum(ElementwisePenalty):
 
     holds_zeros = True
 
+    kind: ClassVar[str] = "concave"
     turn: ClassVar[int] = 11
 
     strength: ScheduleLike

@@ -49,6 +49,7 @@ class MCP(ElementwisePenalty):
 
     holds_zeros = True
 
+    kind: ClassVar[str] = "concave"
     turn: ClassVar[int] = 12
 
     strength: ScheduleLike

@@ -44,6 +44,7 @@ class NuclearNorm(Penalty):
         20(4), 2010.
     """
 
+    kind: ClassVar[str] = "spectrum"
     turn: ClassVar[int] = 36
 
     strength: ScheduleLike

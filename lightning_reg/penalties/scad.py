@@ -49,6 +49,7 @@ class SCAD(ElementwisePenalty):
 
     holds_zeros = True
 
+    kind: ClassVar[str] = "concave"
     turn: ClassVar[int] = 13
 
     strength: ScheduleLike

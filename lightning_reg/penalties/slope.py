@@ -54,6 +54,8 @@ class SLOPE(Penalty):
         Variable Selection, and Supervised Clustering of Predictors with OSCAR*, Biometrics 64(1), 2008.
     """
 
+    kind: ClassVar[str] = "moduli"
+
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY

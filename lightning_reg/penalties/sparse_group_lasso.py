@@ -13,7 +13,7 @@ from lightning_reg.groups.forms import Groups
 from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties._grouped import GroupedPenalty
-from lightning_reg.penalties.group_lasso import scaled_groups
+from lightning_reg.penalties._of_norms import scaled_groups
 from lightning_reg.prox.elementwise import soft_threshold
 from lightning_reg.prox.group import (
     group_norms,
@@ -57,6 +57,7 @@ class SparseGroupLasso(GroupedPenalty):
         Simon, Friedman, Hastie and Tibshirani, *A Sparse-Group Lasso*, J. Comput. Graph. Stat. 22(2), 2013.
     """
 
+    kind: ClassVar[str] = "norms"
     turn: ClassVar[int] = 28
 
     strength: ScheduleLike

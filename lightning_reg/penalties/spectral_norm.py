@@ -47,6 +47,7 @@ class SpectralNorm(IteratedPenalty):
         Learning*, 2017 (there squared and halved).
     """
 
+    kind: ClassVar[str] = "spectrum"
     turn: ClassVar[int] = 37
 
     strength: ScheduleLike

@@ -53,6 +53,7 @@ class TotalVariation(Penalty):
         Appl. Stat. 1(2), 2007, for L1 after it.
     """
 
+    kind: ClassVar[str] = "differences"
     turn: ClassVar[int] = 5
 
     strength: ScheduleLike
