@@ -18,8 +18,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would 
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded() -> Iterator[None]:
     torch.default_generator.manual_seed(0)  # torch.manual_seed queues a stack trace for each accelerator
+    yield
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # of seed_everything: the next test's order of data
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
