@@ -30,7 +30,7 @@ class Regularizer(ABC):
         stops_penalties: whether, at a strength above 0, penalties that make zeros stop beside it.
         by_norms: whether weights count only through the Euclidean norms of their groups, so that it can act
             on the norms that ``weight_norm`` keeps.
-        kind: what kind of function it is, by which :mod:`lightning_reg.apply.together` tells where operators
+        kind: what kind of function it is, by which ``lightning_reg.apply.together`` tells where operators
             are not that of a sum; "" where that is not known.
         turn: where it comes among the proximal operators of one step: the lower, the earlier. 3 for
             quadratics, which shorten the steps of all others, 10 for single weights, 20 for cones, 30 for
