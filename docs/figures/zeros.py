@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from sklearn.linear_model import Lasso
 from torch import Tensor, nn
 
 from lightning_reg import L1, attach
+from lightning_reg.look.drawing import COLOURS, INK, legend, style
 
 STRENGTH, BATCH, EPOCHS = 0.1, 16, 50
 WAYS: dict[str, dict[str, Any]] = {
@@ -55,16 +55,19 @@ def zeros_in_batches() -> Figure:
     x, y = problem()
     lasso = Lasso(alpha=STRENGTH, fit_intercept=False, tol=1e-12).fit(x.numpy(), y.numpy())
     wanted = torch.tensor(lasso.coef_) == 0
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for name, how in WAYS.items():
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    axes = figure.subplots()
+    style(axes, "", "epoch", "zeros of 60")
+    for colour, (name, how) in zip(COLOURS, WAYS.items(), strict=False):
         zeros, weight = train(x, y, **how)
         found = weight.abs() <= (1e-3 if how["apply"] == "gradient" else 0.0)
         right = 2 * int((~found & ~wanted).sum()) / int((~found).sum() + (~wanted).sum())
         print(f"{name:<30} zeros {zeros[-1]:>3} of {int(wanted.sum())}, F1 of the support {right:.2f}")
-        axes.plot(range(1, EPOCHS + 1), zeros, label=name)
-    axes.axhline(int(wanted.sum()), color="black", linestyle="dashed", label="the lasso (scikit-learn)")
-    axes.set(xlabel="epoch", ylabel="zeros of 60", ylim=(0, 60))
-    axes.legend(fontsize="small", loc="center right")
+        axes.plot(range(1, EPOCHS + 1), zeros, color=colour, label=name)
+    axes.axhline(int(wanted.sum()), color=INK, linestyle="dashed", label="the lasso (scikit-learn)")
+    axes.set_ylim(0, 60)
+    legend(axes, 5)
     return figure
 
 
