@@ -8,13 +8,22 @@ import pytest
 import torch
 
 from tests.ports import free_port
-from tests.turns import turn
+from tests.turns import has_its_turn, turn
 
 turn()  # before workers start, so that all have the same
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would wait for each other's
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what a test starts
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what has its turn on another day."""
+    marks = [item.get_closest_marker("turns") for item in items]
+    later = [i for i, mark in zip(items, marks, strict=True) if mark and not has_its_turn(*mark.args, turn())]
+    if later:
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if item not in later]
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 Arguments keep to the pages whose name they are a part of. Each block runs in a process of its own, forked
 from one that has imported Lightning, in an empty folder and with no name from the blocks before it, as it
-does for a reader who pastes it. It prints the blocks that fail.
+does for a reader who pastes it. It prints the blocks that fail. In the tests, a third of them has its turn.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import lightning.pytorch
 import torch
+
+from tests.turns import part_of
 
 ROOT = Path(__file__).parents[1]
 BROUGHT = {"benchmarks", "notebooks", "contributing.md", "changelog.md"}  # copies that a build makes
@@ -51,7 +53,10 @@ def main() -> int:
     lightning.pytorch.Trainer = QuietTrainer  # type: ignore[misc]
     for package in ("lightning_reg.callbacks", "lightning_reg.tune"):  # whose searches take that Trainer
         importlib.import_module(package)
-    waiting, running, failed = blocks(), {}, 0
+    today = os.environ.get("TESTS_TURN", "all")
+    waiting = part_of(blocks(), 3, None if today == "all" else int(today))
+    running: dict[int, str] = {}
+    failed = 0
     while waiting or running:
         while waiting and len(running) < 2:
             name, block = waiting.pop(0)

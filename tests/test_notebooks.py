@@ -22,7 +22,7 @@ def test_they_are_numbered_from_the_quick_start():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of Jupyter's own packages
-@pytest.mark.parametrize("path", part_of(NOTEBOOKS, 4, turn()), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", part_of(NOTEBOOKS, 7, turn()), ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}

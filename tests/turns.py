@@ -19,6 +19,11 @@ def turn() -> int | None:
     return None if chosen == "all" else int(chosen)
 
 
+def has_its_turn(parts: int, part: int, number: int | None) -> bool:
+    """Whether what is marked ``turns(parts, part)`` runs today; members of a family have one part each."""
+    return number is None or number % parts == part
+
+
 def part_of(cells: Sequence[T], parts: int, number: int | None) -> list[T]:
     """Every so many of the cells, which are sorted so that neighbours differ in all settings."""
     return list(cells if number is None else cells[number % parts :: parts])

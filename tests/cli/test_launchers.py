@@ -57,6 +57,7 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> str:
     return run(two, tmp_path_factory.mktemp("torchrun"))
 
 
+@pytest.mark.turns(3, 0)
 def test_one_process(tmp_path: Path) -> None:
     plain = run([sys.executable, *EXAMPLE], tmp_path)
     assert re.fullmatch(r"validation accuracy 9\d\.\d%, zeros [1-9]\d\.\d%", plain)
@@ -90,7 +91,7 @@ LAUNCHERS: dict[str, tuple[Callable[[], list[str]], int, int]] = {
 
 
 @pytest.mark.xdist_group("torchrun")
-@pytest.mark.parametrize("launcher", part_of(list(LAUNCHERS), 3, turn()))
+@pytest.mark.parametrize("launcher", part_of(list(LAUNCHERS), 5, turn()))
 def test_two_processes(launcher: str, torchrun: str, tmp_path: Path) -> None:
     command, reports, strategies = LAUNCHERS[launcher]
     assert re.fullmatch(r"validation accuracy [89]\d\.\d%, zeros [1-9]\d\.\d%", torchrun)
@@ -103,7 +104,13 @@ def test_two_processes(launcher: str, torchrun: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.xdist_group("torchrun")
-@pytest.mark.parametrize("launcher", part_of(["torchrun", "lightning-reg"], 2, turn()))
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param("torchrun", marks=pytest.mark.turns(3, 1)),
+        pytest.param("lightning-reg", marks=pytest.mark.turns(3, 2)),
+    ],
+)
 def test_two_nodes(launcher: str, torchrun: str, tmp_path: Path) -> None:
     """Two agents on this machine, of one process each, are two processes."""
     port = str(free_port())
@@ -119,6 +126,7 @@ def test_two_nodes(launcher: str, torchrun: str, tmp_path: Path) -> None:
     assert "".join(printed(process, tmp_path) for process in processes) == torchrun
 
 
+@pytest.mark.turns(3, 1)
 def test_the_exit_status_is_the_scripts_through_torchelastic(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import os, sys\nsys.exit(7 if os.environ['RANK'] == '1' else 0)\n")
@@ -128,7 +136,13 @@ def test_the_exit_status_is_the_scripts_through_torchelastic(tmp_path: Path) -> 
     assert f"{script} made no Trainer, so nothing was attached" in ended.stderr
 
 
-@pytest.mark.parametrize("strategy", part_of(["ddp", "ddp_spawn"], 2, turn()))
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param("ddp", marks=pytest.mark.turns(3, 2)),
+        pytest.param("ddp_spawn", marks=pytest.mark.turns(3, 0)),
+    ],
+)
 def test_a_dry_run_of_two_processes_ends_them_both(strategy: str) -> None:
     command = ours("--devices", "2", *ATTACHED, "--strategy", strategy, "--dry-run", *EXAMPLE)
     dry = subprocess.run(command, capture_output=True, text=True, timeout=600)

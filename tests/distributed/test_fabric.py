@@ -15,6 +15,7 @@ from tests.distributed.fabric_program import JOBS
 from tests.distributed.launch import Launch
 from tests.hosts.test_attach_fabric import by_hand
 from tests.support import relative
+from tests.turns import part_of, turn
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", part_of(list(LAUNCHERS), 2, turn()))
 def test_the_example(launcher: str) -> None:
     example = Path(__file__).parents[2] / "examples" / "fabric.py"
     program = [sys.executable, "-W", "ignore", *LAUNCHERS[launcher], str(example)]

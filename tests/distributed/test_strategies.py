@@ -10,8 +10,7 @@ import torch
 
 from tests.distributed.launch import Launch
 from tests.support import relative
-
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("strategies")]
+from tests.turns import part_of, turn
 
 Results = dict[tuple[str, int], dict[str, Any]]
 
@@ -39,9 +38,20 @@ UNUSED = [{**BASE, "apply": apply, "unused": True} for apply in ("gradient", "de
 ALL = JOBS + UNUSED
 #: Each strategy runs every so many of the jobs; ddp_spawn, which starts its own processes, runs one.
 STRATEGIES = {"ddp": 3, "ddp_find_unused_parameters_true": 9, "fsdp2": 1, "tensor_parallel": 2}
-CELLS = [(strategy, i) for strategy, every in STRATEGIES.items() for i in range(1, len(JOBS), every)]
-CELLS += [("ddp_find_unused_parameters_true", i) for i in range(len(JOBS), len(ALL))]
-CELLS += [("ddp_spawn", JOBS.index({**BASE, "apply": "proximal", "penalty": "rows"}))]
+WHOLE = [(strategy, i) for strategy, every in STRATEGIES.items() for i in range(1, len(JOBS), every)]
+WHOLE += [("ddp_find_unused_parameters_true", i) for i in range(len(JOBS), len(ALL))]
+WHOLE += [("ddp_spawn", JOBS.index({**BASE, "apply": "proximal", "penalty": "rows"}))]
+#: A run of the tests has one of so many parts of the cells.
+PARTS = 4
+
+
+def cells_of(number: int | None) -> list[tuple[str, int]]:
+    """A quarter of the cells of each strategy, or all of them."""
+    grids = [[cell for cell in WHOLE if cell[0] == strategy] for strategy in dict(WHOLE)]
+    return [cell for grid in grids for cell in part_of(grid, PARTS, number)]
+
+
+CELLS = cells_of(turn())
 
 
 def names(job: dict[str, Any]) -> str:
@@ -67,11 +77,21 @@ def launch(cells: list[tuple[str, int]], processes: int, folder: Path) -> Result
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("distributed")
     spawned = [cell for cell in CELLS if cell[0] == "ddp_spawn"]  # which starts its processes itself
-    alone = [("auto", index) for index in range(len(ALL))]
+    alone = [("auto", index) for index in sorted({0} | {index for _, index in CELLS})]
     launched = [cell for cell in CELLS if cell not in spawned]
     return launch(alone + spawned, 1, folder) | launch(launched, 2, folder)
 
 
+def test_every_part_has_every_strategy_and_apply() -> None:
+    parts = [cells_of(number) for number in range(PARTS)]
+    assert sorted(cell for part in parts for cell in part) == sorted(WHOLE)
+    for part in parts:
+        assert {strategy for strategy, _ in part} >= set(STRATEGIES)
+        assert {ALL[index]["apply"] for name, index in part if name == "fsdp2"} == {*APPLY, "constraint"}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("strategies")
 @pytest.mark.parametrize(("strategy", "index"), CELLS, ids=[f"{s}-{names(ALL[i])}" for s, i in CELLS])
 def test_two_processes_equal_one(strategy: str, index: int, results: Results) -> None:
     reference, result = results["auto", index], results[strategy, index]

@@ -50,6 +50,7 @@ def _train(net, x, y, epochs, penalty=None):
 
 
 @pytest.mark.slow
+@pytest.mark.turns(2, 1)
 def test_half_of_the_units_of_a_network_with_batch_norm():
     """Three seeds: the share within 2 points, mean accuracy within one of dense, the size that follows."""
     x, y, test_x, test_y = _digits()
@@ -75,7 +76,13 @@ def test_half_of_the_units_of_a_network_with_batch_norm():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lasso", "largest"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("lasso", marks=pytest.mark.turns(2, 0)),
+        pytest.param("largest", marks=pytest.mark.turns(2, 1)),
+    ],
+)
 def test_the_benchmarks_recipe(method):
     """In one run; ``python -m benchmarks.structured`` has more networks and seeds."""
     dense, half = (recipe("conv", "digits", 0, which) for which in (None, method))
@@ -85,6 +92,7 @@ def test_the_benchmarks_recipe(method):
 
 
 @pytest.mark.slow
+@pytest.mark.turns(2, 0)
 def test_no_layer_of_a_residual_network_ends_below_the_epsilon_of_its_norm():
     """Where a floor's units were shrunk too, this seed ended at an accuracy of 0.57 after 10 epochs."""
     assert recipe("resnet", "digits", 1, "lasso", epochs=4)["accuracy"] > 0.9

@@ -127,9 +127,9 @@ def test_linear_regression_is_ridge_and_least_squares() -> None:
 
 
 def in_pairs(strong: float, weak: float) -> pytest.MarkDecorator:
-    """Every two levels of intercept, sample weights and penalty meet, in four cells, two in a turn."""
+    """Every two levels of intercept, sample weights and penalty meet, in four cells, one in a turn."""
     cells = [(True, False, strong), (True, True, weak), (False, False, weak), (False, True, strong)]
-    return pytest.mark.parametrize(("bias", "with_weights", "fraction"), part_of(cells, 2, turn()))
+    return pytest.mark.parametrize(("bias", "with_weights", "fraction"), part_of(cells, 4, turn()))
 
 
 def logistic_parity(

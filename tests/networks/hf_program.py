@@ -1,9 +1,8 @@
-"""The Hugging Face Trainer and a plain loop in the processes of torchrun; rank 0 saves what came of them."""
+"""The Hugging Face Trainer and a plain loop in one process or two; rank 0 saves what came of them."""
 
 from __future__ import annotations
 
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +77,9 @@ def dropout_rates(folder: Path, processes: int) -> dict[str, list[tuple[float, f
     }
 
 
-if __name__ == "__main__":
+def main(out: str) -> None:
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+    folder = Path(out)
     results = [train(folder, 2, **job) for job in JOBS]
     rates: list[Any] = [None, None]
     torch.distributed.all_gather_object(rates, dropout_rates(folder, 2))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.distributed.launch import Launch
 from tests.networks.hf_program import JOBS, dropout_rates, train
 from tests.support import relative
 
@@ -24,10 +23,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Tensor], list[Any]]:
     folder = tmp_path_factory.mktemp("hf")
-    program = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    program += ["--nproc-per-node=2", "-m", "tests.networks.hf_program", str(folder)]
-    run = subprocess.run(program, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-3000:]
+    Launch("tests.networks.hf_program", [str(folder)], 2, folder, "rank").succeed(240)
     loaded: tuple[list[Tensor], list[Any]] = torch.load(folder / "results.pt")
     return loaded
 

@@ -91,7 +91,7 @@ def test_group_lasso_has_no_duality_gap_on_diabetes(optimizer, steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", part_of(["sgd", "adam"], 2, turn()))
 def test_all_groups_are_zero_from_lambda_max_on(optimizer):
     x, y = diabetes()
     edge = lambda_max(x, y, 2)
@@ -102,7 +102,7 @@ def test_all_groups_are_zero_from_lambda_max_on(optimizer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", part_of(["adam", "sgd"], 2, turn()))
 def test_sparse_group_lasso_is_optimal_on_diabetes(optimizer):
     """The subgradient conditions of both parts, coordinate by coordinate."""
     x, y = diabetes()
@@ -129,7 +129,7 @@ def trained_group_lasso(data, size, share, optimizer, steps):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("numba")
-@pytest.mark.parametrize(("optimizer", "steps"), [("momentum", 12_000), ("adam", 6000)])
+@pytest.mark.parametrize(("optimizer", "steps"), part_of([("adam", 6000), ("momentum", 12_000)], 2, turn()))
 def test_group_lasso_on_a_correlated_design_has_no_duality_gap(optimizer, steps):
     x, y, lam, w = trained_group_lasso(correlated, 5, 10, optimizer, steps)
     assert 0 < (norms(w, 5) > 0).sum() < 20
@@ -163,12 +163,16 @@ def celer_group_lasso(x, y, lam, size):
 @pytest.mark.parametrize("solver", [skglm_group_lasso, celer_group_lasso])
 @pytest.mark.parametrize(
     ("data", "size", "share", "optimizer", "steps"),
-    [
-        (diabetes, 2, 4, "sgd", 3000),
-        (diabetes, 2, 4, "adam", 3000),
-        (correlated, 5, 10, "momentum", 12_000),
-        (correlated, 5, 10, "adam", 6000),
-    ],
+    part_of(
+        [
+            (diabetes, 2, 4, "sgd", 3000),
+            (diabetes, 2, 4, "adam", 3000),
+            (correlated, 5, 10, "adam", 6000),
+            (correlated, 5, 10, "momentum", 12_000),
+        ],
+        2,
+        turn(),
+    ),
 )
 def test_group_lasso_is_the_reference_solvers(solver, data, size, share, optimizer, steps):
     x, y, lam, ours = trained_group_lasso(data, size, share, optimizer, steps)
@@ -207,17 +211,17 @@ def skglm_fit(x, y, penalty):
 @pytest.mark.parametrize(
     ("name", "data", "optimizer"),
     part_of(
-        [  # half of all combinations, in which any two settings meet; in a turn, those of one of the data
+        [  # half of all combinations, in which any two settings meet; in a turn, two in which all differs
             ("l1", diabetes, "momentum"),
             ("l1", correlated, "adam"),
-            ("mcp", diabetes, "adam"),
-            ("mcp", correlated, "momentum"),
             ("scad", diabetes, "momentum"),
             ("scad", correlated, "adam"),
-            ("l_half", diabetes, "adam"),
+            ("mcp", correlated, "momentum"),
+            ("mcp", diabetes, "adam"),
             ("l_half", correlated, "momentum"),
+            ("l_half", diabetes, "adam"),
         ],
-        2,
+        4,
         turn(),
     ),
 )

@@ -52,7 +52,10 @@ REGULARIZATIONS = {
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES]
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in part_of(list(CASES), 3, turn())
+    ],
 )
 def plain(request, tmp_path_factory):
     pytest.importorskip(CASES[request.param].package)
@@ -60,7 +63,7 @@ def plain(request, tmp_path_factory):
     return request.param, run(request.param, tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize("name", part_of(list(REGULARIZATIONS), 2, turn()))
+@pytest.mark.parametrize("name", part_of(list(REGULARIZATIONS), 4, turn()))
 def test_the_penalty_falls_and_nothing_else_changes(plain, name, tmp_path):
     program, without = plain
     callback = REGULARIZATIONS[name](CASES[program].strength)

@@ -186,6 +186,7 @@ def breast_cancer_path(tolerance: float = 1e-6, **options: Any) -> PathFrame:
 
 
 @pytest.mark.slow
+@pytest.mark.turns(2, 0)
 def test_breast_cancer_against_l1_logistic() -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     warm = breast_cancer_path(1e-8)  # its slowest direction: residual times 1e3 and more
@@ -206,7 +207,7 @@ def test_breast_cancer_against_l1_logistic() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", ["diabetes", "breast cancer"])
+@pytest.mark.parametrize("problem", part_of(["diabetes", "breast cancer"], 2, turn()))
 def test_a_warm_start_takes_a_third_of_the_steps_at_most(problem: str) -> None:
     # cold starts at some of the strengths are slow enough: more of them could only add to their sum
     if problem == "diabetes":

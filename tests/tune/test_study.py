@@ -17,6 +17,7 @@ from lightning_reg.callbacks import L2PenaltyCallback
 from lightning_reg.tune import ray_map, regularization_path, strength_study
 from tests.support import QUIET, Net, data
 from tests.tune.problems import Linear, diabetes
+from tests.turns import part_of, turn
 
 CPU = {"accelerator": "cpu"}
 
@@ -67,7 +68,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-@pytest.mark.parametrize("how", [{"folds": 3}, {"warm_start": None}], ids=str)
+@pytest.mark.parametrize("how", part_of([{"folds": 3}, {"warm_start": None}], 2, turn()), ids=str)
 def test_two_workers_and_one_process_give_the_same_frame(local_ray: None, how: dict[str, Any]) -> None:
     def path(**options: Any) -> Any:
         torch.set_num_threads(1)

@@ -67,7 +67,14 @@ def member(name: str) -> zoo.Member:
     return found
 
 
-@pytest.mark.parametrize(("name", "mode"), [(name, mode) for name in FAMILIES for mode in zoo.MODES])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [  # one worker compiles torchao's steps, once
+        pytest.param(name, mode, marks=pytest.mark.xdist_group("torchao") if "torchao" in name else ())
+        for name in FAMILIES
+        for mode in zoo.MODES
+    ],
+)
 def test_equal_or_refused(name: str, mode: str) -> None:
     result = zoo.cell(member(name), mode)
     assert result.startswith(FAMILIES[name][mode]), result
