@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply.optimizers import facts_of, metric_names
 from lightning_reg.apply.optimizers.facts import Facts, Group
+from lightning_reg.apply.optimizers.trial import tried
 
 __all__ = ["check_mode", "check_placeable"]
 
@@ -26,7 +27,10 @@ def check_mode(
     Raises:
         ValueError: with the reason, and what works instead.
     """
-    for facts in (facts_of(optimizer, group) for group in groups or optimizer.param_groups):
+    for group in groups or optimizer.param_groups:
+        facts = facts_of(optimizer, group)
+        if apply in ("decoupled", "proximal"):
+            facts = tried(optimizer, facts)
         reason = _reason(facts, apply, euclidean)
         if reason is not None:
             raise ValueError(
@@ -41,7 +45,8 @@ def check_placeable(optimizer: Optimizer, constraint: str, groups: Sequence[Grou
     Raises:
         ValueError: with the reason.
     """
-    for facts in (facts_of(optimizer, group) for group in groups or optimizer.param_groups):
+    for group in groups or optimizer.param_groups:
+        facts = tried(optimizer, facts_of(optimizer, group))
         if facts.placed is not None:
             raise ValueError(
                 f"{constraint} does not hold under {type(optimizer).__name__}: {facts.placed}; "
@@ -56,8 +61,10 @@ def _reason(facts: Facts, apply: str, euclidean: bool) -> str | None:
         return facts.loss
     if apply == "decoupled":
         return None if callable(facts.rate) else facts.rate
-    if facts.placed is not None or euclidean:
+    if facts.placed is not None:
         return facts.placed
+    if euclidean:  # the learning rate is the step of each weight
+        return facts.rate if facts.metric == Facts.metric and isinstance(facts.rate, str) else None
     return None if callable(facts.metric) else facts.metric
 
 

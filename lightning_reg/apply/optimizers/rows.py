@@ -214,6 +214,8 @@ def _fill() -> None:
         "torch_optimizer.A2GradUni pytorch_optimizer.A2Grad torch_optimizer.AccSGD pytorch_optimizer.AccSGD "
         "pytorch_optimizer.SRMM": _DUAL_AVERAGED,
         "pytorch_optimizer.Ranger": LOOKAHEAD,
+        "pytorch_optimizer.Nero": Facts("it normalises the weights after each step"),
+        "pytorch_optimizer.Magma": Facts("it leaves out weights at random"),
         "pytorch_optimizer.Ranger21": Facts(rate="it warms its learning rate up and down inside its step"),
         "pytorch_optimizer.TRAC": Facts(metric=_SCALED, rate=_SCALED),
         "timm.Adahessian torch_optimizer.Adahessian pytorch_optimizer.AdaHessian "
