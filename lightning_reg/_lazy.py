@@ -83,6 +83,8 @@ def _near(package: str, elsewhere: Sequence[str], name: str) -> str:
     from difflib import get_close_matches
 
     known = {each: room for room in (*elsewhere, package) for each in homes(room)}
-    if not (near := get_close_matches(name, known, n=1)):
-        return ""
-    return f"; did you mean {known[near[0]]}.{near[0]}?"
+    lowered = {each.lower(): each for each in known}
+    near = get_close_matches(name, known, n=1) or [
+        lowered[each] for each in get_close_matches(name.lower(), lowered, n=1)
+    ]
+    return f"; did you mean {known[near[0]]}.{near[0]}?" if near else ""

@@ -44,7 +44,10 @@ def check_apply(penalty: Regularizer, apply: Apply, metric: Metric = "optimizer"
         ValueError: ``apply`` or ``metric`` is not one of theirs, or the penalty has no proximal operator.
     """
     if not isinstance(penalty, Regularizer):
-        raise TypeError(f"{penalty!r} is not a penalty; give one such as L1(1e-4)")
+        raise TypeError(
+            f"{penalty!r} is not a penalty; give "
+            f"{'them one by one' if type(penalty) in (list, tuple) else 'one such as L1(1e-4)'}"
+        )
     check_word(apply)
     if metric not in get_args(Metric):
         raise ValueError(
@@ -66,6 +69,11 @@ def check_apply(penalty: Regularizer, apply: Apply, metric: Metric = "optimizer"
         raise ValueError(
             f"{type(penalty).__name__} has no proximal operator, which apply='proximal' needs; "
             "use apply='gradient'"
+        )
+    if isinstance(penalty.strength, TargetSparsity) and not penalty.makes_zeros and penalty.has_prox:
+        raise ValueError(
+            f"TargetSparsity steers by exact zeros, and {type(penalty).__name__} makes none; use L1 or a "
+            "group penalty beside it"
         )
     if apply != "proximal" and isinstance(penalty.strength, TargetSparsity):
         raise ValueError(

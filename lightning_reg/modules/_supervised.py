@@ -103,6 +103,7 @@ class SupervisedModule(RegularizedModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's metrics."""
+        super().on_train_epoch_end()
         self._log_metrics("train")
 
     def on_validation_epoch_end(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from lightning_reg.hosts.engine import Engine, Host
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.hosts.trainer import run_length, values_this_step
+from lightning_reg.modules._own_host import NoRun, OwnHost, check_init, warn_of_bare_loss
 from lightning_reg.penalties import ForwardPenalty
 from lightning_reg.penalties.forward import Recorder
 from lightning_reg.penalties.regularizer import Regularizer
@@ -69,7 +70,8 @@ class RegularizedModule(LightningModule):
         dual_averaging: DualAveraging = True,
     ) -> None:
         super().__init__()
-        given = (penalties,) if isinstance(penalties, (Regularizer, ForwardPenalty)) else tuple(penalties)
+        several = isinstance(penalties, Sequence) and not isinstance(penalties, str)
+        given: tuple[Any, ...] = tuple(penalties) if several else (penalties,)  # type: ignore[arg-type]
         for penalty in given:
             if not isinstance(penalty, (Regularizer, ForwardPenalty)):
                 raise TypeError(f"penalties={penalty!r} is not a penalty; give some such as [L1(1e-4)]")
@@ -82,21 +84,20 @@ class RegularizedModule(LightningModule):
         for penalty in self.penalties:  # those on the forward pass have one way to act
             check_apply(penalty, self._way(penalty))
         self._recorders: list[Recorder] = []
+        self._asked = False  # whether a loss has been regularized
         self._bound: tuple[Any, list[Engine]] | None = None
         self._restored: list[dict[str, Tensor]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **super().__getstate__(),
-            "_bound": None,
-            "_recorders": [],
-        }  # a copy has parameters of its own
+        return super().__getstate__() | {"_bound": None, "_recorders": []}  # a copy has other parameters
 
     # --- hooks ---------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         """Say before training starts what is wrong with a selection, a schedule or an optimizer."""
+        check_init(self)
         self._release()
+        self._asked = False
         if self.trainer.ckpt_path is None:  # a checkpoint that was loaded for another purpose
             self._restored = None
         self._engines()
@@ -111,13 +112,18 @@ class RegularizedModule(LightningModule):
                 engine.announce(optimizer)
 
     def on_train_epoch_end(self) -> None:
-        """Say so if weights were trained by a step that Lightning does not see."""
+        """Say so if weights were trained by steps that Lightning does not see, or without the terms."""
+        self._check_loss()
         for engine in self._engines():
             if isinstance(engine.host, LightningHost):
                 engine.host.warn_of_unheld(engine)
 
     def on_fit_end(self) -> None:
         """Leave no hook on the forward pass and the optimizers."""
+        self._check_loss()
+        self._detach()
+
+    def _detach(self) -> None:
         for recorder in self._recorders:
             recorder.remove()
         self._recorders = []
@@ -137,32 +143,43 @@ class RegularizedModule(LightningModule):
             f"{type(self).__name__} has neither task_loss(batch, batch_idx) nor a training_step; write one"
         )
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Return the task loss with the penalty terms added."""
         return self.regularize(self.task_loss(batch, batch_idx))
 
     def penalty(self) -> Tensor:
         """Return the sum of all terms at this moment of the run, a differentiable scalar."""
+        self._asked = True
         total = torch.zeros((), device=self.device)
         for engine in self._engines():
             if not engine.penalty.is_constraint:
                 total = total + engine.loss_term()
         return total
 
-    def regularize(self, loss: Tensor) -> Tensor:
+    def regularize(self, loss: Any) -> Any:
         """Return ``loss`` with the penalty terms added, and log them apart; outside training, ``loss``.
 
         Args:
-            loss: the task loss, a scalar.
+            loss: the task loss, a scalar, or what else a ``training_step`` may return: a dictionary with a
+                ``"loss"``, or None, which skips the batch.
+
+        Raises:
+            TypeError: it is none of these.
         """
-        total: Tensor = self._add_terms(loss)
-        return total
+        if loss is None:
+            return None
+        if isinstance(loss, Mapping) and "loss" in loss:
+            return {**loss, "loss": self.regularize(loss["loss"])}
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"the task loss of {type(self).__name__} is {loss!r}; return a scalar tensor")
+        return self._add_terms(loss)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _add_terms(self, loss: Tensor) -> Tensor:  # compiled, it would be guarded by the step and made anew
         trainer = self._trainer
         if trainer is not None and not trainer.training:
             return loss
+        self._asked = True
         total = loss
         task, values, logs = loss.detach(), [], trainer is not None and values_this_step(trainer)
         for engine in self._engines():
@@ -224,13 +241,18 @@ class RegularizedModule(LightningModule):
     def _run_length(self, penalty: ForwardPenalty) -> int | None:
         return run_length(self.trainer) if callable(penalty.schedule) else None
 
+    def _check_loss(self) -> None:
+        if not self._asked and self._trainer is not None and self._trainer.global_step > 0:
+            warn_of_bare_loss(self, [p for p in self.penalties if self._way(p) == "loss"])
+        self._asked = True
+
     def _is_fitting(self) -> bool:
         # false after an exception, when no hook of ours is called any more
         return self._trainer is not None and self._trainer.training
 
     def _release(self) -> None:
         """Leave no trace of an earlier fit."""
-        RegularizedModule.on_fit_end(self)
+        self._detach()
         self._bound = None
 
     def _way(self, penalty: Regularizer) -> Apply:
@@ -250,7 +272,7 @@ class RegularizedModule(LightningModule):
             states = self._penalty_states()
             for engine in self._bound[1] if self._bound is not None else ():
                 engine.detach()
-            host = _NoRun() if trainer is None else _OwnHost(trainer, self)
+            host = NoRun() if trainer is None else OwnHost(trainer, self)
             self._bound = key, [self._engine(i, p, host) for i, p in enumerate(self.penalties)]
             self._load_penalty_states(states)
         return self._bound[1]
@@ -274,23 +296,3 @@ class RegularizedModule(LightningModule):
             host.check_host(penalty, apply, logs=False)
             started(engine, host)
         return engine
-
-
-class _NoRun(Host):
-    """No Trainer yet."""
-
-    def step(self) -> int:
-        return 0
-
-    def optimizers(self) -> None:
-        return None
-
-
-class _OwnHost(LightningHost):
-    """The run that fits the module, which may also step optimizers that Lightning does not see."""
-
-    def optimizers(self) -> list[Optimizer] | None:
-        """Those in sight; None for the loss, which trains what others step as well."""
-        if getattr(self.module, "apply_penalties", "loss") == "loss":
-            return None
-        return super().optimizers()

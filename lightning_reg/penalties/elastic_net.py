@@ -85,6 +85,11 @@ class ElasticNet(ElementwisePenalty):
         return strength * (1.0 - self.l1_ratio)
 
     @property
+    def makes_zeros(self) -> bool:
+        """Whether there is an L1 part."""
+        return self.l1_ratio > 0.0
+
+    @property
     def holds_zeros(self) -> bool:
         """Whether there is an L1 part."""
         return self.l1_ratio > 0.0

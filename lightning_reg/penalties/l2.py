@@ -61,6 +61,7 @@ class L2(ElementwisePenalty):
     by_norms: ClassVar[bool] = True
     turn: ClassVar[int] = 3
 
+    makes_zeros = False
     holds_zeros = False
 
     strength: ScheduleLike

@@ -61,6 +61,7 @@ class L2SP(Penalty):
     """
 
     turn: ClassVar[int] = 4
+    makes_zeros = False
 
     strength: ScheduleLike
     select: Select = "weights"

@@ -46,6 +46,7 @@ class NuclearNorm(Penalty):
 
     kind: ClassVar[str] = "spectrum"
     turn: ClassVar[int] = 36
+    makes_zeros = False
 
     strength: ScheduleLike
     select: Select = "weights"

@@ -64,6 +64,11 @@ class Regularizer(ABC):
         return self.has_prox
 
     @property
+    def makes_zeros(self) -> bool:
+        """Whether the proximal operator sets some weights to exactly zero, by which a share is reached."""
+        return self.has_prox
+
+    @property
     def awaits_update(self) -> bool:
         """Whether ``apply="decoupled"`` looks at the update before it decays."""
         return False

@@ -49,6 +49,7 @@ class SpectralNorm(IteratedPenalty):
 
     kind: ClassVar[str] = "spectrum"
     turn: ClassVar[int] = 37
+    makes_zeros = False
 
     strength: ScheduleLike
     select: Select = "weights"

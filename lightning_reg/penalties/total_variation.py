@@ -55,6 +55,7 @@ class TotalVariation(Penalty):
 
     kind: ClassVar[str] = "differences"
     turn: ClassVar[int] = 5
+    makes_zeros = False
 
     strength: ScheduleLike
     select: Select = "weights"

@@ -93,7 +93,8 @@ def evaluate(
     Raises:
         ValueError: the value is negative, NaN, infinite or above ``upper``; the sentence names the step.
     """
-    value = _call(schedule, step, total_steps) if callable(schedule) else schedule
+    given = _call(schedule, step, total_steps) if callable(schedule) else schedule
+    value = given
     if type(value) is not float:
         try:
             value = float(value)
@@ -102,7 +103,7 @@ def evaluate(
     if not (0.0 <= value <= upper) or value == math.inf:
         limits = "0 or more" if upper == math.inf else f"between 0 and {upper:g}"
         raise ValueError(
-            f"the {name} at step {step} is {value}, and a {name} is a finite number, {limits}; "
+            f"the {name} at step {step} is {given!r}, and a {name} is a finite number, {limits}; "
             f"mend {schedule!r}"
         )
     return value

@@ -191,7 +191,7 @@ def _check_penalty(penalty: object) -> None:
     if not isinstance(penalty, Penalty):
         inside = getattr(penalty, "penalty", None)
         hint = f"it holds one: give {inside!r}" if isinstance(inside, Penalty) else "give one such as L1(0.0)"
-        raise TypeError(f"find_strength takes a penalty, and {penalty!r} is none; {hint}")
+        raise TypeError(f"find_strength takes one penalty, and {penalty!r} is none; {hint}")
 
 
 def check_rates(highest: float, points: int, epochs: int) -> None:

@@ -535,7 +535,10 @@ def test_a_pytorch_lightning_trainer(apply: Any) -> None:
         (lambda: L1PenaltyCallback(0.1, select=3), r"select=3 is not understood"),
         (lambda: L1PenaltyCallback(0.1, select=[]), r"select=\[\] is empty"),
         (lambda: PenaltyCallback(0.1), r"0.1 is not a penalty"),
+        (lambda: PenaltyCallback([L1(0.1), L1(0.2)]), r"\[L1.*\] is not a penalty; give them one by one"),
         (lambda: RegularizedNet([0.1]), r"0.1 is not a penalty"),
+        (lambda: RegularizedNet(0.1), r"0.1 is not a penalty"),
+        (lambda: RegularizedNet("l1"), r"penalties='l1' is not a penalty"),
     ],
 )
 def test_bad_arguments_are_refused_at_construction(make: Any, message: str) -> None:

@@ -101,6 +101,78 @@ def test_neither_task_loss_nor_training_step() -> None:
         fit(Empty())
 
 
+def trained(module: pl.LightningModule) -> Tensor:
+    fit(module)
+    return weights(module)
+
+
+class Bare(RegularizedNet):
+    """Its training_step forgets the penalties."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.task_loss(batch, batch_idx)
+
+
+class Silent(Bare):
+    def on_train_epoch_end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Bare, Silent])
+def test_a_loss_without_its_penalties_is_told_once(kind: Any) -> None:
+    with pytest.warns(
+        UserWarning, match=r"training_step returns its loss without L1\(.*self.regularize"
+    ) as told:
+        fit(kind(L1(0.1)), max_epochs=2)
+    assert len([w for w in told if "returns its loss" in str(w.message)]) == 1
+
+
+def test_a_loss_without_penalties_is_no_fault_where_they_act_otherwise() -> None:
+    assert torch.equal(
+        trained(Bare(L1(0.1), apply="proximal")), trained(RegularizedNet(L1(0.1), apply="proximal"))
+    )
+    fit(Bare([]))  # a warning would be an error here
+    fit(Bare(MaxNorm(1.0)))
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`:UserWarning")  # Lightning's
+def test_a_task_loss_may_be_all_that_a_training_step_may_return() -> None:
+    class Dictionary(RegularizedNet):
+        def task_loss(self, batch: list[Tensor], batch_idx: int) -> Any:
+            return {"loss": super().task_loss(batch, batch_idx), "inputs": batch[0]}
+
+    class EveryOther(RegularizedNet):
+        def task_loss(self, batch: list[Tensor], batch_idx: int) -> Any:
+            return super().task_loss(batch, batch_idx) if batch_idx % 2 else None
+
+    class Skipping(RegularizedNet):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) if batch_idx % 2 else None
+
+    assert torch.equal(trained(Dictionary(L1(0.1))), trained(RegularizedNet(L1(0.1))))
+    assert torch.equal(trained(EveryOther(L1(0.1))), trained(Skipping(L1(0.1))))
+
+
+def test_a_task_loss_of_another_type() -> None:
+    class Number(RegularizedNet):
+        def task_loss(self, batch: list[Tensor], batch_idx: int) -> Any:
+            return super().task_loss(batch, batch_idx).item()
+
+    with pytest.raises(TypeError, match=r"the task loss of Number is \d.*; return a scalar tensor"):
+        fit(Number(L1(0.1)))
+
+
+def test_an_init_that_leaves_out_its_base() -> None:
+    class Net(RegularizedNet):
+        def __init__(self) -> None:
+            pl.LightningModule.__init__(self)
+            self.net = nn.Linear(10, 1)
+            self.make_optimizer = tutorial_sgd
+
+    with pytest.raises(TypeError, match=r"Net.__init__ leaves out .* super\(\).__init__\(penalties\)"):
+        fit(Net())
+
+
 def test_parameters_exchanged_after_a_first_look_are_followed() -> None:
     module = RegularizedNet(L1(1.0, "net.0.weight"))
     before = module.penalty()

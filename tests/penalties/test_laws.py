@@ -99,6 +99,22 @@ def test_the_table_tells_what_the_penalty_tells(case: Case) -> None:
             case.penalty.prox(torch.ones(2, 2), 1.0, 1.0)
 
 
+@prox_case
+def test_a_penalty_tells_whether_its_operator_makes_zeros(case: Case) -> None:
+    """Some, and not all at once, of three tensors at a strength; singular values are no weights."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [max(case.shapes, key=len)] * 3
+    ones = [
+        torch.randn(shape, generator=generator, dtype=torch.float64) * 3**i for i, shape in enumerate(shapes)
+    ]
+    shares = set()
+    for strength in torch.logspace(-3, 3, 60).tolist():
+        found = torch.cat([case.penalty.prox(w, strength, 0.05).flatten() for w in ones])
+        shares.add(float((found == 0).double().mean()))
+    some = bool(shares - {0.0, 1.0}) and case.penalty.kind != "spectrum"
+    assert case.penalty.makes_zeros == some
+
+
 # --- the value ---------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,12 +14,18 @@ from torch import Tensor, nn
 
 from lightning_reg import (
     L1,
+    L2,
+    L2SP,
     Coupled,
+    ElasticNet,
     GroupLasso,
     LInf,
+    NuclearNorm,
     RegularizedModule,
     SparseGroupLasso,
+    SpectralNorm,
     TargetSparsity,
+    TotalVariation,
     Units,
     attach,
 )
@@ -396,6 +403,9 @@ def test_a_target_needs_zeros_and_a_run():
     for apply in ("gradient", "loss", "decoupled"):
         with pytest.raises(ValueError, match="steers by exact zeros"):
             check_apply(penalty, apply)
+    for without in (L2, partial(ElasticNet, l1_ratio=0.0), L2SP, TotalVariation, NuclearNorm, SpectralNorm):
+        with pytest.raises(ValueError, match=r"steers by exact zeros, and \w+ makes none; use L1"):
+            check_apply(without(TargetSparsity(0.5)), "proximal")
     with pytest.raises(ValueError, match="found in training"):
         penalty(net())
     with pytest.raises(ValueError, match="steers by exact zeros"):
