@@ -42,7 +42,6 @@ __all__ = [
     "Groups",
     "check_groups",
     "default_layout",
-    "head_count",
     "layout_of",
 ]
 
@@ -257,11 +256,6 @@ def _split(selected: Selected, dim: int, heads: int, parts: int = 1) -> Layout:
         raise ValueError(f"{selected.name} of shape {shape} does not divide into {heads} heads")
     split = (*shape[:dim], parts, heads, shape[dim] // (parts * heads), *shape[dim + 1 :])
     return Slices(split, (dim + 1,))
-
-
-def head_count(module: nn.Module) -> int:
-    """Return how many attention heads a module says that it has, or 0."""
-    return _count(module, HEAD_COUNTS)
 
 
 def _width_of_heads(selected: Selected) -> int:

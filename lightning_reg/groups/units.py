@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_reg.groups.coupled import align
 from lightning_reg.groups.forms import layout_of
 from lightning_reg.groups.layout import Labels, Layout, Slices
+from lightning_reg.groups.probing import constant_at, inputs_of, probes_of
 from lightning_reg.groups.tracing import (
     Member,
     dependency_graph,
@@ -31,6 +34,8 @@ _NORM = nn.modules.batchnorm._NormBase
 
 #: The layouts of one set of units, by the names of their parameters.
 UnitSet = dict[str, Layout]
+#: Layers that read the units of a set, and which unit, or −1, each of their channels is.
+Readers = list[tuple[nn.Module, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +48,10 @@ class Units:
     :func:`~lightning_reg.compact` cuts it. In attention layers a unit is a head: its rows of the query, key
     and value projections; where several heads share keys and values, all of these.
 
-    Outputs of the model are no units, nor is what a layer normalization, a grouped convolution or a tensor
-    outside the layers depends on (the residual stream of a transformer): no part of it could be cut.
+    Outputs of the model are no units, nor is what a layer normalization, a grouped convolution, a recurrent
+    layer or a tensor outside the layers depends on (the residual stream of a transformer), nor what is mixed
+    with other units before a layer reads it (by a softmax, or a gate of the other half of a tensor): no part
+    of it could be cut. Where nothing is left, the network is refused.
 
     Args:
         example: what ``forward`` takes, a tensor, a tuple of arguments or a dict of them by name. Where None,
@@ -118,21 +125,30 @@ class Units:
     def _find(self, model: nn.Module) -> list[UnitSet]:
         asker = "groups='units'"
         twin = traceable_copy(model, asker)
-        graph = dependency_graph(twin, _on_device(self._example_of(model), twin), asker)
+        example = _on_device(self._example_of(model), twin)
+        graph = dependency_graph(twin, example, asker)
         names = {id(s.parameter): s.name for s in named_parameters(twin)}
         heads = head_sets(named_parameters(twin))
         sets: list[UnitSet] = []
+        read: list[Readers] = []
         taken = {name for forms in heads for name in forms}
         for layer in twin.modules():
             if not _has_units(layer) or layer not in graph.module2node:
                 continue
-            if names[id(layer.weight)] in taken:
+            if names.get(id(layer.weight), "") in ("", *taken):  # computed, or of another set
                 continue
-            found = _unit_set(unit_members(graph, layer, unit_count(layer)), names, unit_count(layer))
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of what the package cannot follow to its end
+                    members = unit_members(graph, layer, unit_count(layer))
+            except Exception:  # the package does not follow these, as behind a GRU
+                continue
+            found = _unit_set(members, names, unit_count(layer))
             if found and taken.isdisjoint(found):
                 sets.append(found)
+                read.append([(m, of) for m, handler, of in members if handler == "prune_in_channels"])
                 taken.update(found)
-        return sets + heads
+        return _silent(twin, probes_of(twin, example, asker), sets, read) + heads
 
     def _example_of(self, model: nn.Module) -> Any:
         for example in (self.example, *(getattr(model, n, None) for n in _EXAMPLES)):
@@ -193,6 +209,37 @@ def _unit_set(members: Sequence[Member], names: dict[int, str], count: int) -> U
                     return None  # a part of it is other units', as behind a concatenation
                 forms[names[id(parameter)]] = _layout(tuple(parameter.shape), dim, units, count)
     return forms if reads and forms else None
+
+
+@torch.no_grad()
+def _silent(
+    model: nn.Module, probes: Sequence[Any], sets: list[UnitSet], read: list[Readers]
+) -> list[UnitSet]:
+    """The sets whose units, once zero, put out a constant where it is thought that they are read.
+
+    Others go through what the package does not see: a softmax, a mean over units, a gated linear unit.
+
+    Args:
+        model: a copy, spoilt by this: every other unit becomes zero.
+        probes: what it takes.
+        sets: units.
+        read: what reads each set.
+    """
+    by_name = {alias: s.parameter for s in named_parameters(model) for alias in s.aliases}
+    for forms in sets:
+        for name, layout in forms.items():
+            view = layout.view(by_name[name])
+            view.mul_(layout.spread(torch.arange(layout.count, device=view.device) % 2 == 1, view))
+    seen = inputs_of(model, probes)
+    return [
+        forms
+        for forms, readers in zip(sets, read, strict=True)
+        if all(
+            constant_at(seen[module], places) is not None
+            for module, of in readers
+            if module in seen and (places := ((of >= 0) & (of % 2 == 0)).nonzero().flatten().tolist())
+        )
+    ]
 
 
 def _layout(shape: tuple[int, ...], dim: int, units: Tensor, count: int) -> Layout:

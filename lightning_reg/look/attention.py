@@ -25,11 +25,10 @@ class SmallerAttention(nn.Module):
     12
     """
 
-    # what TransformerEncoder asks before it takes a path of its own, which reads weights of a whole one
-    _qkv_same_embed_dim = False
-
     def __init__(self, attention: nn.MultiheadAttention, alive: Tensor) -> None:
         super().__init__()
+        # what TransformerEncoder asks before it takes a path of its own, which reads weights of a whole one
+        self._qkv_same_embed_dim = False
         weight, bias, out = attention.in_proj_weight, attention.in_proj_bias, attention.out_proj
         if weight is None or attention.bias_k is not None or attention.add_zero_attn:
             raise ValueError("an attention with widths of its own, or with rows that it adds, is not cut")
@@ -72,15 +71,7 @@ class SmallerAttention(nn.Module):
             ValueError: a mask of its own for each head.
         """
         batched = query.dim() == 3
-        inputs = [query, key, value] if batched else [one.unsqueeze(0) for one in (query, key, value)]
-        if batched and not self.batch_first:
-            inputs = [one.transpose(0, 1) for one in inputs]
-        weights = self.in_proj.weight.chunk(3)
-        biases = (None, None, None) if self.in_proj.bias is None else self.in_proj.bias.chunk(3)
-        q, k, v = (
-            nn.functional.linear(one, w, b).view(*one.shape[:2], -1, self.head_dim).transpose(1, 2)
-            for one, w, b in zip(inputs, weights, biases, strict=True)
-        )
+        q, k, v = self._heads(query, 0), self._heads(key, 1), self._heads(value, 2)
         scores = q @ k.transpose(-2, -1) / self.head_dim**0.5
         mask = _added(attn_mask, scores)
         if mask is not None:
@@ -97,6 +88,20 @@ class SmallerAttention(nn.Module):
         if not batched:
             return result.squeeze(0), None if told is None else told.squeeze(0)
         return result if self.batch_first else result.transpose(0, 1), told
+
+    def _heads(self, x: Tensor, which: int) -> Tensor:
+        """Return queries, keys or values, ``(batch, heads, length, width)``."""
+        if x.dim() != 3:
+            x = x.unsqueeze(0)
+        elif not self.batch_first:
+            x = x.transpose(0, 1)
+        rows = self.num_heads * self.head_dim
+        weight = self.in_proj.weight.narrow(0, which * rows, rows)
+        bias: Tensor | None = self.in_proj.bias
+        if bias is not None:
+            bias = bias.narrow(0, which * rows, rows)
+        split = nn.functional.linear(x, weight, bias).view(x.shape[0], x.shape[1], -1, self.head_dim)
+        return split.transpose(1, 2)
 
 
 def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:

@@ -1,0 +1,187 @@
+"""Cut the dead units of a network's layers, one layer after the other."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_reg.groups.probing import constant_at, inputs_of
+from lightning_reg.groups.tracing import dependency_graph, unit_count
+
+__all__ = ["Uncut", "cut_layers_"]
+
+_CONV = nn.modules.conv._ConvNd
+_TRANSPOSED = nn.modules.conv._ConvTransposeNd
+_NORM = nn.modules.batchnorm._NormBase
+_PASSES = (_NORM, nn.PReLU)
+_COMPUTED = "the model needs as many as there are"
+
+
+class Uncut(Exception):
+    """Without the dead units of this layer, the model does not run or puts out something else."""
+
+
+def cut_layers_(
+    model: nn.Module,
+    probes: Sequence[Any],
+    is_same: Callable[[], bool],
+    heads: set[nn.Module],
+    skip: set[str],
+) -> list[str]:
+    """Cut the dead units of every layer; return why others stay, a line for each layer that has some.
+
+    Args:
+        model: a copy in ``eval`` mode whose parameters take gradients, changed in place.
+        probes: what it takes, several times.
+        is_same: whether its outputs are what they were. It may raise.
+        heads: layers in which attention heads lie.
+        skip: the names of layers to leave as they are.
+
+    Raises:
+        Uncut: with the name of a layer to be left as it is; the model is spoilt.
+        ValueError: the model cannot be traced.
+    """
+    graph = dependency_graph(model, probes[0], "compact(...)")
+    kept: list[str] = []
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, (nn.Linear, _CONV)) or layer in heads or layer not in graph.module2node:
+            continue
+        dead = dead_units(layer, graph)
+        if not dead:
+            continue
+        if not _is_layer(layer):
+            if not _is_depthwise(layer):
+                kept.append(f"{len(dead)} of {name or 'the model'}, a grouped convolution")
+            continue
+        if name in skip:
+            kept.append(f"{len(dead)} of {name}, as {_COMPUTED}")
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what the package cannot follow to its end
+                why = _cut_(graph, layer, dead, inputs_of(model, probes), heads, model)
+            fits = len(dead) == sum(why.values()) or is_same()
+        except Exception as error:
+            raise Uncut(name) from error
+        if not fits:
+            raise Uncut(name)
+        kept += [f"{count} of {name}, as {reason}" for reason, count in why.items() if reason]
+    return kept
+
+
+def _cut_(
+    graph: Any,
+    layer: nn.Module,
+    dead: list[int],
+    seen: dict[nn.Module, list[Tensor]],
+    heads: set[nn.Module],
+    model: nn.Module,
+) -> Counter[str]:
+    """Cut the dead units of one layer, and of those that are joined to it; count why others stay."""
+    pruning = importlib.import_module("torch_pruning")
+    linear = isinstance(layer, nn.Linear)
+    prune = pruning.prune_linear_out_channels if linear else pruning.prune_conv_out_channels
+    names = {module: name for name, module in model.named_modules()}
+    removable: list[int] = []
+    why: Counter[str] = Counter()
+    for unit in dead:
+        members = list(graph.get_pruning_group(layer, prune, idxs=[unit]))
+        readers = _readers(members, seen, graph, heads, names)
+        if isinstance(readers, str):
+            why[readers] += 1
+            continue
+        if len(removable) + 1 == unit_count(layer):
+            why[""] += 1  # the last one stays
+            break
+        for reader, places, constant in readers:
+            _absorb(reader, places, constant)
+        removable.append(unit)
+    if removable:
+        graph.get_pruning_group(layer, prune, idxs=removable).prune()
+    return why
+
+
+def _readers(
+    members: Sequence[Any],
+    seen: dict[nn.Module, list[Tensor]],
+    graph: Any,
+    heads: set[nn.Module],
+    names: dict[nn.Module, str],
+) -> list[tuple[nn.Module, list[int], Tensor]] | str:
+    """The layers that read a unit, where, and the constant they read; or why the unit must stay."""
+    readers = []
+    for dependency, places in sorted(members, key=lambda one: one[0].handler.__name__ == "prune_in_channels"):
+        module, places = dependency.target.module, list(places)
+        handler = dependency.handler.__name__
+        if isinstance(module, _CONV) and module.groups > 1 and not _is_depthwise(module):
+            return f"{names.get(module)} is a grouped convolution"
+        if handler == "prune_in_channels" and _is_layer(module):
+            constant = constant_at(seen.get(module, []), places)
+            if constant is None:
+                return f"what {names.get(module)} reads of them is no constant"
+            if bool(constant.any()) and not _absorbs(module):
+                return f"the border of {names.get(module)} would tell their constant"
+            readers.append((module, places, constant))
+        elif isinstance(module, (nn.Linear, _CONV)):
+            if module in heads:
+                return f"{names.get(module)} has attention heads"
+            if not _is_depthwise(module) and not set(places) <= set(dead_units(module, graph)):
+                return f"they are joined to units of {names.get(module)} that are not dead"
+        elif not isinstance(module, _PASSES) and type(module).__module__.startswith("torch.nn"):
+            what = names.get(module) or "a parameter"
+            return f"{what}, a {type(module).__name__}, depends on all of them"
+    return readers or ""  # outputs of the model
+
+
+def _absorbs(module: nn.Module) -> bool:
+    """Whether a constant input of this layer is a constant output."""
+    if isinstance(module, nn.Linear):
+        return True
+    padding: Any = getattr(module, "padding", "same")
+    return not isinstance(module, _TRANSPOSED) and not isinstance(padding, str) and not any(padding)
+
+
+@torch.no_grad()
+def _absorb(module: nn.Module, places: list[int], constant: Tensor) -> None:
+    """Move what the layer makes of a constant into its bias."""
+    if not constant.any():
+        return
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    shift = weight[:, places].flatten(2).sum(2) if weight.dim() > 2 else weight[:, places]
+    shift = shift @ constant
+    bias: Any = module.bias
+    if bias is None:
+        module.bias = nn.Parameter(shift)
+    else:
+        bias.add_(shift)
+
+
+def dead_units(layer: nn.Module, graph: Any) -> list[int]:
+    """Return units whose weights are all zero, or that only batch normalizations of scale 0 read."""
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
+    if isinstance(layer, _TRANSPOSED) and layer.groups == 1:
+        weight = weight.transpose(0, 1)
+    if weight.shape[0] < 2:
+        return []
+    dead = (weight.flatten(1) == 0).all(1)
+    behind = [node.module for node in graph.module2node[layer].outputs] if layer in graph.module2node else []
+    if behind and all(isinstance(norm, _NORM) and norm.affine for norm in behind):
+        scales = [norm.weight.detach() for norm in behind]
+        if all(scale.shape == dead.shape for scale in scales):
+            dead = dead | (torch.stack(scales) == 0).all(0)
+    return dead.nonzero().flatten().tolist()
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, _CONV) and module.groups == module.in_channels > 1
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether units of this layer are looked at: linear layers and convolutions that are not grouped."""
+    return isinstance(module, nn.Linear) or (isinstance(module, _CONV) and module.groups == 1)
