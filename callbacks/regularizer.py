@@ -98,6 +98,8 @@ class RegularizerCallback(BothCallback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Store what the penalty has learned of the module, if anything."""
+        if self._work is not None:
+            self._work.host.give_zeros()
         state = self.learned()
         if state:
             checkpoint.setdefault(_STATE_KEY, {})[_state_name(self, trainer)] = state
@@ -132,6 +134,18 @@ class RegularizerCallback(BothCallback):
         work = self._work
         if work is not None and work.logged_at < 0 and trainer.accumulate_grad_batches > 1:
             work.log_before_first_step()
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look whether what is validated has the zeros of the weights that train."""
+        if self._work is not None and batch_idx == 0 and not trainer.sanity_checking:
+            self._work.host.check_zeros("the validation")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so if no optimizer step was seen: then nothing was penalized."""

@@ -192,6 +192,10 @@ class Term:
         """Return the name of a tensor of the selection."""
         return self._chosen[id(parameter)].name
 
+    def trained(self) -> list[nn.Parameter]:
+        """Return the trainable tensors of the selection, without averages and copies that nothing trains."""
+        return self._trained(s.parameter for s in self.selected)
+
     def mask_(self, parameters: Iterable[Tensor]) -> None:
         """Set to zero what a pruning mask takes out, which would count in the norm of a group."""
         for parameter in parameters if self.in_use.computed else ():
@@ -226,7 +230,7 @@ class Term:
 
     def sizes_by_layer(self) -> list[tuple[str, Tensor]]:
         """Return what a controller steers by, for each layer: norms of groups, or moduli of weights."""
-        trainable = self._trained(s.parameter for s in self.selected)
+        trainable = self.trained()
         used, bound = self.in_use.tensors(trainable)
         target = self.penalty.strength
         grouped = getattr(bound, "sizes_by_layer", None)
@@ -236,8 +240,7 @@ class Term:
 
     def _sizes(self) -> Tensor:
         """The sizes that the penalty's controller steers by."""
-        trainable = self._trained(s.parameter for s in self.selected)
-        used, bound = self.in_use.tensors(trainable)
+        used, bound = self.in_use.tensors(self.trained())
         target = self.penalty.strength
         if isinstance(target, TargetSparsity) and target.of == "weights":
             return Bound.sizes(bound, used)

@@ -55,6 +55,10 @@ class Constraint(Regularizer):
         """Move ``weight``, or the part of it in this process, to the nearest point of the set, in place."""
         raise NotImplementedError(f"{type(self).__name__} has no project_; write it, or a bind of its own")
 
+    def settle_(self, average: Tensor) -> None:
+        """Put an average of tensors of the set, whose zeros have been set, back into the set, in place."""
+        self.project_(average)
+
     def bind(self, selected: Sequence[Selected]) -> BoundConstraint:
         """Return what projects these parameters of one module."""
         return _EachTensor(self)
@@ -78,6 +82,9 @@ class BoundConstraint(Bound):
     def project_(self, weights: Sequence[Tensor]) -> None:
         """Put each tensor back into the set."""
 
+    def settle_(self, weights: Sequence[Tensor], averages: Sequence[Tensor]) -> None:
+        """Put averages of weights, with the zeros of these, back into the set; mostly they are in it."""
+
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """Project: the proximal operator of a set."""
         self.project_(weights)
@@ -100,6 +107,11 @@ class _EachTensor(BoundConstraint):
     def project_(self, weights: Sequence[Tensor]) -> None:
         for weight in weights:
             self.constraint.project_(weight)
+
+    @torch.no_grad()
+    def settle_(self, weights: Sequence[Tensor], averages: Sequence[Tensor]) -> None:
+        for average in averages:
+            self.constraint.settle_(average)
 
 
 class GroupConstraint(Constraint):
@@ -137,5 +149,9 @@ class _EachGroup(BoundConstraint):
         }
 
     def project_(self, weights: Sequence[Tensor]) -> None:
-        for weight in weights:
-            self.constraint.project_groups_(weight, self._layouts[id(weight)])
+        self.settle_(weights, weights)
+
+    @torch.no_grad()
+    def settle_(self, weights: Sequence[Tensor], averages: Sequence[Tensor]) -> None:
+        for weight, average in zip(weights, averages, strict=True):
+            self.constraint.project_groups_(average, self._layouts[id(weight)])

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lightning_reg.constraints.base import Constraint
 from lightning_reg.prox.projections import simplex_
 from lightning_reg.select.parameters import Select
+from lightning_reg.tensors.shards import over_shards
 
 __all__ = ["Simplex"]
 
@@ -54,3 +56,10 @@ class Simplex(Constraint):
     def project_(self, weight: Tensor) -> None:
         """Move the tensor to the nearest point of the simplex, in place."""
         simplex_(weight, self.radius)
+
+    def settle_(self, average: Tensor) -> None:
+        """Project it, and scale what is left where that would fill its zeros."""
+        total = over_shards(torch.sum, average)
+        if bool((total > 0.0) & (total < self.radius)):
+            average.mul_(self.radius / total)
+        self.project_(average)

@@ -137,6 +137,8 @@ class Attachment:
         self._engine = engine
         self._loop = loop
         self._in_backward: GradientInBackward | None = None
+        if engine.apply == "proximal":
+            loop.keep_zeros(engine.term)
         loop.silence = Silence(engine.term, loop.optimizer)
 
     def __repr__(self) -> str:

@@ -1,136 +1,185 @@
 """Averages of weights keep the zeros: an average over weights that came and went has none of its own.
 
-A moving average goes towards zero and does not arrive. So each average that Lightning's callbacks or the
-module keep is given, after each of its updates, the zeros that the live model has then.
+A moving average goes towards zero and does not arrive. So after each update an average is given the zeros
+that the live model has then, and a constraint's set takes it back. It is given them again after steps that
+a validation or the end of training may follow, since an average need not be updated after each step.
 """
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_reg.apply import Term
-from lightning_reg.tensors.shards import local
+from lightning_reg.hosts.averaging import copies_in, listen, listen_no_more, pairs_of, values_of
+from lightning_reg.hosts.step_hooks import StepHooks
+from lightning_reg.tensors.shards import local, part, whole
 
 __all__ = ["AveragesKeepZeros", "give_zeros_"]
 
+#: A share of the zeros below which they are lost, and of weights below which there are none to lose.
+LOST, FEW = 0.5, 0.01
+
 
 @torch.no_grad()
-def give_zeros_(term: Term, averaged: nn.Module) -> None:
-    """Set to zero in ``averaged`` each weight of the term's selection that is zero in the term's module.
+def give_zeros_(term: Term, pairs: Iterable[tuple[Tensor, Tensor]], revive: bool = False) -> None:
+    """Set to zero in averages what is zero in the live weights, and put them into the set of a constraint.
 
     Args:
         term: at work on a module.
-        averaged: a copy of that module, with its parameters in the same order.
+        pairs: parameters of that module, each with its average.
+        revive: whether a zero whose weight has left zero since takes the weight's value.
     """
-    others = list(averaged.parameters())
-    places = {id(parameter): i for i, parameter in enumerate(term.module.parameters())}
-    if len(places) != len(others):
-        return
-    for selected in term.selected:
-        place = places.get(id(selected.parameter))
-        if place is not None and selected.parameter.requires_grad:
-            other = local(others[place].detach())
-            other.masked_fill_((local(selected.parameter.detach()) == 0).to(other.device), 0.0)
+    averages = {id(live): average.detach() for live, average in pairs}
+    weights = [s.parameter for s in term.selected if id(s.parameter) in averages]
+    for weight in weights:
+        average = averages[id(weight)]
+        mine, zeros = local(average), local(weight.detach()) == 0
+        if mine.shape != zeros.shape:  # one of the two is sharded
+            zeros = part(whole(weight.detach()) == 0, average)
+        elif revive:
+            mine.copy_(torch.where(mine == 0, local(weight.detach()).to(mine), mine))
+        mine.masked_fill_(zeros.to(mine.device), 0.0)
+    settle = getattr(term.bound, "settle_", None)
+    alike = [w for w in weights if local(w).shape == local(averages[id(w)]).shape]
+    if settle is not None and alike:
+        settle(alike, [averages[id(w)] for w in alike])
 
 
 class AveragesKeepZeros:
-    """Sees to it that the averages of a run keep the zeros of one term, until :meth:`remove`.
+    """Sees to it that averages of weights keep the zeros of one term, until :meth:`remove`.
 
-    It knows torch's ``AveragedModel``, wherever a callback or the module holds one (Lightning's
-    ``WeightAveraging`` and ``EMAWeightAveraging`` do), and ``StochasticWeightAveraging``. It warns of other
-    callbacks whose names say that they average weights.
+    It knows torch's ``AveragedModel``, whoever holds it; and by their names other classes that average,
+    which hold a copy of the model, or a list or a mapping of tensors by name. What it cannot reach it warns
+    of: where a callback is named as one that averages, and where zeros are gone in a validation or after
+    training.
 
     Args:
         term: whose zeros are kept.
-        callbacks: the Trainer's.
+        holders: returns objects that may hold averages, a Trainer's callbacks and its module.
+        ends: whether a validation or the end may follow this step.
+        optimizers: whose steps count.
     """
 
-    def __init__(self, term: Term, callbacks: list[Any]) -> None:
-        self._wrapped: list[tuple[Any, str]] = []
-        self._term = term
-        for module in term.module.modules():
-            if isinstance(module, AveragedModel):
-                self._wrap(module, "update_parameters", _module_of)
-        for callback in callbacks:
-            models = list(_averaged_models(callback))
-            for model in models:
-                self._wrap(model, "update_parameters", _module_of)
-            names = [cls.__name__ for cls in type(callback).__mro__]
-            if "StochasticWeightAveraging" in names:
-                self._wrap(callback, "update_parameters", _average_of)
-                # at the end it copies an average of the last epoch's start
-                self._wrap(callback, "transfer_weights", _average_of, before=True)
-            elif not models and _says_average(names[0]):
-                warnings.warn(
-                    f"{names[0]} averages weights out of reach of {term.penalty!r}, and averaging loses "
-                    "exact zeros; use EMAWeightAveraging or StochasticWeightAveraging of Lightning, or save "
-                    "the live weights",
-                    stacklevel=2,
-                )
+    turn = 1000
+    repeats = False
 
-    def _wrap(self, owner: Any, name: str, model_of: Callable[[Any], Any], before: bool = False) -> None:
-        wrapper = vars(owner).get(name)
-        if not hasattr(wrapper, "terms"):
-            wrapper = vars(owner)[name] = _Wrapper(
-                getattr(owner, name), functools.partial(model_of, owner), before
+    def __init__(
+        self,
+        term: Term,
+        holders: Callable[[], Sequence[Any]] = tuple,
+        ends: Callable[[], bool] = bool,
+        optimizers: Iterable[Optimizer] = (),
+    ) -> None:
+        self._term = term
+        self._holders = holders
+        self._ends = ends
+        self._hooks = [StepHooks.of(optimizer) for optimizer in optimizers]
+        for hooks in self._hooks:
+            hooks.add(self)
+        #: By identity of an owner: it, and the averages in it that have been given zeros.
+        self._reached: dict[int, tuple[Any, list[tuple[Tensor, Tensor]]]] = {}
+        self._zeros: float | None = None
+        self._looked = self._warned = False
+        listen(self, holders())
+
+    def acts_inside(self, optimizer: Optimizer) -> bool:
+        """Not before the update."""
+        return False
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Do nothing before the update."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Find averages that have been made since, and give all of them zeros where they may be looked at."""
+        ends = self._ends()
+        if not self._looked or ends:
+            listen(self, self._holders())
+            self._looked = True
+        if ends:
+            self.give()
+            self._zeros = self._share()
+
+    def updated(self, owner: Any, given: Iterable[Any]) -> None:
+        """Give zeros to the averages of an owner that has just updated them."""
+        _, pairs = self._reached.get(id(owner), (owner, []))
+        if not pairs or not isinstance(owner, AveragedModel):  # others may have exchanged their tensors
+            pairs = self._find(owner, given)
+        if pairs:
+            give_zeros_(self._term, pairs)
+            self._reached[id(owner)] = owner, pairs
+
+    def _find(self, owner: Any, given: Iterable[Any] = ()) -> list[tuple[Tensor, Tensor]]:
+        models = [one for one in (*given, *values_of(owner)) if isinstance(one, nn.Module)]
+        mine = {id(parameter) for parameter in self._term.trained()}
+        live = [m for m in models if any(id(p) in mine for p in m.parameters())]
+        pairs = [p for copies in copies_in(owner) for p in pairs_of(copies, (*live, self._term.module))]
+        return [
+            (weight, average) for weight, average in pairs if id(weight) in mine and id(average) not in mine
+        ]
+
+    def give(self) -> None:
+        """Give zeros to all averages that have been updated so far."""
+        for _, pairs in self._reached.values():
+            give_zeros_(self._term, pairs, revive=True)
+
+    def warn_of_unreached(self) -> None:
+        """Warn, after an epoch, of callbacks whose names say that they average weights, out of reach."""
+        for holder in self._holders():
+            name = type(holder).__name__
+            inside = (holder, *values_of(holder))
+            if _surely_averages(name) and not any(
+                isinstance(o, AveragedModel) or self._find(o) for o in inside
+            ):
+                self._warn(f"{name} averages weights out of reach of {self._term.penalty!r}")
+
+    def check(self, where: str) -> None:
+        """Warn where zeros of the last step are gone, since something has exchanged the weights."""
+        before, self._zeros = self._zeros, None
+        if before is None or before < FEW or self._awaits_one():
+            return
+        now = self._share()
+        if now < LOST * before:
+            self._warn(
+                f"{where} has {now:.1%} zeros, and the last step with {self._term.penalty!r} left "
+                f"{before:.1%}: a callback or the module has put other weights, maybe averages, in place"
             )
-        wrapper.terms.append(self._term)
-        self._wrapped.append((owner, name))
+        self._zeros = before
+
+    def _awaits_one(self) -> bool:
+        """Whether an average has not been updated yet, and is what it was at the start."""
+        found = [one for holder in self._holders() for one in values_of(holder)]
+        return any(isinstance(one, AveragedModel) and id(one) not in self._reached for one in found)
+
+    def _share(self) -> float:
+        """The share of zeros in the selection, in this process."""
+        weights = [local(parameter.detach()) for parameter in self._term.trained()]
+        count = sum(weight.numel() for weight in weights)
+        return sum(int((weight == 0).sum()) for weight in weights) / max(count, 1)
+
+    def _warn(self, sentence: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{sentence}, and averaging loses exact zeros; use EMAWeightAveraging or "
+                "StochasticWeightAveraging of Lightning, an AveragedModel of torch, or save the live weights",
+                stacklevel=2,
+            )
 
     def remove(self) -> None:
         """Leave the averages alone."""
-        for owner, name in self._wrapped:
-            wrapper = vars(owner).get(name)
-            if hasattr(wrapper, "terms") and self._term in wrapper.terms:
-                wrapper.terms.remove(self._term)
-                if not wrapper.terms:
-                    del vars(owner)[name]
-        self._wrapped = []
+        listen_no_more(self)
+        for hooks in self._hooks:
+            hooks.remove(self)
+        self._hooks, self._reached = [], {}
 
 
-class _Wrapper:
-    """A method of what averages, after or before which terms give the average their zeros."""
-
-    def __init__(self, method: Callable[..., Any], model: Callable[[], Any], before: bool) -> None:
-        self.method = method
-        self.model = model
-        self.before = before
-        self.terms: list[Term] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.before:
-            self._give()
-        result = self.method(*args, **kwargs)
-        if not self.before:
-            self._give()
-        return result
-
-    def _give(self) -> None:
-        model = self.model()
-        if isinstance(model, nn.Module):
-            for term in self.terms:
-                give_zeros_(term, model)
-
-
-def _module_of(owner: Any) -> Any:
-    return owner.module
-
-
-def _average_of(owner: Any) -> Any:
-    return owner._average_model
-
-
-def _averaged_models(callback: Any) -> Iterator[AveragedModel]:
-    return (value for value in vars(callback).values() if isinstance(value, AveragedModel))
-
-
-def _says_average(name: str) -> bool:
+def _surely_averages(name: str) -> bool:
     low = name.lower()
     return name.startswith("EMA") or "weightaverag" in low or "modelema" in low or "emacallback" in low

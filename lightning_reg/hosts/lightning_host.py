@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +12,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Apply
+from lightning_reg.hosts.averages import AveragesKeepZeros
 from lightning_reg.hosts.clipping import BY_VALUE, notice_clipping_of, notice_no_more
 from lightning_reg.hosts.engine import Engine, Host
 from lightning_reg.hosts.strategies import reach_of
-from lightning_reg.hosts.trainer import run_length, scaler_of
+from lightning_reg.hosts.trainer import ends_after_step, run_length, scaler_of
 from lightning_reg.hosts.watch import Unheld
 from lightning_reg.penalties.regularizer import Regularizer
 
@@ -35,6 +37,7 @@ class LightningHost(Host):
         self.reach = reach_of(trainer)
         self.scaler = scaler_of(trainer)
         self._unheld: dict[Engine, Unheld] = {}
+        self._averages: list[AveragesKeepZeros] = []
 
     def step(self) -> int:
         """``global_step``, which counts every optimizer's steps."""
@@ -108,9 +111,32 @@ class LightningHost(Host):
         """Warn of such weights, and watch no more."""
         if engine in self._unheld:
             self._unheld.pop(engine).warn(engine.optimizers())
+        for averages in self._averages:
+            averages.warn_of_unreached()
+
+    def keep_zeros(self, engine: Engine) -> None:
+        """See to it that averages of the run keep the zeros of one that acts on weights."""
+        holders = lambda: (*self.trainer.callbacks, self.module)  # type: ignore[attr-defined]  # noqa: E731
+        ends = functools.partial(ends_after_step, self.trainer)
+        self._averages.append(AveragesKeepZeros(engine.term, holders, ends, engine.optimizers()))
+
+    def check_zeros(self, where: str) -> None:
+        """Warn where zeros of the last step are gone."""
+        for averages in self._averages:
+            averages.check(where)
+
+    def give_zeros(self) -> None:
+        """Give averages the zeros of this moment, where a checkpoint is to be saved."""
+        for averages in self._averages:
+            averages.give()
 
     def detached(self) -> None:
-        """Let the module clip unseen again."""
+        """Let the module clip unseen again, and leave its averages alone."""
+        if self.trainer.state.status != "interrupted":
+            self.check_zeros("what the fit leaves")
+        for averages in self._averages:
+            averages.remove()
+        self._averages = []
         notice_no_more(self.module, self)
         self.watch_no_more()
 
@@ -151,6 +177,8 @@ def started(engine: Engine, host: LightningHost) -> Engine:
     for optimizer in host.optimizers() or ():
         engine.hook(optimizer)
     host.watch(engine)
-    if engine.apply == "proximal" and not engine.penalty.is_constraint:
-        host.notice_clipping()
+    if engine.apply == "proximal":
+        host.keep_zeros(engine)
+        if not engine.penalty.is_constraint:
+            host.notice_clipping()
     return engine

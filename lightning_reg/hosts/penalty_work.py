@@ -17,7 +17,6 @@ from lightning_reg.apply import (
     add_to_training_step,
     remove_from_training_step,
 )
-from lightning_reg.hosts.averages import AveragesKeepZeros
 from lightning_reg.hosts.engine import Engine
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
 from lightning_reg.hosts.trainer import validates_before_next_step
@@ -78,9 +77,6 @@ class PenaltyWork:
             label=label,
         )
         self.engine = started(engine, self.host)
-        self.averages: AveragesKeepZeros | None = None
-        if apply == "proximal":
-            self.averages = AveragesKeepZeros(engine.term, trainer.callbacks)  # type: ignore[attr-defined]
         if apply == "loss":
             add_to_training_step(module, self._loss_term)
 
@@ -92,8 +88,6 @@ class PenaltyWork:
     def detach(self) -> None:
         """Undo all that :meth:`__init__` did to module and optimizers."""
         self.engine.detach()
-        if self.averages is not None:
-            self.averages.remove()
         remove_from_training_step(self.module, self._loss_term)
 
     def check_seen(self) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
+from lightning_reg.hosts.averages import AveragesKeepZeros
 from lightning_reg.hosts.engine import Host
 from lightning_reg.hosts.watch import Silence
 from lightning_reg.hosts.wrappers import bare_optimizer, check_reachable
@@ -25,6 +26,7 @@ class Loop(Host):
         self.optimizer = bare_optimizer(given)
         self.taken = 0
         self.silence: Silence | None = None
+        self._averages: AveragesKeepZeros | None = None
 
     def check(self, term: Term, optimizer: Optimizer) -> None:
         """Look once more whether the optimizer holds the model's parameters."""
@@ -46,6 +48,15 @@ class Loop(Host):
     def optimizers(self) -> Iterable[Optimizer]:
         """The one."""
         return [self.optimizer]
+
+    def keep_zeros(self, term: Term) -> None:
+        """See to it that averages keep the zeros of a term that acts on weights."""
+        self._averages = AveragesKeepZeros(term, lambda: [self.model], optimizers=[self.optimizer])
+
+    def detached(self) -> None:
+        """Leave averages alone."""
+        if self._averages is not None:
+            self._averages.remove()
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Count the step."""

@@ -101,6 +101,12 @@ def validates_before_next_step(trainer: Trainer) -> bool:
     return (at + trainer.accumulate_grad_batches) // every > at // every
 
 
+def ends_after_step(trainer: Trainer) -> bool:
+    """Whether a validation, or the end of the epoch or the run, may come before the next step."""
+    last = trainer.is_last_batch or trainer.should_stop or trainer.global_step + 1 == trainer.max_steps
+    return last or validates_before_next_step(trainer)
+
+
 def scaler_of(trainer: Trainer) -> Any | None:
     """Return the ``GradScaler`` of 16-bit mixed precision, or None."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
