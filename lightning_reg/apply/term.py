@@ -19,6 +19,7 @@ from lightning_reg.penalties.in_use import InUse
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import Controller, TargetSparsity
+from lightning_reg.select.derived import derived_tensors
 from lightning_reg.select.parameters import Selected, named_parameters, select_parameters
 from lightning_reg.tensors.shards import check_whole, is_sharded, shard
 
@@ -81,6 +82,7 @@ class Term:
         # by identity of an optimizer: what its step under way acts on
         self._noted: dict[int, list[tuple[dict[str, Any], list[nn.Parameter]]]] = {}
         self._rows: dict[int, Tensor] = {}
+        self._held: list[tuple[nn.Module, str]] = []  # the layers that hold what is selected as it is used
         self._resolve()
         target = penalty.strength
         self._controller: Controller | None = None
@@ -125,6 +127,7 @@ class Term:
         ``toggled`` says which are trainable where ``requires_grad`` is off for the moment. Averages of
         weights, and copies that nothing trains, are left out.
         """
+        self._look_for_maps()
         if optimizers is None:
             tensors = [s.parameter for s in self.selected]
         else:
@@ -160,6 +163,7 @@ class Term:
         if noted is not None:
             yield from noted
             return
+        self._look_for_maps()
         for group in optimizer.param_groups:
             parameters = [p for p in self._members(group) if p.grad is not None and p.requires_grad]
             if parameters:
@@ -246,6 +250,12 @@ class Term:
             return Bound.sizes(bound, used)
         return bound.pressed_sizes(used)
 
+    def _look_for_maps(self) -> None:
+        """Look whether a layer that held a weight computes it by now, as one that has been pruned does."""
+        gone = [(module, name) for module, name in self._held if name not in module._parameters]
+        if any(derived.attribute == name for module, name in gone for derived in derived_tensors(module)):
+            self._resolve()
+
     def _resolve(self) -> None:
         self._groups.clear()
         first = not self._known
@@ -265,6 +275,7 @@ class Term:
         # tensors that have left the module and stay in an optimizer are bound as well
         self.in_use = InUse(self.penalty, list(self._chosen.values()))
         self.bound = self.in_use.bound
+        self._held = [(s.module, s.attribute) for s in self.selected if s.derived is None and not s.norms_of]
         self.sharded = any(is_sharded(s.parameter) for s in self._chosen.values())
         if state:
             self.bound.load_state_dict(state)

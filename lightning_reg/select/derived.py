@@ -52,7 +52,8 @@ def derived_tensors(module: nn.Module) -> list[Derived]:
         lists: Any = module.parametrizations
         for attribute, one in lists.items():
             originals = [p for name, p in one._parameters.items() if p is not None]
-            normed = type(one[0]).__name__ == "_WeightNorm" and len(originals) == 2
+            # norms that are kept are those in use only where nothing follows
+            normed = type(one[0]).__name__ == "_WeightNorm" and len(originals) == 2 and len(one) == 1
             scale = originals[0] if normed else None
             order = [originals[1], originals[0]] if normed else originals
             sources = tuple(dict.fromkeys((*order, *one.parameters())))

@@ -212,8 +212,9 @@ def _is_float(selected: Selected) -> bool:
 
 
 def _is_quantized(parameter: Tensor) -> bool:
-    """Whether a frozen tensor stands for numbers that it holds in other ones, as torchao's do."""
-    return not parameter.requires_grad and type(parameter).dequantize is not Tensor.dequantize
+    """Whether a frozen tensor stands for other numbers, as torchao's do, and floats of 8 bits or fewer."""
+    stands = type(parameter).dequantize is not Tensor.dequantize or parameter.dtype.itemsize < 2
+    return stands and not parameter.requires_grad
 
 
 def _names(selected: Selected, form: str) -> bool:

@@ -27,7 +27,10 @@ _NORM_NAME = re.compile(r"norm(?!ed|alized|_?linear|_?conv|_?mlp|_?head|_?att)\w
 _POSITION_NAME = re.compile(r"pos(ition(al)?)?_?(emb|enc)|relpos|relative_?position|rotary", re.IGNORECASE)
 _POSITIONS = {"pos", "position", "positions", "positional", "relpos", "rpe", "wpe"}
 _BIASES = re.compile(r"bias(es)?$")
-_SCALES = {"gain", "gains", "gamma", "beta", "alpha", "scale", "scales", "affine", "b", "b1", "b2"}
+_SCALES = {
+    *("gain", "gains", "gamma", "beta", "alpha", "scale", "scales", "affine", "b", "b1", "b2", "g", "m"),
+    *("magnitude", "magnitudes", "temperature", "tau", "norm", "norms", "shift"),
+}
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -83,6 +86,8 @@ def why_no_weight(
         return "" if attribute == "weight" else "bias"
     if parameter.dim() < 2:
         return "fewer than two dimensions"
+    if _is_vector(parameter) and type(module).__name__.startswith("Dora"):  # the norms that PEFT's DoRA keeps
+        return "scale"
     if _is_vector(parameter) and "weight" not in attribute and "kernel" not in attribute:
         # (1, C) alone may be the coefficients of a linear model
         if _SCALES.intersection(words):

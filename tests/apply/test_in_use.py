@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim import SGD
 
 from lightning_reg import L1, L2, GroupLasso, NuclearNorm, attach
@@ -47,6 +47,19 @@ def _train(kind: str, by_hand: Any = None, steps: int = 3, **attached: Any) -> d
         optimizer.step()
     net(x)
     return {**{n: p.detach() for n, p in net.named_parameters()}, "used": net[0].weight.detach()}
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
+def _doubled(layer: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
 
 
 @pytest.mark.parametrize("penalty", PENALTIES, ids=lambda penalty: type(penalty).__name__)
@@ -128,6 +141,32 @@ def test_groups_of_a_pruned_weight_do_not_count_what_is_masked(apply: Any) -> No
     torch.testing.assert_close(run(100.0), run(0.0))
 
 
+def _plainly(apply: Any) -> dict[str, Any]:
+    return {"dual_averaging": False} if apply == "proximal" else {}
+
+
+@pytest.mark.parametrize("apply", ["gradient", "decoupled", "proximal"])
+def test_a_layer_that_is_pruned_while_it_trains(apply: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 3, bias=False))
+    nn.init.uniform_(net[0].weight, 1.0, 2.0)  # no row becomes zero
+    optimizer = SGD(net.parameters(), lr=0.1)
+    handle = attach(net, optimizer, GroupLasso(0.3), apply=apply, **_plainly(apply))
+    for _ in range(2):
+        net(torch.ones(2, 4)).square().mean().backward()
+        optimizer.step()
+    prune.custom_from_mask(net[0], "weight", torch.tensor([[1.0, 0, 0, 1]]).expand(3, 4))
+    used = net[0].weight.detach().clone().requires_grad_()
+    net.zero_grad()
+    net[0].weight_orig.grad = torch.zeros(3, 4)
+    expected = 0.3 * 2.0 * used.norm(dim=1).sum()  # √4 weights a group
+    torch.testing.assert_close(handle.value(), expected.detach())
+    (gradient,) = torch.autograd.grad(expected, used)
+    optimizer.step()
+    net(torch.ones(1, 4))
+    mask = net[0].weight_mask
+    torch.testing.assert_close(net[0].weight.detach(), (used.detach() - 0.1 * gradient) * mask)
+
+
 def test_metrics_see_the_mask_and_the_next_one() -> None:
     layer = prune.ln_structured(nn.Linear(10, 8), "weight", amount=0.5, n=2, dim=0)
     assert sparsity(layer) == 0.5 and group_sparsity(layer) == 0.5
@@ -182,6 +221,14 @@ def test_groups_of_whole_slices_act_on_the_norms(make: Any, options: Any, groups
         expected.prox_([one.parameter], penalty.strength, [StepSize(step)])
     torch.testing.assert_close(weight.used(), one.parameter)
     assert torch.equal(weight.derived.sources[0], before) and bool((weight.derived.scale == 0).any())
+
+
+@pytest.mark.parametrize("then", [parametrizations.spectral_norm, _doubled], ids=["spectral_norm", "doubled"])
+def test_norms_that_something_else_changes_are_not_those_in_use(then: Any) -> None:
+    net = nn.Sequential(then(parametrizations.weight_norm(nn.Linear(4, 3))))
+    with pytest.raises(ValueError, match=r"0\.weight is computed .* MaxNorm cannot act on it in place"):
+        attach(net, SGD(net.parameters(), lr=0.1), MaxNorm(0.3))
+    torch.testing.assert_close(L1(1.0)(net.eval()), net[0].weight.abs().sum())
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "old weight_norm"])

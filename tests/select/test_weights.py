@@ -42,6 +42,9 @@ def _why(module: nn.Module) -> dict[str, str]:
         (_module(gain=(8, 1, 1, 1)), "scale"),  # NFNet
         (_module("Affine", alpha=(1, 1, 8)), "scale"),  # ResMLP
         (_module(gamma=(8, 1)), "scale"),
+        (_module(magnitude=(8, 1)), "scale"),  # DoRA by hand
+        (_module(g=(8, 1)), "scale"),  # weight norm by hand
+        (_module("DoraConv2dLayer", weight=(1, 8, 1, 1)), "scale"),  # PEFT
         (_module(time_mix_key=(1, 1, 8)), "one dimension above 1"),  # RWKV
         (_module(cls_token=(1, 1, 8)), "token"),
         (_module(register_tokens=(1, 4, 8)), "token"),
@@ -134,6 +137,15 @@ def test_what_is_quantized_is_never_selected() -> None:
     model[0].weight = packed
     assert [s.name for s in select_parameters(model, ["all", "!*.bias"])] == ["1.weight"]
     assert why_not_selected(named_parameters(model)[0]) == "quantized"
+    assert sparsity(model) == 0.0
+
+
+def test_floats_of_eight_bits_are_quantized() -> None:
+    model = nn.Linear(3, 2)
+    packed: Any = nn.Parameter(torch.ones(4, 4).to(torch.float8_e4m3fn), requires_grad=False)
+    model.register_parameter("packed", packed)
+    assert [s.name for s in select_parameters(model, "all")] == ["weight", "bias"]
+    assert _why(model)["packed"] == "quantized"
     assert sparsity(model) == 0.0
 
 
