@@ -15,6 +15,7 @@ from lightning_reg.callbacks.regularizer import RegularizerCallback
 from lightning_reg.dropout.inject import modules_after
 from lightning_reg.dropout.selection import select_sites
 from lightning_reg.dropout.sites import candidates
+from lightning_reg.look.layers import optimizer_state
 from lightning_reg.look.reach import Covered, NamedSelect, coverage
 from lightning_reg.penalties import Penalty
 
@@ -60,7 +61,7 @@ def report(
         print(f"  {_total(covered)}", file=file)
     for callback in attached:
         if isinstance(callback, RegularizerCallback) and (added := callback.added_bytes()):
-            print(f"  {callback!r} adds {added / 2**20:.2g} MiB of optimizer state", file=file)
+            print(f"  {callback!r} adds {optimizer_state(added)}", file=file)
     sites = _sites(module, attached)
     if sites:
         _table(("place that drops", "rate as built", "steered by"), sites, whole, file)

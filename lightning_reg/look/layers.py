@@ -17,7 +17,16 @@ from lightning_reg.select.parameters import Select
 from lightning_reg.tensors.precision import norm
 from lightning_reg.tensors.shards import whole
 
-__all__ = ["Acting", "LayerState", "Rate", "dropout_rates", "gradient_ratios", "layer_states", "rates_at"]
+__all__ = [
+    "Acting",
+    "LayerState",
+    "Rate",
+    "dropout_rates",
+    "gradient_ratios",
+    "layer_states",
+    "optimizer_state",
+    "rates_at",
+]
 
 
 @dataclass(frozen=True)
@@ -148,3 +157,13 @@ def _gradients(term: Term, optimizer: Optimizer, strength: float) -> dict[int, T
     if strength != 0.0:
         add_to_(term, parameters, target, strength, at_rest=True)
     return found
+
+
+def optimizer_state(size: int) -> str:
+    """Return how much memory an optimizer's state takes, in words."""
+    value, unit = float(size), "bytes"
+    for larger in ("KiB", "MiB", "GiB"):
+        if value < 1000:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.3g} {unit} of optimizer state"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning_reg.apply import added_bytes
-from lightning_reg.look.layers import Acting, LayerState, Rate
+from lightning_reg.look.layers import Acting, LayerState, Rate, optimizer_state
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -130,7 +130,7 @@ def _rates(dropout: Sequence[Rate]) -> list[str]:
 def _describe(one: Acting, ratios: Mapping[str, float], step: int) -> str:
     text = f"{one.name} {one.term.strength(step):.3g} ({one.apply})"
     if added := added_bytes(one.term, one.apply):
-        text += f", {added / 2**20:.2g} MiB of optimizer state"
+        text += f", {optimizer_state(added)}"
     return f"{text}, ‖∇{one.name}‖/‖∇loss‖ {ratios[one.name]:.2g}" if one.name in ratios else text
 
 

@@ -59,7 +59,7 @@ def test_many_layers_share_rows_and_many_rates_a_line() -> None:
     ]
     assert "1,536" in rows[2] and "8.3%" in rows[2]  # one of twelve is zero
     assert "dropout (attention) 0.1 at 12 places" in text and "dropout (element) 0.2 at 12 places" in text
-    l1 = "l1 0.0001 (proximal), 0.012 MiB of optimizer state, ‖∇l1‖/‖∇loss‖ 0.5"  # 2 × 12 × 8 × 16 floats
+    l1 = "l1 0.0001 (proximal), 12 KiB of optimizer state, ‖∇l1‖/‖∇loss‖ 0.5"  # 2 × 12 × 8 × 16 floats
     assert l1 in text and "group_lasso 0.0003 (gradient)" in text
 
 
