@@ -72,7 +72,9 @@ def check_groups(groups: object) -> None:
         if groups not in (*get_args(GroupForm), "units"):
             known = ", ".join(map(repr, (*get_args(GroupForm), "units")))
             raise ValueError(f"groups={groups!r} is unknown; use one of {known}, or a callable")
-    elif hasattr(groups, "resolve"):  # Coupled and Units, which import this module
+    elif hasattr(groups, "resolve") and not isinstance(
+        groups, type
+    ):  # Coupled and Units, which import this module
         pass
     elif not callable(groups) or isinstance(groups, (type, nn.Module)):
         raise TypeError(

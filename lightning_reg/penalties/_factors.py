@@ -31,7 +31,9 @@ Factors: TypeAlias = (
 )
 
 
-def find_factors(who: str, factors: Factors, selected: Sequence[Selected]) -> list[float | Tensor]:
+def find_factors(
+    who: str, factors: Factors, selected: Sequence[Selected], given: str = "factors"
+) -> list[float | Tensor]:
     """Return what is given for each parameter.
 
     Raises:
@@ -41,7 +43,7 @@ def find_factors(who: str, factors: Factors, selected: Sequence[Selected]) -> li
     if isinstance(factors, Tensor):
         if len(selected) != 1:
             raise ValueError(
-                f"{who}(factors=tensor) is for one parameter, and {len(selected)} are selected; give a "
+                f"{who}({given}=tensor) is for one parameter, and {len(selected)} are selected; give a "
                 "dict of tensors by parameter name"
             )
         return [factors]
@@ -51,32 +53,40 @@ def find_factors(who: str, factors: Factors, selected: Sequence[Selected]) -> li
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1) or known[:3]
                 raise ValueError(
-                    f"{who}(factors=...) names {name}, which is not selected; there is {near[0]}"
+                    f"{who}({given}=...) names {name}, which is not selected; there is {near[0]}"
                 )
         return [next((factors[a] for a in s.aliases if a in factors), 1.0) for s in selected]
     if callable(factors):
         return [factors(s.name, s.parameter, s.module) for s in selected]
     raise TypeError(
-        f"{who}(factors={factors!r}) is neither a tensor nor a dict of them by name nor a callable "
+        f"{who}({given}={factors!r}) is neither a tensor nor a dict of them by name nor a callable "
         "(name, parameter, module) -> tensor"
     )
 
 
-def factor_of(who: str, name: str, factor: float | Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+def factor_of(
+    who: str, name: str, factor: float | Tensor, shape: Sequence[int], like: Tensor, given: str = "factors"
+) -> Tensor:
     """Return a factor in float32 or wider, checked, in a shape that broadcasts to ``shape``.
 
     Raises:
+        TypeError: neither a number nor a tensor.
         ValueError: another shape, or a number that is negative or not finite.
     """
-    found = torch.as_tensor(factor, dtype=real_dtype(wide(like[:0]).dtype), device=like.device).detach()
+    asked = f"{who}({given}=...)"
     try:
-        found.expand(tuple(shape))
-    except RuntimeError:
-        raise ValueError(
-            f"{who}(factors=...) is of shape {tuple(found.shape)} for {name}, which needs {tuple(shape)}"
-        ) from None
+        found = torch.as_tensor(factor, dtype=real_dtype(wide(like[:0]).dtype), device=like.device).detach()
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{asked} gives {factor!r} for {name}; give a number or a tensor") from error
+    fits = found.dim() <= len(shape) and all(
+        a in (1, b) for a, b in zip(reversed(found.shape), reversed(shape), strict=False)
+    )
+    if found.dim() == 1 < len(shape) and found.numel() > 1:  # of a square nobody could tell rows from columns
+        fits = fits and shape[0] != shape[-1]
+    if not fits:
+        raise ValueError(f"{asked} is of shape {tuple(found.shape)} for {name}, which needs {tuple(shape)}")
     if not bool(((found >= 0) & found.isfinite()).all()):
-        raise ValueError(f"{who}(factors=...) of {name} are not all finite and 0 or more; a factor scales λ")
+        raise ValueError(f"{asked} of {name} are not all finite and 0 or more; a factor scales λ")
     return found
 
 

@@ -144,10 +144,10 @@ class _Distances(Bound):
             self._references[id(s.parameter)] = start
         self._importance: dict[int, Tensor] = {}
         if penalty.importance is not None:
-            found_factors = find_factors("L2SP", penalty.importance, self._selected)
+            found_factors = find_factors("L2SP", penalty.importance, self._selected, "importance")
             for s, given in zip(self._selected, found_factors, strict=True):
                 like = local(s.parameter.detach()).reshape(-1)
-                factor = factor_of("L2SP", s.name, given, s.parameter.shape, like)
+                factor = factor_of("L2SP", s.name, given, s.parameter.shape, like, "importance")
                 self._importance[id(s.parameter)] = part(factor.expand(s.parameter.shape), s.parameter)
         if reference is not None and all(start is None for start in self._references.values()):
             raise ValueError(

@@ -44,7 +44,7 @@ def floor_of(target: HasFloor, count: int, of: Literal["weights", "groups"]) -> 
         floor = max(int((1.0 - target.share) / 2 * count), 1) if of == "groups" else 1
     else:
         floor = math.ceil(target.floor * count) if isinstance(target.floor, float) else target.floor
-    return max(min(floor, count - 1), 0)
+    return min(floor, count) if count > 1 else 0
 
 
 def check_share(who: str, target: HasFloor, counts: Sequence[int], of: Literal["weights", "groups"]) -> None:

@@ -208,6 +208,20 @@ def test_a_tensor_for_several_parameters_and_another_form_are_refused() -> None:
         L1(0.1, factors=torch.ones(3, 4))(model)
     with pytest.raises(TypeError, match="neither a tensor nor a dict"):
         L1(0.1, factors=3)(model)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"L1\(factors=\.\.\.\) gives None for 0\.weight; give a number"):
+        L1(0.1, factors=lambda name, parameter, module: None)(model)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValueError, match=r"L2SP\(importance=\.\.\.\) of 0\.weight are not all finite and 0"):
+        L2SP(0.1, importance={"0.weight": -torch.ones(3, 4)}).bind(select_parameters(model, "weights"))
+
+
+def test_a_row_of_factors_is_refused_for_a_square() -> None:
+    """Nobody could tell its rows from its columns."""
+    row = torch.tensor([1.0, 0.0, 2.0])
+    model = nn.Linear(3, 1)
+    expected = 0.5 * (model.weight.abs() @ row).sum()
+    torch.testing.assert_close(L1(0.5, factors=row)(model), expected)
+    with pytest.raises(ValueError, match=r"of shape \(3,\) for weight, which needs \(3, 3\)"):
+        L1(0.5, factors=row)(nn.Linear(3, 3))
 
 
 # --- elastic weight consolidation ----------------------------------------------------------------------

@@ -316,6 +316,7 @@ def _conv_net() -> nn.Sequential:
             r"each weight of 0\.bias as a group of its own",
         ),
         (TargetSparsity(0.9, floor=100), {"select": "4.weight", "groups": "columns"}, "at most 188 of 288"),
+        (TargetSparsity(0.1, floor=300), {"select": "4.weight", "groups": "columns"}, "at most 0 of 288"),
         (TargetSparsity(0.9, floor=0.5), {"select": "4.weight", "groups": "columns"}, "at most 144 of 288"),
     ],
 )
