@@ -155,9 +155,10 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     if has_one_step(optimizer, groups):
         return
     if not term.penalty.prox_in_metric:
+        other = ", or apply='gradient'" if term.penalty.has_gradient else ""
         raise ValueError(
             f"the proximal operator of {penalty} is for one step a tensor, and {name} takes a step of its "
-            "own for each weight; use SGD, or metric='euclidean'"
+            f"own for each weight; use SGD{other}"
         )
     for s in filter(_is_sparse, term.selected):
         if term.bound.of_rows(s.parameter, s.parameter) is None or accumulator(s.parameter.dtype):
@@ -169,7 +170,7 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     if any(selected.parameter.is_complex() for selected in term.selected):
         raise ValueError(
             f"apply='proximal' on complex weights needs one step for both parts, and {name} takes two; "
-            "use SGD, apply='gradient', or metric='euclidean'"
+            "use SGD, or apply='gradient'"
         )
 
 

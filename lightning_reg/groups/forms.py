@@ -123,7 +123,14 @@ def layout_of(selected: Selected, groups: object) -> Layout:
         return _of_norms(replace(selected, parameter=weight, norms_of=None), groups, parameter)
     if not isinstance(groups, str):
         assert callable(groups)
-        return _from_rule(selected, groups(selected.name, parameter, module))
+        try:
+            answer = groups(selected.name, parameter, module)
+        except TypeError as error:
+            raise TypeError(
+                f"groups={groups!r} failed on {selected.name}; it is called as (name, parameter, module) "
+                f"({error})"
+            ) from error
+        return _from_rule(selected, answer)
     shape = tuple(parameter.shape)
     if groups == "units":
         raise ValueError("groups='units' spans several tensors, and here a form of one is wanted; use 'rows'")
@@ -274,4 +281,4 @@ def _count(module: nn.Module, names: tuple[str, ...]) -> int:
 
 
 def _owner(selected: Selected) -> str:
-    return f"{selected.name} belongs to a {type(selected.module).__name__}"
+    return f"{selected.name} belongs to {type(selected.module).__name__}"

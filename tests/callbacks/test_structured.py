@@ -88,7 +88,7 @@ def test_gradient_is_what_the_loss_does():
 
 
 def test_groups_that_a_layer_lacks_are_refused_at_fit_start():
-    with pytest.raises(ValueError, match=r"net.0.weight belongs to a Linear"):
+    with pytest.raises(ValueError, match=r"net.0.weight belongs to Linear"):
         fit([GroupLassoPenaltyCallback(0.01, groups="filters")], epochs=1)
 
 

@@ -186,3 +186,8 @@ def test_norms_whose_squares_overflow(size: float) -> None:
     torch.testing.assert_close(GroupLasso(1.0, size_weighted=False).value(weight, 1.0), norms.sum())
     max_norm_(weight, layout, 10.0)
     torch.testing.assert_close(weight, torch.tensor([[6.0, 8.0], [0.0, 0.0]]))
+
+
+def test_a_callable_of_other_arguments():
+    with pytest.raises(TypeError, match=r"failed on 0.weight; it is called as \(name, parameter, module\)"):
+        GroupLasso(1.0, groups=lambda weight: weight)(nn.Sequential(nn.Linear(2, 2)))
