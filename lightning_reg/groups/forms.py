@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.groups.layout import Labels, Layout, Slices
-from lightning_reg.select.parameters import Selected
+from lightning_reg.select.parameters import Selected, answer_of
 from lightning_reg.tensors.shards import whole
 
 if TYPE_CHECKING:
@@ -123,14 +123,7 @@ def layout_of(selected: Selected, groups: object) -> Layout:
         return _of_norms(replace(selected, parameter=weight, norms_of=None), groups, parameter)
     if not isinstance(groups, str):
         assert callable(groups)
-        try:
-            answer = groups(selected.name, parameter, module)
-        except TypeError as error:
-            raise TypeError(
-                f"groups={groups!r} failed on {selected.name}; it is called as (name, parameter, module) "
-                f"({error})"
-            ) from error
-        return _from_rule(selected, answer)
+        return _from_rule(selected, answer_of(groups, selected))
     shape = tuple(parameter.shape)
     if groups == "units":
         raise ValueError("groups='units' spans several tensors, and here a form of one is wanted; use 'rows'")

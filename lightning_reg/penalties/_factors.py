@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.penalties.reweighted import Reweighted
 from lightning_reg.prox.dual_averaging import hold_zeros_
-from lightning_reg.select.parameters import Selected
+from lightning_reg.select.parameters import Selected, answer_of
 from lightning_reg.tensors.precision import real_dtype, wide
 from lightning_reg.tensors.shards import local, over_shards, part, placed_like, split_dims
 from lightning_reg.tensors.steps import StepSize
@@ -57,7 +57,7 @@ def find_factors(
                 )
         return [next((factors[a] for a in s.aliases if a in factors), 1.0) for s in selected]
     if callable(factors):
-        return [factors(s.name, s.parameter, s.module) for s in selected]
+        return [answer_of(factors, s) for s in selected]
     raise TypeError(
         f"{who}({given}={factors!r}) is neither a tensor nor a dict of them by name nor a callable "
         "(name, parameter, module) -> tensor"

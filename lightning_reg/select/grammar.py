@@ -21,9 +21,10 @@ from torch import nn
 
 from lightning_reg.select.wrappers import unwrapped
 
-__all__ = ["Grammar"]
+__all__ = ["Grammar", "called"]
 
 Thing = TypeVar("Thing")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Grammar(Generic[Thing]):
             return any(fnmatchcase(name, form) for name in self.names(thing) if name)
         if isinstance(form, type):
             return any(isinstance(module, form) for module in self.within(thing))
-        return bool(self.ask(form, thing))
+        return bool(called(self.ask, form, thing, told=form, name=self.names(thing)[0], how=self.predicate))
 
     def _nothing(self, things: Sequence[Thing], select: object, where: str, argument: str) -> str:
         names = [name for thing in things for name in self.names(thing) if name]
@@ -138,6 +139,18 @@ class Grammar(Generic[Thing]):
         if not near and len(names) > 6:
             hint += f" and {len(names) - 6} more"
         return f"{argument}={select!r} matches none of the {len(names)} {self.kind} of {where}; {hint}"
+
+
+def called(function: Callable[..., Answer], *given: Any, told: object, name: str, how: str) -> Answer:
+    """Return what a user's function says of something named ``name``.
+
+    Raises:
+        TypeError: it takes other arguments; the sentence says which it is called with.
+    """
+    try:
+        return function(*given)
+    except TypeError as error:
+        raise TypeError(f"{told!r} failed on {name}; it is called as {how} ({error})") from error
 
 
 def _listed(select: object) -> list[Any]:

@@ -29,13 +29,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.select.derived import Derived, derived_tensors
-from lightning_reg.select.grammar import Grammar
+from lightning_reg.select.grammar import Grammar, called
 from lightning_reg.select.weights import is_norm, kept_from_decay, why_no_weight
 from lightning_reg.select.wrappers import places
 
 __all__ = [
     "Select",
     "Selected",
+    "answer_of",
     "check_select",
     "is_norm",
     "matches",
@@ -240,3 +241,15 @@ _PARAMETERS: Grammar[Selected] = Grammar(
         "all": lambda selected: not selected.scale_of,
     },
 )
+
+
+def answer_of(function: Callable[..., Any], selected: Selected) -> Any:
+    """Return what a user's ``(name, parameter, module)`` says of a parameter.
+
+    Raises:
+        TypeError: it takes other arguments.
+    """
+    s = selected
+    return called(
+        function, s.name, s.parameter, s.module, told=function, name=s.name, how="(name, parameter, module)"
+    )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_reg import GroupLasso
+from lightning_reg import L1, GroupLasso
 from lightning_reg.groups.forms import check_groups, default_layout, layout_of
 from lightning_reg.groups.layout import Labels, Slices
 from lightning_reg.prox.projections import max_norm_
@@ -189,5 +189,14 @@ def test_norms_whose_squares_overflow(size: float) -> None:
 
 
 def test_a_callable_of_other_arguments():
-    with pytest.raises(TypeError, match=r"failed on 0.weight; it is called as \(name, parameter, module\)"):
-        GroupLasso(1.0, groups=lambda weight: weight)(nn.Sequential(nn.Linear(2, 2)))
+    net, says = (
+        nn.Sequential(nn.Linear(2, 2)),
+        r"failed on 0.weight; it is called as \(name, parameter, module\)",
+    )
+    for made in (
+        GroupLasso(1.0, groups=lambda weight: weight),
+        L1(1.0, factors=lambda weight: weight),
+        L1(1.0, select=lambda name, weight: True),
+    ):
+        with pytest.raises(TypeError, match=says):
+            made(net)
