@@ -17,13 +17,28 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would 
     torch.set_num_threads(1)
 
 
+#: What takes longest begins first, or one worker would wait for the other at the end.
+LONGEST = (
+    "tests/test_notebooks.py::test_notebook_runs",
+    "tests/cli/test_demo.py::test_at_least_two_methods",
+    "tests/modules/test_linear.py::test_logistic_regression_on_breast_cancer_with_weak_penalties",
+    "tests/test_docs.py::test_every_python_block_runs_by_itself",
+    "tests/cli/test_launchers.py::test_a_dry_run",
+    "tests/cli/test_launchers.py::test_one_process",
+    "tests/look/test_smaller_networks.py::test_half_of_the_units",
+    "tests/test_faults.py::test_a_rank_killed",
+    "tests/tune/",
+)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what has its turn on another day."""
+    """Leave out what has its turn on another day, and begin with the longest."""
     marks = [item.get_closest_marker("turns") for item in items]
     later = [i for i, mark in zip(items, marks, strict=True) if mark and not has_its_turn(*mark.args, turn())]
     if later:
         config.hook.pytest_deselected(items=later)
         items[:] = [item for item in items if item not in later]
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture(autouse=True)

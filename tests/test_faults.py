@@ -160,6 +160,7 @@ def test_a_full_disk_while_the_monitor_prints(
 
 
 @pytest.mark.slow
+@pytest.mark.turns(2, 0)
 def test_a_rank_killed_under_torchrun_then_resumed(tmp_path: Path) -> None:
     killed, uninterrupted = tmp_path / "killed", tmp_path / "whole"
     program = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
@@ -176,6 +177,7 @@ def test_a_rank_killed_under_torchrun_then_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.turns(2, 1)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_other_rank_ends_with_an_error_by_itself(rank: int, tmp_path: Path) -> None:
     """With nobody to end it: gloo sees the connection close."""

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lightning_reg import Linear
 from lightning_reg.callbacks import DropoutScheduler
 from tests.callbacks.dropout_nets import Net, trainer
+from tests.distributed.launch import SERVER
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +42,8 @@ class Record(Callback):
 def test_the_same_rate_on_each_rank_and_masks_by_the_ranks_seed(tmp_path):
     net = Net(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 1)))
     callbacks = [DropoutScheduler(Linear(0.2, 0.8)), Record(str(tmp_path))]
-    trainer(*callbacks, devices=2, strategy="ddp_spawn", max_epochs=2).fit(net)
+    strategy = DDPStrategy(start_method=SERVER.get_start_method())
+    trainer(*callbacks, devices=2, strategy=strategy, max_epochs=2).fit(net)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     (rates, shared, own), (other_rates, other_shared, other_own) = (zip(*seen, strict=True) for seen in ranks)
     assert rates == other_rates == pytest.approx([0.2 + 0.6 * i / 4 for i in range(4)])

@@ -168,6 +168,7 @@ def interrupted(arguments: list[str], ready: Any) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.turns(2, 0)
 @pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -183,6 +184,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.turns(2, 1)
 @pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_keeps_what_find_has_seen(tmp_path: Path) -> None:
     out, begun = tmp_path / "out", time.monotonic()

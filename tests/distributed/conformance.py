@@ -44,7 +44,7 @@ COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
 #: What each spawn runs, all families and applies together: precision, accumulation, clipping.
 SPAWNED = [("64-true", 1, "none"), ("bf16-true", 2, "none"), ("16-mixed", 1, "value")]
 #: A run of the tests has one of so many parts of the table.
-PARTS = 7
+PARTS = 9
 
 
 class Networks(pl.LightningModule):
@@ -144,13 +144,13 @@ def weights(module: nn.Module) -> Tensor:
 
 
 def cells_of(launch: str, turn: int | None = None) -> list[Cell]:
-    """All that one launch runs, or what it runs in its turn: a seventh, or one setting of those spawned."""
+    """All that one launch runs, or its part in this turn; every other day, one setting of those spawned."""
     if launch == "spawn":
         (strategy,) = COLUMNS["spawn"]
         together = [(f, a) for f in FAMILIES for a in ("gradient", "loss", "decoupled", "proximal")]
         return [
             Cell(family, apply, strategy, precision, "SGD", accumulate, clip)
-            for precision, accumulate, clip in part_of(SPAWNED, len(SPAWNED), turn)
+            for precision, accumulate, clip in spawned_in(turn)
             for family, apply in together
         ]
     grids = [[*whole(strategy), *crossed(strategy)] for strategy in COLUMNS[launch]]
@@ -159,6 +159,11 @@ def cells_of(launch: str, turn: int | None = None) -> list[Cell]:
     first = list(COLUMNS).index(launch) * len(grids)
     turns = [None if turn is None else turn + first + i for i in range(len(grids))]
     return [cell for i, grid in zip(turns, grids, strict=True) for cell in part_of(grid, PARTS, i)]
+
+
+def spawned_in(turn: int | None) -> list[tuple[str, int, str]]:
+    """All of ``SPAWNED``, or one of them on odd days."""
+    return SPAWNED if turn is None else part_of(SPAWNED, len(SPAWNED), turn // 2) if turn % 2 else []
 
 
 def main(launch: str, turn: int | None, families: Sequence[str], out: str) -> None:

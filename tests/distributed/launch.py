@@ -16,8 +16,9 @@ from typing import Any
 
 from tests.ports import free_port
 
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["lightning.pytorch", "torch.distributed.fsdp", "lightning_reg.callbacks"])
+#: Also for pools and launchers of other tests: in a worker of pytest it is started once.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["lightning.pytorch", "torch.distributed.fsdp", "lightning_reg.callbacks"])
 
 
 class Launch:
@@ -38,7 +39,7 @@ class Launch:
                 "TORCHELASTIC_RUN_ID": "tests",
             }
             environment = {"OMP_NUM_THREADS": "1", "MASTER_PORT": port, **(world if processes > 1 else {})}
-            process = _server.Process(target=_run, args=(program, arguments, environment, str(log)))
+            process = SERVER.Process(target=_run, args=(program, arguments, environment, str(log)))
             process.start()
             self.processes.append(process)
 

@@ -52,8 +52,8 @@ from lightning_reg.tensors.shards import entries, local, part
 from tests.turns import part_of
 
 RANKS = 4
-#: A run of the tests has one of so many parts of what trains with a penalty.
-PARTS = 3
+#: A run of the tests has one of so many parts of what trains with a penalty, and of the rest.
+PARTS, OF_THE_REST = 7, 3
 WAYS = ("rows", "columns", "both", "hybrid", "whole", "mixed", "fsdp+tp")
 
 
@@ -386,9 +386,13 @@ def stays_local(pair: tuple[nn.Module, nn.Module], apply: Any) -> float:
 def checks(turn: int | None) -> Iterator[tuple[Any, ...]]:
     """The name of each check, its way of sharding, the function that makes it, and what that takes.
 
-    Of those that train with a penalty, a third or all of them.
+    Of those that train with a penalty a seventh, and of the rest a third; or all of them.
     """
     yield from part_of(list(of_penalties()), PARTS, turn)
+    yield from part_of(list(of_the_rest()), OF_THE_REST, turn)
+
+
+def of_the_rest() -> Iterator[tuple[Any, ...]]:
     for way in WAYS:
         for groups in ("rows", "columns", "tensor"):
             yield f"{way}-constraints-{groups}", way, constrain, groups

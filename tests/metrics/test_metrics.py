@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_reg import metrics
 from lightning_reg.metrics import functional as f
+from tests.distributed.launch import SERVER
 from tests.ports import free_port
 
 SEEDS = st.integers(0, 10_000)
@@ -211,4 +212,5 @@ def _reduce(rank: int, address: str) -> None:
 
 @pytest.mark.slow
 def test_reduced_over_two_processes() -> None:
-    mp.spawn(_reduce, (f"tcp://127.0.0.1:{free_port()}",), nprocs=2)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    mp.start_processes(_reduce, (address,), nprocs=2, start_method=SERVER.get_start_method())

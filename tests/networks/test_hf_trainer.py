@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -24,6 +25,7 @@ from transformers import (
 from lightning_reg import L1, L2, L2SP, Coupled, GroupLasso, Linear, Penalty, TargetSparsity, attach
 from lightning_reg.hosts.hugging_face import PenaltyTrainerCallback
 from tests.support import data, network, relative, weights
+from tests.turns import part_of, turn
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -98,10 +100,13 @@ def hooks(model: nn.Module, optimizer: Any) -> int:
     return on_steps + sum(len(p._post_accumulate_grad_hooks or {}) for p in model.parameters())
 
 
-@pytest.mark.parametrize("penalty", [SCHEDULED, COUPLED], ids=["l1", "coupled"])
-@pytest.mark.parametrize("accumulate", [1, 3])  # 8 batches an epoch: the last window is cut short
-@pytest.mark.parametrize("clip", [0.0, 0.3])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+#: 8 batches an epoch: the last window of three is cut short. Every fifth has both of each.
+IN_THE_LOSS = list(itertools.product([SCHEDULED, COUPLED], [1, 3], [0.0, 0.3], TOLERANCE))
+
+
+@pytest.mark.parametrize(
+    ("penalty", "accumulate", "clip", "dtype"), part_of(IN_THE_LOSS, 5, turn()), ids=repr
+)
 def test_gradient_is_the_term_in_the_models_loss(
     penalty: Penalty, accumulate: int, clip: float, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -117,9 +122,10 @@ def test_gradient_is_the_term_in_the_models_loss(
     assert hooks(attached.model, attached.optimizer) == 0
 
 
-@pytest.mark.parametrize("apply", ["decoupled", "proximal"])
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("clip", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("apply", "accumulate", "clip"),
+    part_of(list(itertools.product(["decoupled", "proximal"], [1, 4], [0.0, 0.3])), 3, turn()),
+)
 def test_the_other_modes_are_those_of_a_plain_loop(
     apply: Any, accumulate: int, clip: float, tmp_path: Path
 ) -> None:
@@ -169,18 +175,20 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step == 13
 
 
+RESUMED = [
+    (SCHEDULED, "gradient"),
+    (SCHEDULED, "decoupled"),
+    (SCHEDULED, "proximal"),
+    (L1(TargetSparsity(0.5, until=0.6)), "proximal"),
+    (L2SP(1.0), "gradient"),
+]
+
+
 @pytest.mark.parametrize(
-    ("penalty", "apply"),
-    [
-        (SCHEDULED, "gradient"),
-        (SCHEDULED, "decoupled"),
-        (SCHEDULED, "proximal"),
-        (L1(TargetSparsity(0.5, until=0.6)), "proximal"),
-        (L2SP(1.0), "gradient"),
-    ],
+    ("saves", "penalty", "apply"),
+    part_of([(saves, *case) for saves in ("steps", "epoch") for case in RESUMED], 3, turn()),
     ids=repr,
 )
-@pytest.mark.parametrize("saves", ["steps", "epoch"])
 def test_resumed_is_uninterrupted(penalty: Penalty, apply: Any, saves: str, tmp_path: Path) -> None:
     options = {"save_strategy": saves, "save_steps": 5}
     whole = trained(trainer(tmp_path / "whole", Net(), PenaltyTrainerCallback(penalty, apply), **options))

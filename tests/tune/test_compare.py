@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from lightning_reg.callbacks import DropoutInjector, L1PenaltyCallback
 from lightning_reg.tune import Comparison, Contender, accuracy, compare
 from lightning_reg.tune._search import following, search
 from lightning_reg.tune.kinds import kinds_of, strength_range
+from tests.distributed.launch import SERVER
 from tests.support import Net, data
 
 CPU = {"accelerator": "cpu"}
@@ -137,7 +137,7 @@ def same(one: Comparison, other: Comparison) -> None:
 def test_processes_give_the_serial_comparison(tmp_path: Path) -> None:
     how = SHORT | {"directory": tmp_path}
     kinds = ["l1", L2(0.0), DropoutInjector(0.1, after=nn.ReLU)]
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, SERVER) as pool:
         same(
             compare(Net, kinds, data(), data(24), data(16), map=pool.map, **how),
             compare(Net, kinds, data(), data(24), data(16), **SHORT),
