@@ -31,7 +31,7 @@ from lightning_reg.apply.together import warn_of_sums
 from lightning_reg.apply.warm_up import warm_up
 from lightning_reg.hosts.clipping import SeemsClipped
 from lightning_reg.hosts.step_hooks import StepHooks
-from lightning_reg.hosts.watch import OwnGradients
+from lightning_reg.hosts.watch import OwnGradients, Undone
 from lightning_reg.hosts.wrappers import runs_hooks
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
@@ -134,7 +134,7 @@ class Engine:
         self.steps_seen = 0
         self._checked = False
         self._clipping = SeemsClipped()
-        self._own_gradients = OwnGradients(self.term)
+        self._own_gradients, self._undone = OwnGradients(self.term), Undone(self)
         self._hooked: dict[int, _Hooked] = {}
         self._announces = host.announces()
         self._looked: set[int] = set()  # by identities of optimizers, as all of these
@@ -228,6 +228,7 @@ class Engine:
             self.host.check(self.term, optimizer)
             self._checked = True
         if self.apply == "proximal":
+            self._undone.look(optimizer)
             self.term.note(optimizer)
             if self.term.bound.follows_steps:
                 self.strength()  # it looks at the weights, which the update then moves away from zero
@@ -260,6 +261,8 @@ class Engine:
             self._own_gradients.check(optimizer, assigned=not self._announces)
         elif self.apply == "decoupled":
             decay_where_agreed_(self._awaited.pop(id(optimizer), ()), self.host.step)
+        if self.apply == "proximal":
+            self._undone.note(optimizer, StepHooks.members_of(optimizer))
         self.term.forget(optimizer)
         self.added = False
         if not found_inf(optimizer):  # a fused optimizer comes here even when its scaler skips the step

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,14 @@ from torch.optim import Optimizer
 from lightning_reg.apply.term import Term
 from lightning_reg.tensors.shards import is_sharded
 
-__all__ = ["OwnGradients", "Silence", "Unheld"]
+__all__ = ["OwnGradients", "Silence", "Undone", "Unheld"]
 
 #: Backward passes between which weights moved, before it is said; steps that are looked into.
 _PATIENCE = 3
 #: Entries of a tensor that are looked at, and tensors that are held.
 _SAMPLE, _HELD = 64, 8
+#: Steps after which nobody looks any more whether what they made lasts.
+_LONG = 500
 
 
 def _sample(parameter: nn.Parameter) -> Tensor:
@@ -123,6 +126,71 @@ class OwnGradients:
 
     def _see(self, parameter: Tensor) -> None:
         self._made = True
+
+
+class _Acting(Protocol):
+    """An engine at work."""
+
+    @property
+    def term(self) -> Term:
+        """What acts."""
+
+
+class Undone:
+    """Looks, in the first steps, whether something else takes back what a term has made of the weights.
+
+    A wrapper that steps the optimizer inside it and then goes back to slower weights does, or an average of
+    weights that is put in their place.
+
+    Args:
+        engine: what makes zeros, or puts the weights into a set.
+    """
+
+    def __init__(self, engine: _Acting) -> None:
+        self._engine, self._term = engine, engine.term
+        self._left, self._times = _LONG, 0
+        self._after: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}
+
+    def note(self, optimizer: Optimizer, members: Sequence[object]) -> None:
+        """Note the weights as a step has left them, if of its ``members`` nobody of this kind acts later."""
+        bound = self._term.bound
+        last = next(m for m in reversed(members) if isinstance(m, type(self._engine)))
+        spans = self._term.penalty.is_constraint and bound.couples
+        if self._left and last is self._engine and not bound.follows_steps and not spans:
+            stepped = (p for _, parameters in self._term.stepped(optimizer) for p in parameters)
+            some = islice((p for p in stepped if not is_sharded(p)), _HELD)
+            self._after[id(optimizer)] = [(p, _sample(p)) for p in some]
+
+    @torch.no_grad()
+    def look(self, optimizer: Optimizer) -> None:
+        """Look at them before the next one; warn, once."""
+        after = self._after.pop(id(optimizer), [])
+        self._left -= bool(after)
+        if not any(self._is_undone(p, left) for p, left in after if left.device == p.device):
+            return
+        self._times += 1
+        if self._times == _PATIENCE:
+            self._left = 0
+            constraint = self._term.penalty.is_constraint
+            warnings.warn(
+                f"{self._term.penalty!r} does not last: between the steps of {type(optimizer).__name__} "
+                f"something {'takes the weights out of the set' if constraint else 'changes its zeros'}, as "
+                "Lookahead or an average of the weights does; step the optimizer without it, or use "
+                f"{'another one' if constraint else 'apply=' + repr('gradient')}",
+                stacklevel=2,
+            )
+
+    def _is_undone(self, parameter: nn.Parameter, left: Tensor) -> bool:
+        now = _sample(parameter)
+        if now.shape != left.shape or torch.equal(now, left):
+            return False
+        if not self._term.penalty.is_constraint:
+            return bool(((left == 0) & (now != 0)).any())
+        before = parameter.detach().clone()
+        self._term.bound.prox_([parameter], 1.0, ())
+        outside = not torch.allclose(before, parameter)
+        parameter.copy_(before)
+        return outside
 
 
 class Unheld:

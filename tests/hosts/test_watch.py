@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from lightning_reg import L1, L2, MaxNorm, RegularizedModule, attach
+from lightning_reg import L1, L2, MaxNorm, NonNegative, RegularizedModule, Simplex, attach
 from lightning_reg.callbacks import PenaltyCallback
 from tests.hosts.test_attach import Around
 from tests.support import QUIET
@@ -369,3 +369,58 @@ def test_steps_in_the_backward_pass_have_the_loss_and_miss_the_rest(
         return
     with pytest.warns(UserWarning, match=r"L2.* was not applied to net\.weight .*: they are trained, and"):
         fit_quietly(module, callbacks, 3)
+
+
+class Slower:
+    """Lookahead around an optimizer, which runs no hooks."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner, self.count = inner, 0
+        self.held = [p for group in inner.param_groups for p in group["params"]]
+        self.slow = [p.detach().clone() for p in self.held]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.inner.step()
+        self.count += 1
+        if self.count % 5 == 0:
+            for p, slow in zip(self.held, self.slow, strict=True):
+                p.copy_(slow.lerp_(p, 0.5))
+
+
+TERMS = [(L1(5.0), {"apply": "proximal"}), (NonNegative(), {}), (MaxNorm(0.1), {})]
+
+
+@pytest.mark.parametrize(("term", "way"), TERMS, ids=["L1", "NonNegative", "MaxNorm"])
+@pytest.mark.parametrize("around", ["lookahead", "clamp", "nothing"])
+def test_what_does_not_last_is_said_once(around: str, term: Any, way: Any) -> None:
+    model = model_of()
+    nn.init.constant_(model.weight, -1.0)  # outside of each set, and where the slow weights begin
+    inner = SGD(model.parameters(), lr=LR)
+    optimizer: Any = Slower(inner) if around == "lookahead" else inner
+    attach(model, inner, term, **way)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(30):
+            (model(X) + X.sum(1, keepdim=True)).square().mean().backward()
+            optimizer.step()
+            if around == "clamp":  # somebody else's, which takes nothing back
+                with torch.no_grad():
+                    model.weight.clamp_(-0.05, 0.05)
+            model.zero_grad()
+    assert len(said) == (around == "lookahead")
+    if said:
+        what = "changes its zeros" if way else "takes the weights out of the set"
+        assert f"between the steps of SGD something {what}" in str(said[0].message)
+
+
+def test_what_another_one_at_work_changes_is_no_loss() -> None:
+    model = model_of()
+    optimizer = SGD(model.parameters(), lr=LR)
+    attach(model, optimizer, L1(0.5), apply="proximal")
+    attach(model, optimizer, Simplex())
+    for _ in range(30):
+        model(X).square().mean().backward()
+        optimizer.step()
+        model.zero_grad()
+    assert (model.weight != 0).any()

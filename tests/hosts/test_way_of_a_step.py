@@ -35,8 +35,8 @@ MODES: dict[str, tuple[dict[str, Any], int]] = {
     "gradient": ({}, 8),
     "loss": ({"apply": "loss"}, 13),
     "decoupled": ({"apply": "decoupled"}, 13),
-    "proximal": ({"apply": "proximal"}, 27),
-    "proximal, plain": ({"apply": "proximal", "dual_averaging": False}, 21),
+    "proximal": ({"apply": "proximal"}, 29),
+    "proximal, plain": ({"apply": "proximal", "dual_averaging": False}, 23),
 }
 
 
