@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -88,11 +89,12 @@ def _cut_(
     linear = isinstance(layer, nn.Linear)
     prune = pruning.prune_linear_out_channels if linear else pruning.prune_conv_out_channels
     names = {module: name for name, module in model.named_modules()}
+    dead_of = cache(lambda module: frozenset(dead_units(module, graph)))
     removable: list[int] = []
     why: Counter[str] = Counter()
     for unit in dead:
         members = list(graph.get_pruning_group(layer, prune, idxs=[unit]))
-        readers = _readers(members, seen, graph, heads, names)
+        readers = _readers(members, seen, dead_of, heads, names)
         if isinstance(readers, str):
             why[readers] += 1
             continue
@@ -110,7 +112,7 @@ def _cut_(
 def _readers(
     members: Sequence[Any],
     seen: dict[nn.Module, list[Tensor]],
-    graph: Any,
+    dead_of: Callable[[nn.Module], frozenset[int]],
     heads: set[nn.Module],
     names: dict[nn.Module, str],
 ) -> list[tuple[nn.Module, list[int], Tensor]] | str:
@@ -131,7 +133,7 @@ def _readers(
         elif isinstance(module, (nn.Linear, _CONV)):
             if module in heads:
                 return f"{names.get(module)} has attention heads"
-            if not _is_depthwise(module) and not set(places) <= set(dead_units(module, graph)):
+            if not _is_depthwise(module) and not dead_of(module).issuperset(places):
                 return f"they are joined to units of {names.get(module)} that are not dead"
         elif not isinstance(module, _PASSES) and type(module).__module__.startswith("torch.nn"):
             what = names.get(module) or "a parameter"

@@ -96,3 +96,9 @@ def test_the_benchmarks_recipe(method):
 def test_no_layer_of_a_residual_network_ends_below_the_epsilon_of_its_norm():
     """Where a floor's units were shrunk too, this seed ended at an accuracy of 0.57 after 10 epochs."""
     assert recipe("resnet", "digits", 1, "lasso", epochs=4)["accuracy"] > 0.9
+
+
+@pytest.mark.slow
+def test_torch_prunings_own_pruner_cuts_the_same_share():
+    half = recipe("conv", "digits", 0, "torch-pruning", epochs=2)
+    assert abs(half["share"] - 0.5) <= 0.02 and half["parameters"][1] < 0.4 * half["parameters"][0]
