@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would 
     torch.set_num_threads(1)
 
 
-#: What takes longest begins first, or one worker would wait for the other at the end.
+#: The slow tests that take longest begin first, or one worker would wait for the other at the end.
 LONGEST = (
     "tests/test_notebooks.py::test_notebook_runs",
     "tests/cli/test_demo.py::test_at_least_two_methods",
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if later:
         config.hook.pytest_deselected(items=later)
         items[:] = [item for item in items if item not in later]
-    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    items.sort(key=lambda item: not (item.nodeid.startswith(LONGEST) and item.get_closest_marker("slow")))
 
 
 @pytest.fixture(autouse=True)
