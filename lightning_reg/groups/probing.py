@@ -23,6 +23,9 @@ def probes_of(model: nn.Module, example: Any, asker: str) -> list[Any]:
     Raises:
         ValueError: the model rejects the example.
     """
+    example = tree_map(
+        lambda one: one.clone() if isinstance(one, Tensor) and one.is_inference() else one, example
+    )
     try:
         call_with(model, example)
     except Exception as error:

@@ -23,6 +23,7 @@ from lightning_reg.tensors.shards import is_flattened, is_sharded
 __all__ = ["compact"]
 
 
+@torch.inference_mode(False)
 def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
     """Return a smaller dense copy of ``model`` without its dead units, whose outputs are equal.
 
@@ -46,10 +47,11 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
 
     Returns:
         A copy whose modules are in the mode (``train`` or ``eval``) of those of ``model``; outputs are equal
-        in ``eval`` mode.
+        in ``eval`` mode. Of a compiled module, a copy that is not compiled.
 
     Raises:
         ImportError: ``torch-pruning`` is not installed.
+        TypeError: the model is a ScriptModule.
         ValueError: the model rejects the example, or processes hold its parameters in parts.
     """
     if example_input is None:
@@ -58,6 +60,8 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
             raise ValueError(
                 "compact(...) follows one forward; give it an example_input that the model takes"
             )
+    while isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's, which hides the layers
+        model = model._orig_mod  # type: ignore[assignment]
     _refuse(model)
     whole = _with_weights_in_use(model).eval()
     probes = probes_of(whole, example_input, "compact(...)")
@@ -115,6 +119,8 @@ def _equal(before: Any, after: Any) -> bool:
 
 
 def _refuse(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("compact(...) cannot cut a ScriptModule; cut the module, and script the result")
     for name, parameter in model.named_parameters():
         if is_sharded(parameter) or is_flattened(parameter) or hasattr(parameter, "ds_tensor"):
             raise ValueError(

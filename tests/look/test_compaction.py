@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -399,3 +400,26 @@ def test_the_result_becomes_onnx(make):
     runner = reference.ReferenceEvaluator(stored.getvalue())
     (result,) = runner.run(None, {runner.input_names[0]: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(result), model(x).detach(), rtol=0, atol=1e-5)
+
+
+def test_a_module_in_another_guise():
+    """Inference mode and torch.compile hide what the layers are; a script is refused."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    kill(model[0], 1, 2)
+    with torch.inference_mode():
+        smaller = compact(model, torch.randn(3, 4))
+    assert smaller[0].out_features == 6
+    smaller(torch.randn(3, 4)).sum().backward()  # it trains on
+    assert compact(torch.compile(model, backend="eager"), torch.randn(3, 4))[0].out_features == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit, which is deprecated
+        script = torch.jit.script(model)
+    with pytest.raises(TypeError, match="cannot cut a ScriptModule; cut the module, and script the result"):
+        compact(script, torch.randn(3, 4))
+
+
+def test_modules_keep_their_modes():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2)).train()
+    model[1].eval()
+    smaller = compact(model, torch.zeros(1, 4))
+    assert [one.training for one in smaller] == [True, False, True, True]

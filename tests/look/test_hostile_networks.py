@@ -182,7 +182,7 @@ def test_probes() -> None:
     model = Of(lambda x, k: x * k)
     model.forward = model.function  # type: ignore[method-assign]
     probes = probes_of(model, example, "it")
-    assert probes[0] is example and probes[1]["x"].std() > 0 and probes[1]["k"] is example["k"]
+    assert probes[0] == example and probes[1]["x"].std() > 0 and probes[1]["k"] is example["k"]
     assert len(probes_of(Of(torch.log), torch.ones(1, 3), "it")) == 1
     with pytest.raises(ValueError, match=r"it cannot run Linear with the example that it has: mat1 and mat2"):
         probes_of(nn.Linear(2, 2), torch.zeros(1, 3), "it")
