@@ -62,8 +62,9 @@ class Host(ABC):
         """Whether the host calls :meth:`Engine.announce` before each step that counts."""
         return False
 
-    def check(self, term: Term, optimizer: Optimizer) -> None:  # noqa: B027 - most hosts keep their parameters
-        """Look once more, before the first step."""
+    def check(self, term: Term, optimizer: Optimizer, said: bool) -> bool:
+        """Look once more, before a step; return whether that is enough. ``said``: it makes its gradients."""
+        return True
 
     def look(self) -> None:  # noqa: B027 - most hosts have one optimizer
         """Look once more, where the gradients of an optimizer's first step are complete."""
@@ -225,8 +226,7 @@ class Engine:
         """Act before the update, when the gradients are complete."""
         self.look(optimizer)
         if not self._checked:
-            self.host.check(self.term, optimizer)
-            self._checked = True
+            self._checked = self.host.check(self.term, optimizer, self._own_gradients.said)
         if self.apply == "proximal":
             self._undone.look(optimizer)
             self.term.note(optimizer)

@@ -28,12 +28,16 @@ class Loop(Host):
         self.silence: Silence | None = None
         self._averages: AveragesKeepZeros | None = None
 
-    def check(self, term: Term, optimizer: Optimizer) -> None:
-        """Look once more whether the optimizer holds the model's parameters."""
+    def check(self, term: Term, optimizer: Optimizer, said: bool) -> bool:
+        """Look once more whether the optimizer holds the model's parameters, and has gradients to step."""
         # a strategy may have exchanged the parameters since
         check_reachable(self.model, self.given)
         check_held(term, optimizer)
+        if not said and self.silence is not None and all(p.grad is None for p in term.trainable(optimizer)):
+            self.silence.look()
+            return False
         self.listen_no_more()
+        return True
 
     def listen_no_more(self) -> None:
         """The optimizer has stepped, or nothing is attached any more."""

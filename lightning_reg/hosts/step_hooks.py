@@ -101,7 +101,7 @@ class StepHooks:
         if not acting:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
+        if not callable(closure):  # some take losses
             for member in acting:
                 member.before_step(optimizer)
             return None
@@ -114,7 +114,9 @@ class StepHooks:
             acting[:] = [member for member in acting if member.repeats]
             return loss
 
-        return (args[0],), {**kwargs, "closure": with_terms}
+        if len(args) > 1:  # by whatever name
+            return (args[0], with_terms, *args[2:]), kwargs
+        return args, {**kwargs, "closure": with_terms}
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if sys._getframe(1) is not self._step:

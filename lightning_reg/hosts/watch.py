@@ -30,9 +30,10 @@ def _sample(parameter: nn.Parameter) -> Tensor:
 
 
 class Silence:
-    """Looks whether the weights move while the optimizer's hooks stay silent, until its first step.
+    """Looks whether the weights move while the optimizer's hooks stay silent, until a step with gradients.
 
-    Some optimizers step by other methods than ``step``, or inside the backward pass.
+    Some optimizers step by other methods than ``step``, or inside the backward pass, or make gradients of
+    their own.
 
     Args:
         term: what is attached.
@@ -47,15 +48,24 @@ class Silence:
         flattened = any("FullyShardedDataParallel" in type(m).__name__ for m in term.module.modules())
         found = [p for p in term.trainable(optimizer) if p.is_leaf and not is_sharded(p) and not is_lazy(p)]
         self._hook: Any = None
+        self._parameter: nn.Parameter | None = None
+        self._never = "step() was never called"
         if found and not flattened:
             untyped: Any = found[0]
+            self._parameter = found[0]
             self._hook = untyped.register_post_accumulate_grad_hook(self._look)
 
     def end(self) -> None:
         """Look no more."""
         if self._hook is not None:
             self._hook.remove()
-            self._hook = None
+            self._hook = self._parameter = None
+
+    def look(self) -> None:
+        """Look at a step that has no gradients."""
+        self._never = "step() never had a gradient to step by"
+        if self._parameter is not None:
+            self._look(self._parameter)
 
     @torch.no_grad()
     def _look(self, parameter: nn.Parameter) -> None:
@@ -67,7 +77,7 @@ class Silence:
             self.end()
             warnings.warn(
                 f"{self._what} was not applied: the weights have moved {_PATIENCE} times, and "
-                f"{self._name}.step() was never called; attach to the optimizer whose step() moves them, or "
+                f"{self._name}.{self._never}; attach to the optimizer whose step() moves them, or "
                 "add penalty(model) to the loss",
                 stacklevel=2,
             )
@@ -85,6 +95,7 @@ class OwnGradients:
     def __init__(self, term: Term) -> None:
         self._term = term
         self.left = _PATIENCE  # steps to look at
+        self.said = False
         self._parameter: nn.Parameter | None = None
         self._gradient: Tensor | None = None
         self._made = False
@@ -111,7 +122,7 @@ class OwnGradients:
         self.end()
         self.left -= 1
         if made:
-            self.left = 0
+            self.left, self.said = 0, True
             warnings.warn(
                 f"{self._term.penalty!r} may not count: {type(optimizer).__name__} makes gradients of its "
                 "own inside its step; add penalty(model) to the loss that it differentiates",

@@ -424,3 +424,82 @@ def test_what_another_one_at_work_changes_is_no_loss() -> None:
         optimizer.step()
         model.zero_grad()
     assert (model.weight != 0).any()
+
+
+class InBackward(SGD):
+    """Steps inside the backward pass, and has a step that does nothing, as schedulers want one."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr=lr)
+        for p in self.param_groups[0]["params"]:
+            p.register_post_accumulate_grad_hook(self._move)
+
+    @torch.no_grad()
+    def _move(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.sub_(parameter.grad, alpha=LR)
+        parameter.grad = None
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        if closure is not None:
+            closure()
+
+
+class ByLoss(SGD):
+    """Differentiates the loss by itself, and leaves no gradient."""
+
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        parameters = self.param_groups[0]["params"]
+        with torch.enable_grad():
+            gradients = torch.autograd.grad(closure(), parameters)
+        with torch.no_grad():
+            torch._foreach_sub_(parameters, gradients, alpha=LR)
+
+
+@pytest.mark.parametrize("apply", ["gradient", "decoupled"])
+@pytest.mark.parametrize("cls", [InBackward, ByLoss])
+def test_steps_without_a_gradient_are_said(cls: Any, apply: Any) -> None:
+    model = model_of()
+    optimizer = cls(model.parameters(), lr=LR)
+    attach(model, optimizer, L2(0.1), apply=apply)
+
+    def closure() -> Tensor:
+        loss = model(X).square().mean()
+        if cls is InBackward:
+            loss.backward()
+        return loss
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(6):
+            optimizer.step(closure)
+    assert len(said) == 1
+    assert "step() never had a gradient to step by" in str(said[0].message)
+
+
+def test_a_first_step_without_gradients_is_no_silence() -> None:
+    model = model_of()
+    optimizer = SGD(model.parameters(), lr=LR)
+    attach(model, optimizer, L2(0.1))
+    optimizer.step()
+    for _ in range(5):
+        model(X).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+class OfLosses(SGD):
+    """Gradient surgery: takes losses, and not a closure."""
+
+    def step(self, losses: Any) -> None:  # type: ignore[override]
+        for loss in losses:
+            loss.backward()
+        super().step()
+
+
+def test_what_a_step_takes_need_not_be_a_closure() -> None:
+    model = model_of()
+    optimizer = OfLosses(model.parameters(), lr=LR)
+    attach(model, optimizer, L2(0.1))
+    with pytest.warns(UserWarning, match="makes gradients of its own inside its step"):
+        optimizer.step([model(X).square().mean()])

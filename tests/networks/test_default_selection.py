@@ -6,6 +6,8 @@ import pytest
 import timm
 import torch
 import transformers
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from transformers.trainer_pt_utils import get_parameter_names
 
 from lightning_reg.select.parameters import named_parameters, why_not_selected
@@ -56,6 +58,32 @@ def test_timm(family: str) -> None:
     taken, more = _disagree(net, theirs)
     assert not taken
     assert set(more.values()) <= BEYOND, more
+    if family in TIMM_EVERY_DAY:
+        _computed_too(net)
+
+
+def _computed_too(net: torch.nn.Module) -> None:
+    """The selection stays the same where a layer computes its weight in one way or another."""
+    found = named_parameters(net)
+    before = {s.name: why_not_selected(s) for s in found}
+    layers = [s.module for s in found if s.attribute == "weight" and not before[s.name] and not s.aliases[1:]]
+    for apply, layer in zip((weight_norm, spectral_norm, Doubled.put), layers[1:4], strict=True):
+        apply(layer)
+    after = {s.name: why_not_selected(s) for s in named_parameters(net)}
+    scales = [name for name, rule in after.items() if rule.startswith("scale of ")]
+    assert len(scales) == 1
+    assert {name: rule for name, rule in after.items() if name not in scales} == before
+
+
+class Doubled(torch.nn.Module):
+    """A parametrization of one's own."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+    @staticmethod
+    def put(layer: torch.nn.Module) -> None:
+        parametrize.register_parametrization(layer, "weight", Doubled())
 
 
 @pytest.mark.parametrize("family", _cells(TRANSFORMERS.split(), TRANSFORMERS_EVERY_DAY))
@@ -80,3 +108,5 @@ def test_transformers(family: str) -> None:
     assert {name for name in taken if "continuous_position_bias_mlp" not in name} == set()
     left = {rule for rule in more.values() if not rule.startswith("scale of ")}  # of a weight norm
     assert left <= BEYOND, more
+    if family in TRANSFORMERS_EVERY_DAY:
+        _computed_too(net)
