@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch.optim import Optimizer
 
+from lightning_reg.apply.dual_averaging import forgetting, with_averages
 from lightning_reg.apply.term import Term, found_inf
+from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["look_before_", "project_"]
 
@@ -26,7 +28,14 @@ def project_(term: Term, optimizer: Optimizer, strength: float = 1.0) -> None:
     """
     if found_inf(optimizer):
         return
-    weights = [p for _, parameters in term.stepped(optimizer) for p in parameters]
-    if weights:
-        term.mask_(weights)
-        term.bound.prox_(weights, strength, ())
+    stepped = list(term.stepped(optimizer))
+    weights = [p for _, parameters in stepped for p in parameters]
+    if not weights:
+        return
+    term.mask_(weights)
+    k = forgetting(term.dual_averaging)
+    if k is not None and term.bound.holds_zeros:
+        steps = [StepSize(float(group.get("lr") != 0)) for group, parameters in stepped for _ in parameters]
+        for _, held in with_averages(term, optimizer, weights, steps, k):
+            term.bound.hold_zeros_(held, strength)
+    term.bound.prox_(weights, strength, ())

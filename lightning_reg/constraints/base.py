@@ -13,8 +13,9 @@ from lightning_reg.groups.forms import Groups, check_groups
 from lightning_reg.groups.layout import Layout
 from lightning_reg.groups.partition import partition, spans_tensors
 from lightning_reg.groups.spanning import local_layout
-from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.penalties.regularizer import Regularizer
+from lightning_reg.prox.dual_averaging import hold_bounds_
 from lightning_reg.select.parameters import Selected, check_select
 from lightning_reg.tensors.steps import StepSize
 
@@ -36,6 +37,8 @@ class Constraint(Regularizer):
     turn: ClassVar[int] = 60
     #: Whether each weight is projected by itself, so that a shard needs no other.
     elementwise: ClassVar[bool] = False
+    #: The interval of each weight, whose ends noise is kept from moving weights off; else None.
+    bounds: ClassVar[tuple[float, float] | None] = None
 
     def __post_init__(self) -> None:
         """Check the arguments that every constraint has."""
@@ -104,6 +107,18 @@ class BoundConstraint(Bound):
 
 
 class _EachTensor(BoundConstraint):
+    @property
+    def holds_zeros(self) -> bool:
+        """Whether weights are kept at the ends of an interval."""
+        return self.constraint.bounds is not None
+
+    def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
+        assert self.constraint.bounds is not None
+        low, high = self.constraint.bounds
+        for weight, average, share in zip(held.weights, held.averages, held.shares, strict=True):
+            hold_bounds_(weight, average, low, high, share)
+        return range(len(held.weights))
+
     def project_(self, weights: Sequence[Tensor]) -> None:
         for weight in weights:
             self.constraint.project_(weight)

@@ -50,6 +50,11 @@ class Box(Constraint):
         if not self.low <= self.high:
             raise ValueError(f"Box(low={self.low}, high={self.high}) is empty; give low <= high")
 
+    @property
+    def bounds(self) -> tuple[float, float]:  # type: ignore[override]
+        """Both ends."""
+        return self.low, self.high
+
     def project_(self, weight: Tensor) -> None:
         """Clip, in place."""
         box_(weight, self.low, self.high)

@@ -30,6 +30,7 @@ class NonNegative(Constraint):
     """
 
     elementwise: ClassVar[bool] = True
+    bounds: ClassVar[tuple[float, float]] = (0.0, float("inf"))
     # what comes later scales, and keeps signs: of a cone and a norm, the operator takes the cone first
     turn: ClassVar[int] = 20
 

@@ -288,7 +288,7 @@ class RegularizedModule(LightningModule):
             self,
             host,
             total_steps=total_steps,
-            dual_averaging=True if penalty.is_constraint else self.dual_averaging,
+            dual_averaging=self.dual_averaging,
             label=label,
         )
         running = trainer is not None and (trainer.state.fn, trainer.state.status) == ("fit", "running")

@@ -25,6 +25,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -35,7 +36,7 @@ from lightning_reg.prox.group import etas_of
 from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.steps import StepSize
 
-__all__ = ["hold_groups_", "hold_zeros_"]
+__all__ = ["hold_bounds_", "hold_groups_", "hold_zeros_"]
 
 #: Weights that are worked on together on the CPU, so that temporaries stay in a core's cache.
 PIECE = 2**15
@@ -71,6 +72,35 @@ def hold_zeros_(weight: Tensor, average: Tensor, threshold: Tensor | float, shar
         return
     average.clamp_(-1.0, 1.0)
     weight.masked_fill_(average.abs() < 1.0, 0.0)
+
+
+@torch.no_grad()
+def hold_bounds_(weight: Tensor, average: Tensor, low: float, high: float, share: float) -> None:
+    r"""Keep single weights at a bound where the average says so; the projection comes after.
+
+    The subgradients of an interval are below 0 at its low end, above 0 at the high one, and 0 between. So a
+    weight at a bound leaves it when the average of its moves points inwards, however one batch moves it. The
+    average is in units of the weight, since its sign alone decides: no step size enters.
+
+    Args:
+        weight: changed in place, after the optimizer's step.
+        average: s, shaped as ``weight``, in float32 or wider; changed in place.
+        low: the least that a weight may be, or ``-inf``.
+        high: the most, or ``inf``.
+        share: :math:`a_t` in (0, 1].
+
+    >>> weight, average = torch.tensor([0.1, -0.1]), torch.tensor([-1.0, 0.0])
+    >>> hold_bounds_(weight, average, low=0.0, high=1.0, share=0.5)
+    >>> weight, average
+    (tensor([0., 0.]), tensor([-0.4500, -0.0500]))
+    """
+    average.clamp_(-math.inf if low > -math.inf else 0.0, math.inf if high < math.inf else 0.0)
+    below, above = average < 0, average > 0
+    inside = weight.clamp(low, high)
+    anchor = inside.masked_fill(below, low).masked_fill_(above, high)
+    average.lerp_(wide(weight - anchor).to(average.dtype), share)
+    average.masked_fill_((below & (average > 0)) | (above & (average < 0)), 0.0)
+    weight.masked_fill_(average < 0, low).masked_fill_(average > 0, high)
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def sharded(penalty: Any) -> tuple[Tensor, Tensor]:
     for one in (net, averaged.module):
         fully_shard(one, mesh=mesh)
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
-    handle = attach(net, optimizer, penalty, **({} if penalty.is_constraint else {"apply": "proximal"}))
+    handle = attach(net, optimizer, penalty, "proximal", total_steps=48)
     for x, y in list(batches()) * 6:
         optimizer.zero_grad()
         nn.functional.mse_loss(net(x), y).backward()
@@ -81,7 +81,7 @@ def sharded(penalty: Any) -> tuple[Tensor, Tensor]:
 def main(out: str) -> None:
     """Run all, and save the weights by name."""
     results = {f"ddp, {name}": in_a_trainer(average) for name, average in averages().items()}
-    for penalty in (L1(0.3), GroupLasso(0.3), KeepLargest(0.5, scope="all"), UnitNorm()):
+    for penalty in (L1(0.3), GroupLasso(0.1), KeepLargest(0.5, scope="all"), UnitNorm()):
         results[f"fsdp2, {type(penalty).__name__}"] = sharded(penalty)
     if dist.get_rank() == 0:
         torch.save(results, out)

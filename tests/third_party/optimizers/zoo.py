@@ -327,7 +327,10 @@ def _proximal(member: Member) -> str:
 
 
 def _constraint(member: Member) -> str:
-    ours = trained(member, attached=lambda model, optimizer: attach(model, optimizer, NonNegative()))
+    def plain(model: Any, optimizer: Any) -> Any:
+        return attach(model, optimizer, NonNegative(), dual_averaging=False)
+
+    ours = trained(member, attached=plain)
     reference = trained(member, after=lambda weight: weight.clamp_(min=0.0))  # type: ignore[arg-type,return-value]
     return "equal: clamped by hand" if _close(ours, reference, member) else "unlike clamped by hand"
 
