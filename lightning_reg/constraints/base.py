@@ -17,6 +17,7 @@ from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.prox.dual_averaging import hold_bounds_
 from lightning_reg.select.parameters import Selected, check_select
+from lightning_reg.tensors.chunks import pieces
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["BoundConstraint", "Constraint", "GroupConstraint"]
@@ -116,7 +117,8 @@ class _EachTensor(BoundConstraint):
         assert self.constraint.bounds is not None
         low, high = self.constraint.bounds
         for weight, average, share in zip(held.weights, held.averages, held.shares, strict=True):
-            hold_bounds_(weight, average, low, high, share)
+            for piece, kept in pieces(weight, average):
+                hold_bounds_(piece, kept, low, high, share)
         return range(len(held.weights))
 
     def project_(self, weights: Sequence[Tensor]) -> None:

@@ -76,7 +76,7 @@ def hold_zeros_(weight: Tensor, average: Tensor, threshold: Tensor | float, shar
 
 @torch.no_grad()
 def hold_bounds_(weight: Tensor, average: Tensor, low: float, high: float, share: float) -> None:
-    r"""Keep single weights at a bound where the average says so; the projection comes after.
+    r"""Keep single weights at a bound where the average says so, and project them.
 
     The subgradients of an interval are below 0 at its low end, above 0 at the high one, and 0 between. So a
     weight at a bound leaves it when the average of its moves points inwards, however one batch moves it. The
@@ -94,13 +94,24 @@ def hold_bounds_(weight: Tensor, average: Tensor, low: float, high: float, share
     >>> weight, average
     (tensor([0., 0.]), tensor([-0.4500, -0.0500]))
     """
-    average.clamp_(-math.inf if low > -math.inf else 0.0, math.inf if high < math.inf else 0.0)
-    below, above = average < 0, average > 0
-    inside = weight.clamp(low, high)
-    anchor = inside.masked_fill(below, low).masked_fill_(above, high)
-    average.lerp_(wide(weight - anchor).to(average.dtype), share)
-    average.masked_fill_((below & (average > 0)) | (above & (average < 0)), 0.0)
-    weight.masked_fill_(average < 0, low).masked_fill_(average > 0, high)
+    # signs are numbers to multiply with: torch's where and masked_fill take ten times as long on a CPU
+    low_end, high_end = -math.inf if low > -math.inf else 0.0, math.inf if high < math.inf else 0.0
+    average.clamp_(low_end, high_end)
+    before = wide(weight).to(average.dtype)
+    inside = before.clamp(low, high)
+    moved = before - inside
+    sign = average.sign()
+    below, above = (sign.clamp(max=0.0), sign.clamp(min=0.0)) if low_end and high_end else (sign, sign)
+    if low_end:
+        moved.addcmul_(below, inside - low, value=-1.0)
+    if high_end:
+        moved.addcmul_(above, inside - high)
+    average.lerp_(moved, share)
+    if low_end and high_end:  # what leaves a bound begins anew
+        average.clamp_(min=(above - 1.0).mul_(MOST), max=(below + 1.0).mul_(MOST))
+    else:
+        average.clamp_(low_end, high_end)
+    weight.copy_(before.add_(average.sign(), alpha=MOST).clamp_(low, high))
 
 
 @torch.no_grad()
