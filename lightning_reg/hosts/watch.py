@@ -21,8 +21,8 @@ __all__ = ["OwnGradients", "Silence", "Undone", "Unheld"]
 _PATIENCE = 3
 #: Entries of a tensor that are looked at, and tensors that are held.
 _SAMPLE, _HELD = 64, 8
-#: Steps after which nobody looks any more whether what they made lasts.
-_LONG = 500
+#: Steps after which nobody looks any more whether what they made lasts: a look waits for the device.
+_LONG = 64
 
 
 def _sample(parameter: nn.Parameter) -> Tensor:
@@ -164,10 +164,12 @@ class Undone:
 
     def note(self, optimizer: Optimizer, members: Sequence[object]) -> None:
         """Note the weights as a step has left them, if of its ``members`` nobody of this kind acts later."""
+        if not self._left:
+            return
         bound = self._term.bound
         last = next(m for m in reversed(members) if isinstance(m, type(self._engine)))
         spans = self._term.penalty.is_constraint and bound.couples
-        if self._left and last is self._engine and not bound.follows_steps and not spans:
+        if last is self._engine and not bound.follows_steps and not spans:
             stepped = (p for _, parameters in self._term.stepped(optimizer) for p in parameters)
             some = islice((p for p in stepped if not is_sharded(p)), _HELD)
             self._after[id(optimizer)] = [(p, _sample(p)) for p in some]

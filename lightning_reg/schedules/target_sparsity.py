@@ -17,6 +17,9 @@ from lightning_reg.schedules.floors import check_floor
 
 __all__ = ["Controller", "TargetSparsity"]
 
+#: Looks of a ramp, at least: what is steered at fewer swings between none and all.
+_LOOKS = 20
+
 
 @dataclass(frozen=True)
 class TargetSparsity(Schedule):
@@ -33,7 +36,8 @@ class TargetSparsity(Schedule):
         begin: where it starts, a fraction of the run or an optimizer step.
         until: where the share is to be reached.
         of: count ``"weights"`` or ``"groups"``; groups where None and the penalty has some.
-        every: optimizer steps from one look at the weights to the next.
+        every: optimizer steps from one look at the weights to the next; fewer where fewer than 20 looks would
+            lie between ``begin`` and ``until``.
         gain: how far :math:`\log\lambda` may move between ``begin`` and ``until``.
         floor: how many groups of each layer, or weights of each tensor, always stay, a number or a share of
             them. Where None, of groups half as many as an even cut would leave, and one weight of a tensor.
@@ -122,8 +126,9 @@ class Controller:
         """Look at the weights after the proximal operator: before it, the optimizer has moved every zero."""
         target, (step, total_steps) = self.target, self._now
         begin = in_steps(target, target.begin, total_steps)
-        if self._counted_at < 0 or step - self._counted_at >= target.every:
-            ramp = max(in_steps(target, target.until, total_steps) - begin, 1.0)
+        ramp = max(in_steps(target, target.until, total_steps) - begin, 1.0)
+        every = min(target.every, max(1, int(ramp / _LOOKS)))
+        if self._counted_at < 0 or step - self._counted_at >= every:
             self._steer((step - begin) / ramp, (step - self._counted_at) / ramp)
             self._counted_at = step
 

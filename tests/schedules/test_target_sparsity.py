@@ -133,7 +133,14 @@ def test_after_until_the_share_itself_is_steered() -> None:
 
 def test_it_looks_every_few_steps() -> None:
     looked: list[int] = []
-    for every, expected in ((5, [0, 5, 10, 15]), (1, list(range(20))), (7, [0, 7, 14])):
+    often, at_times = list(range(20)), [0, 3, 6, 9, 12, 15, 18]
+    for every, length, expected in (
+        (5, 400, [0, 5, 10, 15]),
+        (1, 400, often),
+        (7, 400, [0, 7, 14]),
+        (7, 100, at_times),  # 20 looks between 0 and 70
+        (5, 20, often),
+    ):
         looked.clear()
         now = 0
 
@@ -143,7 +150,7 @@ def test_it_looks_every_few_steps() -> None:
 
         control = Controller(TargetSparsity(0.5, every=every), measure)
         for now in range(20):
-            control.strength(now, 100)
+            control.strength(now, length)
             control.observe()
         assert looked == expected
 
@@ -475,3 +482,29 @@ def test_twelve_layers_at_most_are_named() -> None:
         for step in range(20):
             control.strength(step, 20)
             control.observe()
+
+
+@pytest.mark.filterwarnings("ignore:.* after until=:UserWarning")  # 2 points
+@pytest.mark.parametrize("steps", [32, 64])
+@pytest.mark.parametrize(
+    "make", [partial(torch.optim.Adam, lr=1e-2), partial(torch.optim.SGD, lr=0.05, momentum=0.9)]
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_of_a_few_steps_does_not_swing(make: Any, steps: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    x = torch.randn(256, 20, generator=generator)
+    y = x[:, :6].sum(1, keepdim=True) + 0.1 * torch.randn(256, 1, generator=generator)
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = make(model.parameters())
+    attach(model, optimizer, L1(TargetSparsity(0.5, until=0.7)), apply="proximal", total_steps=steps)
+    shares = []
+    for _ in range(steps):
+        some = torch.randint(256, (32,), generator=generator)
+        optimizer.zero_grad()
+        (model(x[some]) - y[some]).square().mean().backward()
+        optimizer.step()
+        weights = torch.cat([model[i].weight.detach().flatten() for i in (0, 2)])
+        shares.append(float((weights == 0).float().mean()))
+    assert shares[-1] == pytest.approx(0.5, abs=0.06)
+    assert max(shares[int(0.8 * steps) :]) - min(shares[int(0.8 * steps) :]) <= 0.2
