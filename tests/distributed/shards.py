@@ -249,7 +249,7 @@ def steer(pair: tuple[nn.Module, nn.Module], groups: Any) -> float:
     for one in (plain, model):
         selected = select_parameters(one, penalty.select)
         optimizer = torch.optim.SGD([s.parameter for s in selected], lr=0.1, momentum=0.5)
-        handles.append((optimizer, attach(one, optimizer, penalty, "proximal", total_steps=10)))
+        handles.append((optimizer, attach(one, optimizer, penalty, "proximal", total_steps=200)))
     for _ in range(3):
         give_gradients(model, plain)
         for optimizer, _ in handles:
