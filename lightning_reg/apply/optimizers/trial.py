@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,27 +31,38 @@ _ELSEWHERE = "it keeps the weights elsewhere too, and takes back what is changed
 _SOMETIMES = "it moves the weights at some of its steps only, and a decay would act at each"
 
 
+#: What the trial of an optimizer has shown: facts that replace the ones which say nothing.
+_SHOWN: WeakKeyDictionary[Optimizer, dict[str, Any]] = WeakKeyDictionary()
+
+
 def tried(optimizer: Optimizer, facts: Facts) -> Facts:
     """Return ``facts``, and what a trial shows, where they say nothing of how the optimizer steps.
 
     A copy of it takes a few steps with small copies of the parameters, and another one the same steps, but
-    that the weights are pushed on the way. One that cannot be copied or stepped so shows nothing.
+    that the weights are pushed on the way. One that cannot be copied or stepped so shows nothing. An
+    optimizer is tried once, whatever its groups and however many terms ask.
     """
     if facts.metric != Facts.metric or facts.placed is not None:
         return facts
+    if optimizer not in _SHOWN:
+        _SHOWN[optimizer] = _try(optimizer)
+    return replace(facts, **_SHOWN[optimizer])
+
+
+def _try(optimizer: Optimizer) -> dict[str, Any]:
     with suppress(Exception), _unseen():  # whatever the code of others raises
         plain, push = _run(optimizer, pushed=False)
         moved, _ = _run(optimizer, pushed=True)
         if any(not bool(run[-1].abs().max() < _FAR) for run in (plain, moved)):
-            return facts
+            return {}
         left = torch.dot(moved[-1] - plain[-1], push) / torch.dot(push, push)
         if float(left) < 0.25:
-            return replace(facts, metric=_ELSEWHERE, rate=_ELSEWHERE, placed=_ELSEWHERE)
+            return {"metric": _ELSEWHERE, "rate": _ELSEWHERE, "placed": _ELSEWHERE}
         moves = [not torch.equal(before, after) for before, after in pairwise(plain)]
         still = moves[moves.index(True) :].count(False)
         if still >= _STEPS / 3:
-            return replace(facts, rate=_SOMETIMES)
-    return facts
+            return {"rate": _SOMETIMES}
+    return {}
 
 
 @contextmanager

@@ -188,3 +188,18 @@ def test_who_has_told_of_an_optimizer_is_believed() -> None:
     register_optimizer(Told, metric=lambda group, state: group["lr"])
     model, optimizer = of(Told)
     attach(model, optimizer, L1(0.1), apply="proximal").remove()
+
+
+def test_an_optimizer_is_tried_once_for_all_its_groups_and_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, real = [], module._run
+    monkeypatch.setattr(module, "_run", lambda *args, **how: runs.append(how) or real(*args, **how))
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    optimizer = Plain([{"params": [p]} for p in model.parameters()])
+    attach(model, optimizer, L2(0.1), apply="decoupled")
+    attach(model, optimizer, NonNegative())
+    assert runs == [{"pushed": False}, {"pushed": True}]
+    other = Masters([{"params": [p]} for p in model.parameters()])
+    for _ in range(2):  # what was shown is remembered, not only that it was tried
+        with pytest.raises(ValueError, match="keeps the weights elsewhere"):
+            attach(model, other, NonNegative())
+    assert len(runs) == 4
