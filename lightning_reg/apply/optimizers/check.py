@@ -75,6 +75,8 @@ def _instead(facts: Facts, apply: str) -> str:
     if not modes:
         return "use apply='loss', or add penalty(model) to the loss"
     advice = f"use {' or '.join(modes)}"
+    if apply == "decoupled" and facts.metric == Facts.metric:
+        return f"{advice}, or tell register_optimizer its rate"
     if apply != "proximal":
         return advice
     advice += f", or one of {metric_names()}"

@@ -216,6 +216,8 @@ def _fill() -> None:
         "pytorch_optimizer.Ranger": LOOKAHEAD,
         "pytorch_optimizer.Nero": Facts("it normalises the weights after each step"),
         "pytorch_optimizer.Magma": Facts("it leaves out weights at random"),
+        # the decay of their own is scaled by the gradients, and their steps are not
+        "pytorch_optimizer.AdamS pytorch_optimizer.APOLLO": Facts("its state does not hold its steps"),
         "pytorch_optimizer.Ranger21": Facts(rate="it warms its learning rate up and down inside its step"),
         "pytorch_optimizer.TRAC": Facts(metric=_SCALED, rate=_SCALED),
         "timm.Adahessian torch_optimizer.Adahessian pytorch_optimizer.AdaHessian "

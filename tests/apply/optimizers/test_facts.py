@@ -86,7 +86,8 @@ def test_lookahead_decays_and_makes_no_zeros() -> None:
 def test_no_decay_without_a_learning_rate(lr: Any) -> None:
     optimizer = made(of("Relative"))
     optimizer.param_groups[0]["lr"] = lr
-    with pytest.raises(ValueError, match=r"no learning rate that is a number; use apply='gradient'$"):
+    what = r"no learning rate that is a number; use apply='gradient', or tell register_optimizer its rate$"
+    with pytest.raises(ValueError, match=what):
         check_mode(optimizer, "decoupled")
     check_mode(optimizer, "gradient")
 

@@ -30,6 +30,9 @@ FAMILIES = {
     "timm.Adahessian": {**EQUAL, "gradient": "refused", "proximal": "refused"},
     "pytorch_optimizer.AdaBelief": EQUAL,
     "pytorch_optimizer.Lamb": EQUAL,
+    "pytorch_optimizer.AdamS": {**EQUAL, "proximal": "refused"},
+    "pytorch_optimizer.Adalite": {**EQUAL, "proximal": "refused"},
+    "pytorch_optimizer.Fromage": {**EQUAL, "decoupled": "refused", "proximal": "refused"},
     "pytorch_optimizer.SOAP": {**EQUAL, "proximal": "refused"},
     "torch_optimizer.Lamb": {**EQUAL, "decoupled": "refused"},
     "schedulefree.AdamWScheduleFree": {
