@@ -32,9 +32,9 @@ __all__ = [
     "check_dual_averaging",
     "forget_averages",
     "forgetting",
+    "hold_",
     "is_average",
     "key_of",
-    "with_averages",
 ]
 
 _PREFIX = "lightning_reg/"
@@ -68,21 +68,37 @@ def forgetting(value: DualAveraging) -> float | None:
     return float(value)
 
 
-def with_averages(
-    term: Term, optimizer: Optimizer, weights: Sequence[Tensor], steps: Sequence[StepSize], k: float
-) -> Iterator[tuple[Sequence[int], Held]]:
-    """Yield weights with their averages, to set to zero what these keep there, before the proximal step.
+def hold_(
+    term: Term, optimizer: Optimizer, weights: Sequence[Tensor], steps: Sequence[StepSize], strength: float
+) -> list[int]:
+    """Keep weights at zero, or at a bound, where their averages say so, and move the averages on.
 
     Args:
-        term: the penalty at work.
+        term: the penalty or constraint at work.
         optimizer: holds the averages, after its step.
         weights: what it has stepped of the term's selection.
-        steps: a step size for each; where it is 0, weight and average stay as they are.
-        k: see above.
+        steps: a step size for each; where it is 0, the average stays as it is.
+        strength: λ, not 0.
 
-    Yields:
-        Positions in ``weights``, and what is there; the averages move on, and 16-bit ones are put together
-        from their two parts, and taken apart when control comes back.
+    Returns:
+        Positions in ``weights`` of those that still want the proximal step: all where nothing is averaged.
+    """
+    k = forgetting(term.dual_averaging)
+    left = set(range(len(weights)))
+    if k is not None and term.bound.holds_zeros:
+        for positions, held in _with_averages(term, optimizer, weights, steps, k):
+            wanted = {positions[i] for i in term.bound.hold_zeros_(held, strength)}
+            left -= set(positions) - wanted
+    return sorted(left)
+
+
+def _with_averages(
+    term: Term, optimizer: Optimizer, weights: Sequence[Tensor], steps: Sequence[StepSize], k: float
+) -> Iterator[tuple[Sequence[int], Held]]:
+    """Yield positions in ``weights``, and what is there with its averages.
+
+    These move on, and 16-bit ones are put together from their two parts, and taken apart when control comes
+    back.
     """
     rows = [
         row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim import Optimizer
 
-from lightning_reg.apply.dual_averaging import forgetting, with_averages
+from lightning_reg.apply.dual_averaging import hold_
 from lightning_reg.apply.term import Term, found_inf
 from lightning_reg.tensors.steps import StepSize
 
@@ -33,9 +33,7 @@ def project_(term: Term, optimizer: Optimizer, strength: float = 1.0) -> None:
     if not weights:
         return
     term.mask_(weights)
-    k = forgetting(term.dual_averaging)
-    if k is not None and term.bound.holds_zeros:
-        steps = [StepSize(float(group.get("lr") != 0)) for group, parameters in stepped for _ in parameters]
-        for _, held in with_averages(term, optimizer, weights, steps, k):
-            term.bound.hold_zeros_(held, strength)
-    term.bound.prox_(weights, strength, ())
+    # where a rate is 0, nothing has moved: a bound's average must not take that for an answer
+    steps = [StepSize(float(group.get("lr") != 0)) for group, parameters in stepped for _ in parameters]
+    left = hold_(term, optimizer, weights, steps, strength)
+    term.bound.prox_([weights[i] for i in left], strength, ())

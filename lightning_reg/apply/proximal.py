@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply.clipped import clipped_steps
-from lightning_reg.apply.dual_averaging import forgetting, key_of, with_averages
+from lightning_reg.apply.dual_averaging import hold_, key_of
 from lightning_reg.apply.floors import Floors
 from lightning_reg.apply.optimizers import euclidean_step_sizes, step_sizes
 from lightning_reg.apply.rows import prox_rows_
@@ -59,16 +59,8 @@ def prox_(
     if in_rows:
         here = [i for i, weight in enumerate(weights) if id(weight) not in in_rows]
         weights, steps = [weights[i] for i in here], [steps[i] for i in here]
-    k = forgetting(term.dual_averaging)
-    if k is not None and term.bound.holds_zeros:
-        done: set[int] = set()
-        for positions, held in with_averages(term, optimizer, weights, steps, k):
-            left = term.bound.hold_zeros_(held, strength)
-            if len(left) < len(positions):
-                done.update(set(positions) - {positions[i] for i in left})
-        if done:
-            weights = [weight for i, weight in enumerate(weights) if i not in done]
-            steps = [step for i, step in enumerate(steps) if i not in done]
+    left = hold_(term, optimizer, weights, steps, strength)
+    weights, steps = [weights[i] for i in left], [steps[i] for i in left]
     for bound, some, theirs in rounded_after(term, weights, steps, clock):
         bound.prox_(some, strength, theirs)
     floors.put_back_()

@@ -119,7 +119,7 @@ class _EachTensor(BoundConstraint):
         for weight, average, share in zip(held.weights, held.averages, held.shares, strict=True):
             for piece, kept in pieces(weight, average):
                 hold_bounds_(piece, kept, low, high, share)
-        return range(len(held.weights))
+        return ()
 
     def project_(self, weights: Sequence[Tensor]) -> None:
         for weight in weights:
