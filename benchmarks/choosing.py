@@ -1,10 +1,12 @@
 """``compare`` against a grid on public data: ``python -m benchmarks.choosing [PROBLEM]``.
 
-For each problem, ``compare`` picks one of none, L2, L1 and dropout. A grid of twenty values of each
-kind, more than ``compare`` may try, is trained with one seed. The best value of each kind on the validation
-data is then trained with three seeds and scored on the test data. Is the pick within one standard error of
-the best of these? A score varies with the seeds and with the samples that happen to be in the test data; its
-standard error is that of both.
+For each problem, ``compare`` picks one of all kinds that it knows by name. A grid of twenty values of each
+kind, more than ``compare`` may try, is trained with one seed, in a plain loop. The best value of each kind on
+the validation data is then trained with three seeds and scored on the test data. Is the pick within one
+standard error of the best of these? A score varies with the seeds and with the samples that happen to be in
+the test data; its standard error is that of both.
+
+Finished runs are kept in ``build/choosing``, so that the same command goes on after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,34 +14,35 @@ from __future__ import annotations
 import json
 import logging
 import math
-import statistics
 import sys
-import time
 import warnings
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import TensorDataset
 
-from lightning_reg import RegularizedClassifier, RegularizedRegressor
+from benchmarks.loops import CPU, Net, train_
+from lightning_reg import L1, L2, ElasticNet, GroupLasso, Penalty
+from lightning_reg.apply import Apply
 from lightning_reg.tune import accuracy, compare
 from lightning_reg.tune._directory import PathDirectory
-from lightning_reg.tune._loss import batches_of, loss_of
-from lightning_reg.tune.compare import _Recipe, _run, _scored
-from lightning_reg.tune.kinds import kinds_of
+from lightning_reg.tune._loss import batches_of
+from lightning_reg.tune.kinds import strength_range
 
 RECORD = Path(__file__).with_suffix(".json")
-KINDS = ["l2", "l1", "dropout"]
+RUNS = Path("build/choosing")
 POINTS, SEEDS, BUDGET = 20, 3, 6
-CPU = {"accelerator": "cpu"}
-
-
-def adam(parameters: Any) -> torch.optim.Optimizer:
-    """The optimizer of every run."""
-    return torch.optim.Adam(parameters, lr=1e-2)
+PENALTIES: dict[str, tuple[Penalty, Apply]] = {
+    "l2": (L2(0.0), "gradient"),
+    "l2 decoupled": (L2(0.0), "decoupled"),
+    "l1": (L1(0.0), "proximal"),
+    "elastic net": (ElasticNet(0.0), "proximal"),
+    "group lasso": (GroupLasso(0.0), "proximal"),
+}
 
 
 class Problem:
@@ -57,26 +60,17 @@ class Problem:
         parts = (order[:first], order[first:second], order[second : second + sizes[2]])
         self.train, self.validation, self.test = (TensorDataset(inputs[p], targets[p]) for p in parts)
 
-    def __call__(self) -> Any:
+    def __call__(self, rate: float = 0.0) -> Net:
         """Return a new module."""
-        features = self.train.tensors[0].shape[1]
-        if self.name == "diabetes":
-            net = nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 1))
-            return RegularizedRegressor(net, [], optimizer=adam)
-        classes = 10 if self.name == "mnist" else 2
-        net = nn.Sequential(nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, classes))
-        return RegularizedClassifier(net, classes, [], optimizer=adam)
+        outputs = {"diabetes": 1, "mnist": 10}.get(self.name, 2)
+        return Net(self.train.tensors[0].shape[1], outputs, 1e-2, rate)
 
     @torch.no_grad()
-    def by_sample(self, state: dict[str, Any]) -> torch.Tensor:
-        """Return the score of each sample of the test data: 1 where right, or minus the squared error."""
-        module = self()
-        module.load_state_dict(state)
-        inputs, targets = self.test.tensors
-        outputs = module.eval()(inputs)
+    def scores(self, module: Net, data: TensorDataset) -> torch.Tensor:
+        """Return the score of each sample: 1 where right, or minus the squared error."""
         if self.score is None:
-            return -(outputs - targets).square().flatten()
-        return (outputs.argmax(1) == targets).float()
+            return -module.by_sample(data)
+        return (module.eval()(data.tensors[0]).argmax(1) == data.tensors[1]).double()
 
 
 def _data(name: str) -> tuple[Any, Any, tuple[int, int, int], int, int]:
@@ -100,12 +94,67 @@ def _floats(array: Any) -> torch.Tensor:
     return torch.tensor(np.asarray(array), dtype=torch.float32)
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Runs of a plain loop, each kept as soon as it is done."""
+
+    problem: Problem
+    kept: PathDirectory
+
+    def values(self, kind: str) -> list[float]:
+        """Return what is tried of a kind: one value, or twenty over the range where ``compare`` begins."""
+        if kind == "dropout":
+            return [float(rate) for rate in np.linspace(0.1, 0.8, POINTS)]
+        if kind not in PENALTIES:
+            return [0.0]
+        torch.manual_seed(0)
+        batches = batches_of(self.problem.train, self.problem.batch)
+        ends = strength_range(self.problem(), *PENALTIES[kind], batches)
+        return [float(strength) for strength in np.geomspace(*ends, POINTS)]
+
+    def run(self, kind: str, value: float, index: int, seed: int) -> dict[str, Any]:
+        """Train one, and return its scores."""
+        chain = kind.replace(" ", "-")
+        run = self.kept.load(chain, index)
+        if run is None:
+            problem = self.problem
+            torch.manual_seed(seed)
+            module = problem(value if kind == "dropout" else 0.0)
+            best_on = problem.validation if kind == "early stopping" else None
+            penalty, apply = PENALTIES.get(kind, (None, "gradient"))
+            train_(module, problem.train, problem.epochs, problem.batch, penalty, apply, value, best_on)
+            run = {
+                "value": value,
+                "validation": float(problem.scores(module, problem.validation).mean()),
+                "test": problem.scores(module, problem.test),
+            }
+            self.kept.save(chain, index, run)
+        return run
+
+    def row(self, kind: str) -> dict[str, Any]:
+        """Train the grid of a kind with one seed and its best value with three; return its test score."""
+        runs = [self.run(kind, value, at, 0) for at, value in enumerate(self.values(kind))]
+        best = max(runs, key=lambda run: run["validation"])
+        others = [self.run(kind, best["value"], 1000 + seed, seed) for seed in range(1, SEEDS)]
+        final = torch.stack([run["test"] for run in (best, *others)])
+        seeds, samples = final.mean(1), final.mean(0)
+        over_seeds = float(seeds.std()) / SEEDS**0.5
+        return {
+            "kind": kind,
+            "value": best["value"],
+            "runs": len(runs) + len(others),
+            "test": float(final.mean()),
+            "error over seeds": over_seeds,
+            "error": math.hypot(over_seeds, float(samples.std()) / len(samples) ** 0.5),
+        }
+
+
 def choose(problem: Problem) -> dict[str, Any]:
     """Return what ``compare`` picked, and what the grid says of it."""
-    began = time.process_time()
+    folder, counted = RUNS / problem.name.replace(" ", "-"), Counter[str]()
     found = compare(
         problem,
-        KINDS,
+        None,
         problem.train,
         problem.validation,
         problem.test,
@@ -114,60 +163,26 @@ def choose(problem: Problem) -> dict[str, Any]:
         budget=BUDGET * problem.epochs,
         epochs=problem.epochs,
         batch_size=problem.batch,
+        directory=folder / "compare",
         trainer=CPU,
+        on_run=lambda kind, *_: counted.update([kind]),
     )
-    took = time.process_time() - began
-    recipe = _Recipe(
-        problem,
-        problem.train,
-        problem.validation,
-        problem.score,
-        SEEDS,
-        POINTS,
-        problem.epochs,
-        problem.batch,
-        0,
-        CPU,
-        PathDirectory(None),
-        None,
-    )
-    module = problem()
-    batches = batches_of(problem.train, problem.batch)
-    rows = []
-    for kind in kinds_of(KINDS, module, batches, loss_of(module, None)):
-        values = [0.0]
-        if kind.low is not None and kind.high is not None:
-            space = np.geomspace if kind.log else np.linspace
-            values = [float(value) for value in space(kind.low, kind.high, POINTS)]
-        runs = [_run(recipe, kind, value, 0, 0) for value in values]
-        best = max(runs, key=lambda run: run["score"])
-        final = [best, *(_run(recipe, kind, best["value"], seed, 0) for seed in range(1, SEEDS))]
-        tests = [_scored(recipe, run["module"], problem.test) for run in final]
-        seeds = statistics.stdev(tests) / len(tests) ** 0.5
-        samples = torch.stack([problem.by_sample(run["module"]) for run in final]).mean(0)
-        assert abs(float(samples.mean()) - statistics.fmean(tests)) < 1e-5
-        error = math.hypot(seeds, float(samples.std()) / len(samples) ** 0.5)
-        rows.append(
-            {
-                "kind": kind.name,
-                "value": best["value"],
-                "test": statistics.fmean(tests),
-                "error over seeds": seeds,
-                "error": error,
-            }
-        )
+    print(found, flush=True)
+    grid = Grid(problem, PathDirectory(folder / "grid"))
+    grid.kept.claim({kind: grid.values(kind) for kind in counted})
+    rows = [grid.row(kind) for kind in counted]
     best = max(rows, key=lambda row: row["test"])
     picked = found.recommendation()
+    assert found.test_score is not None
     return {
-        "problem": problem.name,
         "picked": picked.kind,
         "value": picked.value,
         "test": found.test_score,
         "grid": rows,
         "best": best["kind"],
         "within": found.test_score >= best["test"] - best["error"],
-        "seconds": took,
-        "grid seconds": time.process_time() - began - took,
+        "runs of compare": sum(counted.values()),
+        "runs of the grid": sum(row["runs"] for row in rows),
     }
 
 

@@ -35,8 +35,14 @@ def sparsity(history: Sequence[Mapping[str, float]], title: str = "Zeros by laye
         title: above the axes.
 
     Raises:
+        TypeError: it is no history.
         ValueError: the history is empty.
     """
+    if not isinstance(history, Sequence) or not all(isinstance(row, Mapping) for row in history):
+        raise TypeError(
+            f"sparsity draws a history, and got {type(history).__name__}; give the .history of a "
+            "RegularizationMonitor"
+        )
     if not history:
         raise ValueError("the history is empty; fit with a RegularizationMonitor and a step that logs")
     layers = [key for key in history[0] if key.startswith("sparsity/")]
@@ -84,8 +90,15 @@ def weight_histograms(before: Mapping[str, Tensor], after: Mapping[str, Tensor],
         bins: of each histogram.
 
     Raises:
+        TypeError: they are not weights by layer.
         ValueError: the two have no layer in common.
     """
+    for given in (before, after):
+        if not isinstance(given, Mapping):
+            raise TypeError(
+                f"weight_histograms draws weights by layer, and got {type(given).__name__}; give "
+                "weights_of(module), taken before training and after it"
+            )
     layers = [name for name in before if name in after]
     if not layers:
         raise ValueError("before and after have no layer in common; take both with weights_of(model)")

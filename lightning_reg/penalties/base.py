@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.in_use import InUse
-from lightning_reg.penalties.regularizer import Regularizer
+from lightning_reg.penalties.regularizer import Regularizer, check_strength
 from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected, check_select, named_parameters, select_parameters
@@ -39,17 +39,7 @@ class Penalty(Regularizer, Bound):
 
     def __post_init__(self) -> None:
         """Check the arguments every penalty has."""
-        if not callable(self.strength):
-            owner = type(self).__name__
-            if isinstance(self.strength, bool) or not isinstance(self.strength, (int, float)):
-                raise TypeError(
-                    f"{owner}(strength={self.strength!r}) is neither a number nor a schedule nor a "
-                    "callable (step, total_steps) -> float"
-                )
-            if not 0.0 <= self.strength < float("inf"):
-                raise ValueError(
-                    f"{owner}(strength={self.strength}) is out of range; give a finite number, 0 or more"
-                )
+        check_strength(type(self).__name__, self.strength)
         check_select(self.select)
 
     # --- the formula ---------------------------------------------------------------------------------
@@ -163,8 +153,7 @@ class Penalty(Regularizer, Bound):
         tensors = [given] if isinstance(given, Tensor) else list(given) if isinstance(given, Iterable) else []
         if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
             raise TypeError(
-                f"{type(self).__name__} takes a module, a tensor or several tensors, not "
-                f"{type(given).__name__} {str(given)[:60]!r}"
+                f"{type(self).__name__} takes a module, a tensor or several tensors, not {_short(given)}"
             )
         if not self.takes_complex and any(tensor.is_complex() for tensor in tensors):
             raise ValueError(f"{type(self).__name__} is for real weights, and one given is complex")
@@ -192,3 +181,9 @@ class Penalty(Regularizer, Bound):
         if self.elementwise:
             return sum_over_shards(self.value(local(weight), strength), weight)
         return self.value(whole(weight), strength)
+
+
+def _short(given: object) -> str:
+    """What was given, in few words."""
+    text = repr(given)
+    return f"{type(given).__name__} {text}" if len(text) <= 60 and "\n" not in text else type(given).__name__

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_reg.penalties.batch_dimension import Order, order_of
-from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
+from lightning_reg.schedules.base import ScheduleLike, evaluate
 from lightning_reg.select.modules import ModuleSelect, select_modules
 from lightning_reg.select.wrappers import unwrapped
 from lightning_reg.tensors.safe_globals import allow_in_checkpoints
@@ -198,13 +198,3 @@ class Recorder:
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if self._watches(module):
             self._calls.append(Call(module, args, kwargs, output, self._orders.get(id(module))))
-
-
-def check_strength(owner: str, strength: ScheduleLike) -> None:
-    """Refuse a strength that is negative, NaN or infinite, or no number nor schedule."""
-    if not callable(strength):
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)):
-            raise TypeError(f"{owner}(strength={strength!r}) is neither a number nor a schedule")
-        if not 0.0 <= strength < float("inf"):
-            raise ValueError(f"{owner}(strength={strength}) is out of range; give a finite number, 0 or more")
-        check_schedule(strength, None)

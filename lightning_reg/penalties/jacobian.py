@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_reg.penalties.batch_dimension import batch_dimension
-from lightning_reg.penalties.forward import Call, ForwardPenalty, check_strength
+from lightning_reg.penalties.forward import Call, ForwardPenalty
+from lightning_reg.penalties.regularizer import check_strength
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.modules import ModuleSelect
 from lightning_reg.tensors.precision import sum_of_squares

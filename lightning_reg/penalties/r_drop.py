@@ -7,7 +7,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from lightning_reg.penalties.forward import Call, ForwardPenalty, check_strength
+from lightning_reg.penalties.forward import Call, ForwardPenalty
+from lightning_reg.penalties.regularizer import check_strength
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.modules import ModuleSelect
 

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from torch import nn
+
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select, Selected, matches
 from lightning_reg.tensors.safe_globals import allow_in_checkpoints
 
-__all__ = ["Regularizer"]
+__all__ = ["Regularizer", "check_strength"]
 
 
 class Regularizer(ABC):
@@ -120,3 +122,26 @@ class Regularizer(ABC):
                     f"write callbacks=[PenaltyCallback({self!r})]"
                 )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def check_strength(owner: str, strength: object) -> None:
+    """Refuse a strength that is negative, NaN or infinite, or neither a number nor a schedule.
+
+    Raises:
+        TypeError: it is something else, such as a penalty where its strength belongs.
+        ValueError: it is out of range.
+    """
+    if isinstance(strength, (Regularizer, nn.Module)):
+        raise TypeError(
+            f"{owner}(strength={type(strength).__name__}(...)) is not a strength; give a number, or a "
+            "schedule such as Cosine(0.0, 1e-3)"
+        )
+    if callable(strength):
+        return
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+        raise TypeError(
+            f"{owner}(strength={strength!r}) is neither a number nor a schedule nor a callable "
+            "(step, total_steps) -> float"
+        )
+    if not 0.0 <= strength < float("inf"):
+        raise ValueError(f"{owner}(strength={strength}) is out of range; give a finite number, 0 or more")

@@ -17,8 +17,6 @@ __all__ = [
     "Score",
     "TensorBatches",
     "batches_of",
-    "check_module",
-    "check_score",
     "clone",
     "loss_of",
     "mean_gradient_",
@@ -115,32 +113,6 @@ def clone(module: nn.Module) -> Any:
     if trainer is not None:
         copied._trainer = None  # type: ignore[assignment]
     return copied
-
-
-def check_module(module: object, caller: str) -> None:
-    """Refuse a module that does not say how it is trained.
-
-    Raises:
-        TypeError: it has no ``training_step``.
-    """
-    if isinstance(module, nn.Module) and not callable(getattr(module, "training_step", None)):
-        raise TypeError(
-            f"{caller} trains a LightningModule, and {type(module).__name__} has no training_step; wrap it, "
-            "as in RegularizedRegressor(module, []) or RegularizedClassifier(module, 10, []) for ten classes"
-        )
-
-
-def check_score(score: object) -> None:
-    """Refuse a score that cannot be called, before anything is trained.
-
-    Raises:
-        TypeError: it is no function.
-    """
-    if score is not None and not callable(score):
-        raise TypeError(
-            f"score={score!r} is not a function; give (module, batches) -> number, such as accuracy from "
-            "lightning_reg.tune"
-        )
 
 
 def loss_of(module: nn.Module, loss: Loss | None) -> Loss:

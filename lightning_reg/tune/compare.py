@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from lightning_reg.metrics.functional import sparsity
+from lightning_reg.tune._checks import check_counts, check_module, check_score, check_trainer, scored
 from lightning_reg.tune._directory import PathDirectory
-from lightning_reg.tune._loss import Data, Score, batches_of, check_module, check_score, mean_loss, same_order
+from lightning_reg.tune._loss import Data, Score, batches_of, mean_loss, same_order
 from lightning_reg.tune._point import make, seed_all
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import quiet
@@ -105,8 +106,10 @@ def compare(
     check_compare(seeds, budget, epochs)
     check_module(module, "compare")
     check_score(score)
+    check_trainer(trainer)
     options = trainer or {}
     first = make(module, seed)
+    check_module(first, "compare")
     precision = TrainingPrecision(options)
     precision.convert_(first)
     found = kinds_of(kinds, first, batches_of(train, batch_size), precision.loss(first))
@@ -137,11 +140,13 @@ def check_compare(seeds: int, budget: int, epochs: int) -> None:
 
     Raises:
         ValueError: one of them does not.
+        TypeError: one of them is no whole number.
     """
-    if seeds < 1 or epochs < 1 or budget < 3 * epochs:
+    check_counts(seeds=seeds, budget=budget, epochs=epochs)
+    if budget < 3 * epochs:
         raise ValueError(
-            f"seeds={seeds}, budget={budget}, epochs={epochs} make no comparison; give 1 seed or more, 1 "
-            "epoch or more, and a budget of three times the epochs or more"
+            f"budget={budget} and epochs={epochs} make no comparison; give a budget of three times the "
+            "epochs or more"
         )
 
 
@@ -247,7 +252,7 @@ def _scored(recipe: _Recipe, state: dict[str, Any], data: Any) -> float:
 
 @torch.no_grad()
 def _score(recipe: _Recipe, module: Any, precision: TrainingPrecision, batches: Any, loss: float) -> float:
-    return -loss if recipe.score is None else float(recipe.score(module, precision.inputs(batches)))
+    return -loss if recipe.score is None else scored(recipe.score, module, precision.inputs(batches))
 
 
 def _still(epochs: int, options: dict[str, Any], callbacks: list[Any]) -> dict[str, Any]:

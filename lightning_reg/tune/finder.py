@@ -16,17 +16,16 @@ from tqdm.auto import tqdm
 
 from lightning_reg.apply import Apply, DualAveraging, Metric
 from lightning_reg.penalties import Penalty
-from lightning_reg.tune._last_epochs import LastEpochs
-from lightning_reg.tune._loss import (
-    Data,
-    Score,
-    batches_of,
+from lightning_reg.tune._checks import (
+    check_counts,
     check_module,
+    check_penalty,
     check_score,
-    clone,
-    mean_loss,
-    same_order,
+    check_trainer,
+    scored,
 )
+from lightning_reg.tune._last_epochs import LastEpochs
+from lightning_reg.tune._loss import Data, Score, batches_of, clone, mean_loss, same_order
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import quiet
 from lightning_reg.tune.kinds import strength_range
@@ -93,10 +92,11 @@ def find_strength(
         ValueError: no range of strengths, or no epoch.
         TypeError: the module cannot be trained, or ``penalty`` is no penalty.
     """
-    check_strengths(lowest, highest, points, epochs)
-    check_module(module, "find_strength")
+    check_strengths(lowest, highest, points, epochs, seeds)
+    check_module(module, "find_strength", functions=False)
+    check_penalty(penalty, "find_strength")
     check_score(score)
-    _check_penalty(penalty)
+    check_trainer(trainer)
     extend = highest is None
     if lowest is None or highest is None:
         with isolate_rng(), same_order(data):
@@ -153,9 +153,10 @@ def find_dropout(
         ValueError: no range of rates, or the module has no dropout site.
         TypeError: the module cannot be trained.
     """
-    check_rates(highest, points, epochs)
-    check_module(module, "find_dropout")
+    check_rates(highest, points, epochs, seeds)
+    check_module(module, "find_dropout", functions=False)
     check_score(score)
+    check_trainer(trainer)
     from lightning_reg.dropout import find_sites
 
     def prepare(copied: nn.Module, rate: float) -> list[Any]:
@@ -173,38 +174,33 @@ def find_dropout(
     return _sweep("rate", module, prepare, values, how)
 
 
-def check_strengths(lowest: float | None, highest: float | None, points: int, epochs: int) -> None:
+def check_strengths(
+    lowest: float | None, highest: float | None, points: int, epochs: int, seeds: int
+) -> None:
     """Refuse options of :func:`find_strength` that make no sweep, whatever the data.
 
     Raises:
         ValueError: one of them does not.
+        TypeError: a count is no whole number.
     """
+    check_counts(3, points=points)
+    check_counts(epochs=epochs, seeds=seeds)
     low = 0.5 * (highest or 1.0) if lowest is None else lowest
-    if not 0.0 < low < (2.0 * low if highest is None else highest) < math.inf or points < 3 or epochs < 1:
-        raise ValueError(
-            f"lowest={lowest}, highest={highest}, points={points}, epochs={epochs} make no sweep; give "
-            "0 < lowest < highest, 3 or more points, and 1 epoch or more"
-        )
+    if not 0.0 < low < (2.0 * low if highest is None else highest) < math.inf:
+        raise ValueError(f"lowest={lowest}, highest={highest} make no sweep; give 0 < lowest < highest")
 
 
-def _check_penalty(penalty: object) -> None:
-    if not isinstance(penalty, Penalty):
-        inside = getattr(penalty, "penalty", None)
-        hint = f"it holds one: give {inside!r}" if isinstance(inside, Penalty) else "give one such as L1(0.0)"
-        raise TypeError(f"find_strength takes one penalty, and {penalty!r} is none; {hint}")
-
-
-def check_rates(highest: float, points: int, epochs: int) -> None:
+def check_rates(highest: float, points: int, epochs: int, seeds: int) -> None:
     """Refuse options of :func:`find_dropout` that make no sweep, whatever the data.
 
     Raises:
         ValueError: one of them does not.
+        TypeError: a count is no whole number.
     """
-    if not 0.0 < highest < 1.0 or points < 3 or epochs < 1:
-        raise ValueError(
-            f"highest={highest}, points={points}, epochs={epochs} make no sweep; give 0 < highest < 1, 3 or "
-            "more points, and 1 epoch or more"
-        )
+    check_counts(3, points=points)
+    check_counts(epochs=epochs, seeds=seeds)
+    if not 0.0 < highest < 1.0:
+        raise ValueError(f"highest={highest} makes no sweep; give 0 < highest < 1")
 
 
 def _sweep(
@@ -274,7 +270,7 @@ def _measure(
         if score is None:
             return mean_loss(copied, held_out, loss)
         with torch.no_grad():
-            return -float(score(copied, precision.inputs(held_out)))
+            return -scored(score, copied, precision.inputs(held_out))
 
     last = LastEpochs(measure, -(-options["max_epochs"] // 12))
     runner = Trainer(**options | {"callbacks": [*options.get("callbacks", []), *callbacks, last]})

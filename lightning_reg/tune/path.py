@@ -12,9 +12,10 @@ from torch import nn
 
 from lightning_reg.apply import DualAveraging, check_dual_averaging
 from lightning_reg.penalties import Penalty
+from lightning_reg.tune._checks import check_counts, check_module, check_penalty, check_trainer
 from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._folds import split, with_folds
-from lightning_reg.tune._loss import Data, batches_of, check_module
+from lightning_reg.tune._loss import Data, batches_of
 from lightning_reg.tune._point import Recipe, make, train_point
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune.frame import PathFrame, Row
@@ -114,8 +115,12 @@ def regularization_path(
     """
     check_path(strengths, points, ratio, warm_start, patience, validation is not None, folds)
     check_dual_averaging(dual_averaging, "proximal")
+    check_counts(max_epochs=max_epochs)
     check_module(module, "regularization_path")
+    check_penalty(penalty, "regularization_path")
+    check_trainer(trainer)
     first = make(module, seed)
+    check_module(first, "regularization_path")
     if strengths is None:
         strengths = below_lambda_max(
             first, penalty, batches_of(data, batch_size), points, ratio, trainer or {}

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from lightning_reg.apply import Term
 from lightning_reg.penalties import Penalty
+from lightning_reg.tune._checks import check_counts, check_module, check_penalty, check_trainer
 from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._folds import halves, samples
-from lightning_reg.tune._loss import Data, batches_of, check_module
+from lightning_reg.tune._loss import Data, batches_of
 from lightning_reg.tune._point import Recipe, make, train_point
 from lightning_reg.tune.lambda_max import is_linear
 from lightning_reg.tune.path import Map, about, below_lambda_max, check_path
@@ -203,9 +204,13 @@ def stability_selection(
         2010, Theorem 1.
     """
     check_stability(strengths, points, ratio, warm_start, subsamples)
+    check_counts(max_epochs=max_epochs)
     check_module(module, "stability_selection")
+    check_penalty(penalty, "stability_selection")
+    check_trainer(trainer)
     samples(data, "stability_selection")
     first = make(module, seed)
+    check_module(first, "stability_selection")
     if strengths is None:
         batches = batches_of(data, batch_size)
         below = below_lambda_max(first, penalty, batches, points, ratio, trainer or {})

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import signature
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_reg.hosts.both_namespaces import BothCallback
-from lightning_reg.tune.finder import find_dropout, find_strength
+from lightning_reg.tune.finder import check_rates, check_strengths, find_dropout, find_strength
 from lightning_reg.tune.sweep import Sweep
 
 __all__ = ["DropoutFinder", "StrengthFinder"]
+
+#: How the run's penalty callback acts, and so the copies.
+_HOW = ("apply", "metric", "dual_averaging")
 
 
 class _Finder(BothCallback):
     """Trains copies of the module before the fit starts, and leaves the run as it is."""
 
-    def __init__(self, update: bool, options: dict[str, Any], search: Callable[..., Sweep]) -> None:
+    #: Arguments of the search that the run gives.
+    given: ClassVar[frozenset[str]] = frozenset({"module", "data", "validation"})
+
+    def __init__(
+        self, update: bool, options: dict[str, Any], search: Callable[..., Sweep], check: Callable[..., None]
+    ) -> None:
         super().__init__()
-        if unknown := sorted(set(options) - set(signature(search).parameters)):
+        name, takes = type(self).__name__, signature(search).parameters
+        if not isinstance(update, bool):
             raise TypeError(
-                f"{type(self).__name__}: options have {unknown[0]!r}, which {search.__name__} lacks"
+                f"{name}(update={update!r}) is neither True nor False; what it searches for is in the run"
             )
+        if not isinstance(options, Mapping):
+            raise TypeError(f"{name}: options={options!r} is no dict; give such as {{'epochs': 30}}")
+        if unknown := sorted(set(options) - set(takes)):
+            raise TypeError(f"{name}: options have {unknown[0]!r}, which {search.__name__} lacks")
+        if twice := sorted(set(options) & self.given):
+            raise TypeError(f"{name}: options have {twice[0]!r}, which the run gives; leave it out")
+        check(**{key: options.get(key, takes[key].default) for key in signature(check).parameters})
         self.update = update
         self.options = options
         self.sweep: Sweep | None = None
@@ -81,14 +97,18 @@ class StrengthFinder(_Finder):
         sweep: what was seen, with ``suggestion()``, ``plot()`` and ``to_csv()``.
 
     Raises:
-        ValueError: at fit start, no penalty callback or more than one, or no validation data.
+        TypeError: an option that the search lacks, or that the run gives.
+        ValueError: options that make no sweep; at fit start, no penalty callback or more than one, or no
+            validation data.
 
     >>> StrengthFinder(update=False, options={"points": 10}).suggestion is None
     True
     """
 
+    given = _Finder.given | {"penalty", *_HOW}
+
     def __init__(self, update: bool = True, options: dict[str, Any] | None = None) -> None:
-        super().__init__(update, options or {}, find_strength)
+        super().__init__(update, {} if options is None else options, find_strength, check_strengths)
 
     def search(
         self, trainer: Trainer, module: LightningModule, train: Any, validation: Any, options: dict[str, Any]
@@ -102,7 +122,7 @@ class StrengthFinder(_Finder):
                 "call find_strength for each instead"
             )
         (target,) = targets
-        how = {name: getattr(target, name) for name in ("apply", "metric", "dual_averaging")}
+        how = {name: getattr(target, name) for name in _HOW}
         self.sweep = find_strength(module, target.penalty, train, validation, **how, **options)
         if self.update:
             target.penalty = replace(target.penalty, strength=self.sweep.suggestion())
@@ -120,14 +140,16 @@ class DropoutFinder(_Finder):
         sweep: what was seen, with ``suggestion()``, ``plot()`` and ``to_csv()``.
 
     Raises:
-        ValueError: at fit start, the module has no dropout site, or there are no validation data.
+        TypeError: an option that the search lacks, or that the run gives.
+        ValueError: options that make no sweep; at fit start, the module has no dropout site, or there are no
+            validation data.
 
     >>> DropoutFinder(options={"highest": 0.6}).suggestion is None
     True
     """
 
     def __init__(self, update: bool = True, options: dict[str, Any] | None = None) -> None:
-        super().__init__(update, options or {}, find_dropout)
+        super().__init__(update, {} if options is None else options, find_dropout, check_rates)
 
     def search(
         self, trainer: Trainer, module: LightningModule, train: Any, validation: Any, options: dict[str, Any]

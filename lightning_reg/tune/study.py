@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lightning_reg.tune._checks import check_counts, check_ranges
+
 __all__ = ["ray_map", "strength_study"]
 
 
@@ -35,7 +37,12 @@ def strength_study(
 
     Raises:
         ModuleNotFoundError: Optuna, or its Lightning integration, is not installed.
+        ValueError: a range is none.
+        TypeError: ``strengths`` or ``rates`` is no dict of ranges.
     """
+    check_ranges("strengths", strengths, positive=True)
+    check_ranges("rates", rates or {}, positive=False)
+    check_counts(trials=trials)
     try:
         import optuna
         from optuna_integration import PyTorchLightningPruningCallback

@@ -524,6 +524,8 @@ def test_a_pytorch_lightning_trainer(apply: Any) -> None:
         (lambda: L1PenaltyCallback(float("nan")), r"L1\(strength=nan\) is out of range"),
         (lambda: L1PenaltyCallback(float("inf")), r"L1\(strength=inf\) is out of range"),
         (lambda: L1PenaltyCallback("1e-4"), r"neither a number nor a schedule"),
+        (lambda: L1PenaltyCallback(L1(0.1)), r"L1\(strength=L1\(...\)\) is not a strength; give a number"),
+        (lambda: L1(nn.Linear(2, 1)), r"L1\(strength=Linear\(...\)\) is not a strength"),
         (lambda: ElasticNetPenaltyCallback(0.1, l1_ratio=1.5), r"l1_ratio=1.5\) is outside \[0, 1\]"),
         (lambda: ElasticNetPenaltyCallback(0.1, l1_ratio=float("nan")), r"l1_ratio=nan\) is outside"),
         (

@@ -213,8 +213,8 @@ class Unread(Numbers):
         ("path", "strengths: [0.1, -1]", "not all finite and above 0"),
         ("path", "patience: 0", "patience=0 stops a point"),
         ("path", "folds: 1", "folds=1 is out of range"),
-        ("find", "points: 0", "points=0, epochs=60 make no sweep"),
-        ("find --dropout", "highest: 1", "highest=1.0, points=9, epochs=60 make no sweep"),
+        ("find", "points: 0", "points=0 is too few; give 3 or more"),
+        ("find --dropout", "highest: 1", "highest=1.0 makes no sweep; give 0 < highest < 1"),
     ],
 )
 def test_options_are_refused_before_the_data_are_loaded(

@@ -80,6 +80,14 @@ def test_histograms_of_many_layers_are_of_groups(names: list[str], expected: int
         assert rendered(figure)
 
 
+def test_what_is_not_drawn_is_named() -> None:
+    module = nn.Linear(2, 1)
+    with pytest.raises(TypeError, match=r"sparsity draws a history, and got Linear; give the \.history of a"):
+        plot.sparsity(module)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"weights by layer, and got Linear; give weights_of\(module\)"):
+        plot.weight_histograms(plot.weights_of(module), module)  # type: ignore[arg-type]
+
+
 def test_schedules() -> None:
     line = plot.schedule(Cosine(0.0, 1.0), 100).axes[0].lines[0]
     expected = [Cosine(0.0, 1.0)(int(step), 100) for step in line.get_xdata()]
