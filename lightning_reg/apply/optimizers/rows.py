@@ -36,6 +36,7 @@ _TRUST = "it scales its steps by trust ratios that its state does not hold"
 _PROJECTED = "it projects the steps of matrices, so no weight has a step per unit of gradient"
 _ROUNDED = "it rounds its state after the step, so the step that it took is no longer known"
 _HESSIAN = "it takes second derivatives of the loss, which know nothing of what is added to a gradient"
+_UNCORRECTED = "with adam_debias its first steps are shorter than its state tells"
 _CLIPPED = "it clips the gradients inside its step, so the strength would count for more than it says"
 
 SCHEDULE_FREE = Facts(
@@ -179,6 +180,7 @@ def _fill() -> None:
     plain_adam = _if_plain(adam, caution=_CAUTIOUS, clipping_threshold=_CLIPPED)
     others: dict[str, Row] = {
         "timm.AdamWLegacy timm.NAdamW": plain_adam,
+        "torch_optimizer.Yogi pytorch_optimizer.Yogi": _if_plain(adam, adam_debias=_UNCORRECTED),
         "timm.SGDW": _if_plain(sgd, uniform=True, caution=_CAUTIOUS),
         "timm.RMSpropTF": _if_plain(rmsprop_tf, caution=_CAUTIOUS),
         "timm.AdaBelief pytorch_optimizer.AdaBelief torch_optimizer.AdaBelief": _adabelief,

@@ -29,6 +29,7 @@ FAMILIES = {
     "timm.AdamP": {**EQUAL, "proximal": "refused"},
     "timm.Adahessian": {**EQUAL, "gradient": "refused", "proximal": "refused"},
     "pytorch_optimizer.AdaBelief": EQUAL,
+    "pytorch_optimizer.Yogi": EQUAL,
     "pytorch_optimizer.Lamb": EQUAL,
     "pytorch_optimizer.AdamS": {**EQUAL, "proximal": "refused"},
     "pytorch_optimizer.Adalite": {**EQUAL, "proximal": "refused"},
