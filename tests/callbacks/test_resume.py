@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import L1, L2, Cosine, Linear
 from lightning_reg.callbacks import PenaltyCallback
+from tests.distributed.launch import Launch
 from tests.support import QUIET, STRICT, Net, batches, data, weights
 
 EPOCHS = 4
@@ -83,11 +84,7 @@ def last(folder: Path) -> Path:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     """The last checkpoint of a killed run for each mode."""
     root = tmp_path_factory.mktemp("killed")
-    program = [sys.executable, "-W", "ignore", "-m", "tests.callbacks.test_resume", str(root)]
-    ended = subprocess.run(
-        program, cwd=Path(__file__).parents[2], timeout=300, capture_output=True, text=True
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    Launch("tests.callbacks.test_resume", [str(root)], 1, root, "killed").succeed(300)
     return {(apply, saves): last(root / f"{apply}-{saves}") for apply in MODES for saves in SAVES}
 
 
@@ -147,11 +144,11 @@ assert module.trainer.global_step == 24
     )
 
 
-if __name__ == "__main__":
+def main(root: str) -> None:
     for apply, saves in itertools.product(MODES, SAVES):
         child = os.fork()  # what is imported once serves all, and no thread has started
         if child == 0:
-            run(apply, saves, Path(sys.argv[1]) / f"{apply}-{saves}", Kill())
+            run(apply, saves, Path(root) / f"{apply}-{saves}", Kill())
             os._exit(0)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (apply, saves, status)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import os
 import signal
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from lightning_reg.penalties import Penalty
 from lightning_reg.tune import PathFrame, lambda_max, regularization_path
 from lightning_reg.tune._folds import split
 from lightning_reg.tune._whole_data import PROGRESS, WAIT, WholeData
+from tests.distributed.launch import Launch
 from tests.support import Net, data, l1_logistic
 from tests.tune.problems import Linear, breast_cancer, diabetes
 from tests.turns import part_of, turn
@@ -331,28 +331,24 @@ def short(directory: Path | str | None = None, **options: Any) -> PathFrame:
     )
 
 
-KILLED = """
-import os, signal, sys
-import lightning.pytorch as pl
-import torch
-from tests.tune.test_path import CPU, short
-
-class Kill(pl.Callback):
+class KillInPoint13(pl.Callback):
     fits = 0
-    def on_train_epoch_end(self, trainer, module):
-        Kill.fits += trainer.current_epoch == 0
-        if Kill.fits == 13:
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        type(self).fits += trainer.current_epoch == 0
+        if self.fits == 13:
             os.kill(os.getpid(), signal.SIGKILL)
 
-torch.set_num_threads(1)
-short(sys.argv[1], trainer=CPU | {"callbacks": [Kill()]})
-"""
+
+def main(directory: str) -> None:
+    torch.set_num_threads(1)
+    short(directory, trainer=CPU | {"callbacks": [KillInPoint13()]})
 
 
 @pytest.mark.slow
 def test_killed_in_point_13_of_30_only_the_missing_points_run(tmp_path: Path) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    launch = Launch("tests.tune.test_path", [str(tmp_path)], 1, tmp_path, "killed")
+    assert launch.wait(300) == [-signal.SIGKILL], launch.logs[0].read_text()
     assert len(list(tmp_path.glob("path-*.pt"))) == 12
     times = {file: file.stat().st_mtime_ns for file in tmp_path.glob("path-*.pt")}
     fits: list[Any] = []
