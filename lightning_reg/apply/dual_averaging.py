@@ -13,7 +13,7 @@ shape begins anew, with a plain proximal step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +35,7 @@ __all__ = [
     "hold_",
     "is_average",
     "key_of",
+    "make_averages_",
 ]
 
 _PREFIX = "lightning_reg/"
@@ -147,6 +148,29 @@ def _in_pieces(row: _Row) -> Iterator[tuple[Sequence[int], Held]]:
         kept = _opened((high, low))
         yield [row.position], Held([piece], [kept], [step.taking(moments)], [row.share])
         _close_((high, low), kept)
+
+
+@torch.no_grad()
+def make_averages_(term: Term, optimizer: Optimizer, is_saved: Callable[[str], bool]) -> None:
+    """Make room for averages in a step with rates of 0.
+
+    By such a step :mod:`torch.distributed.checkpoint` fills the state of an optimizer; then it loads what it
+    finds there, and nothing else.
+
+    Args:
+        term: the penalty or constraint at work.
+        optimizer: after its step.
+        is_saved: whether the checkpoint has an entry whose name ends so.
+    """
+    if forgetting(term.dual_averaging) is None or not term.bound.holds_zeros:
+        return
+    if any(group.get("lr") != 0 for group in optimizer.param_groups):
+        return
+    key = key_of(term)
+    for parameter in (p for _, parameters in term.stepped(optimizer) for p in parameters):
+        if is_saved(f"{term.name_of(parameter)}.{key}"):
+            _average_of(optimizer.state[parameter], key, parameter)
+            optimizer.state[parameter].setdefault(f"{key}/step", 0)
 
 
 def added_bytes(term: Term, apply: str) -> int:

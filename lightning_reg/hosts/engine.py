@@ -22,6 +22,7 @@ from lightning_reg.apply import (
     decay_,
     decay_where_agreed_,
     look_before_,
+    make_averages_,
     project_,
     prox_,
 )
@@ -71,6 +72,10 @@ class Host(ABC):
 
     def stepped(self, optimizer: Optimizer) -> None:  # noqa: B027 - most hosts count by themselves
         """A step is over, and was taken."""
+
+    def is_saved(self, name: str) -> bool:
+        """Whether the checkpoint that is being loaded has an entry whose name ends so, as far as is known."""
+        return True
 
     def detached(self) -> None:  # noqa: B027 - most hosts leave nothing
         """Leave no trace."""
@@ -133,11 +138,10 @@ class Engine:
         #: whether it acts anew on the gradients of each call of a closure, and not once a step
         self.repeats = apply in ("gradient", "loss")
         self.steps_seen = 0
-        self._checked = False
-        self._clipping = SeemsClipped()
+        self._checked, self._clipping = False, SeemsClipped()
         self._own_gradients, self._undone = OwnGradients(self.term), Undone(self)
         self._hooked: dict[int, _Hooked] = {}
-        self._announces = host.announces()
+        self._announces = host.announces() and not penalty.is_constraint
         self._looked: set[int] = set()  # by identities of optimizers, as all of these
         self._announced: dict[int, int] = {}  # by identity of an optimizer: the step
         self._awaited: dict[int, Sequence[Awaited]] = {}  # decays that wait for the update
@@ -166,8 +170,7 @@ class Engine:
             return False
         optimizers = self.optimizers() if self._hooked else self.host.optimizers() or ()
         members = [m for optimizer in optimizers for m in StepHooks.members_of(optimizer)]
-        stopping = [m for m in members if isinstance(m, Engine) and m.penalty.stops_penalties]
-        return any(engine.strength() > 0.0 for engine in stopping)
+        return any(isinstance(m, Engine) and m.penalty.stops_penalties and m.strength() > 0 for m in members)
 
     def hook(self, optimizer: Optimizer) -> None:
         """Take part in the steps of ``optimizer``, or say why not."""
@@ -246,17 +249,15 @@ class Engine:
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Act after the update."""
-        if self._announces and not self.penalty.is_constraint:
-            if id(optimizer) not in self._announced:
-                return  # stepped behind the host's back, where no schedule moves on
-            del self._announced[id(optimizer)]
+        if self.apply == "proximal":
+            make_averages_(self.term, optimizer, self.host.is_saved)
+        if self._announces and self._announced.pop(id(optimizer), None) is None:
+            return  # stepped behind the host's back, where no schedule moves on
         if self.penalty.is_constraint:
             project_(self.term, optimizer, self.strength())
         elif self.apply == "proximal":
-            hooks = self._hooked[id(optimizer)].hooks
-            assert hooks is not None
-            of_step = hooks.factors, hooks.ridges
-            prox_(self.term, optimizer, self.strength(), self.host.step, self.metric, *of_step)
+            noted = StepHooks.of(optimizer).noted
+            prox_(self.term, optimizer, self.strength(), self.host.step, self.metric, *noted)
         elif self.apply == "gradient":
             self._own_gradients.check(optimizer, assigned=not self._announces)
         elif self.apply == "decoupled":

@@ -16,7 +16,7 @@ from lightning_reg.hosts.averages import AveragesKeepZeros
 from lightning_reg.hosts.clipping import BY_VALUE, notice_clipping_of, notice_no_more
 from lightning_reg.hosts.engine import Engine, Host
 from lightning_reg.hosts.strategies import reach_of
-from lightning_reg.hosts.trainer import ends_after_step, run_length, scaler_of
+from lightning_reg.hosts.trainer import ends_after_step, names_in_shards, run_length, scaler_of
 from lightning_reg.hosts.watch import Unheld
 from lightning_reg.penalties.regularizer import Regularizer
 
@@ -36,6 +36,7 @@ class LightningHost(Host):
         self.module = module
         self.reach = reach_of(trainer)
         self.scaler = scaler_of(trainer)
+        self._saved: list[str] | None = None
         self._unheld: dict[Engine, Unheld] = {}
         self._averages: list[AveragesKeepZeros] = []
 
@@ -95,6 +96,12 @@ class LightningHost(Host):
                 f"{strategy} (FSDP1) leaves each process a part of the weights, so that the value to log is "
                 "not known; give log=False, or use ModelParallelStrategy (FSDP2)"
             )
+
+    def is_saved(self, name: str) -> bool:
+        """What a checkpoint in shards lacks, torch refuses to load."""
+        if self._saved is None:
+            self._saved = names_in_shards(self.trainer.ckpt_path)
+        return not self._saved or any(found.endswith(f".{name}") for found in self._saved)
 
     def watch(self, engine: Engine) -> None:
         """Watch, until :meth:`warn_of_unheld`, for weights that are trained by no step in sight."""

@@ -66,6 +66,11 @@ class StepHooks:
         hooks = found_hooks(optimizer)
         return hooks.members if hooks is not None else []
 
+    @property
+    def noted(self) -> tuple[dict[int, float], dict[int, float | Tensor]]:
+        """Factors by which gradients were clipped, and quadratics that have acted, in the step under way."""
+        return self.factors, self.ridges
+
     def note_clipping(self, parameter: Tensor, before: float, after: float, factor: float) -> None:
         """Note by what ``factor`` a gradient was clipped, and its norms ``before`` and ``after``.
 

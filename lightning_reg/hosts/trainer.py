@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 
 __all__ = [
     "logs_this_step",
+    "names_in_shards",
     "run_length",
     "scaler_of",
     "show_number",
@@ -46,6 +47,15 @@ def run_length(trainer: Trainer) -> int | None:
         if trainer.max_steps > 0:
             length = min(length, trainer.max_steps)
     return int(length)
+
+
+def names_in_shards(path: Any) -> list[str]:
+    """Return the names of the entries of a checkpoint; none where it is not in shards."""
+    if path is None or not (Path(path) / ".metadata").is_file():
+        return []
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    return list(FileSystemReader(path).read_metadata().state_dict_metadata)
 
 
 def warn_of_cut_checkpoint(trainer: Trainer) -> None:
