@@ -47,6 +47,7 @@ from lightning_reg import (
     LogSum,
     NuclearNorm,
     Orthogonality,
+    OverlappingGroupLasso,
     Penalty,
     RDrop,
     SparseGroupLasso,
@@ -244,6 +245,7 @@ def measure(threads: int = 1, only: str = "") -> list[Row]:
         "NuclearNorm": NuclearNorm(STRENGTH),
         "SpectralNorm": SpectralNorm(STRENGTH),
         "SLOPE": SLOPE(STRENGTH),  # sorted, rather
+        "OverlappingGroupLasso": OverlappingGroupLasso(STRENGTH),  # iterated, rather
     }
     groups: dict[str, tuple[Cases, str]] = {
         "ResNet-50, other penalties": (of_penalties(SINGLE, make(weights)), AXPY),

@@ -69,6 +69,7 @@ from lightning_reg.penalties import LInf as LInf
 from lightning_reg.penalties import LogSum as LogSum
 from lightning_reg.penalties import NuclearNorm as NuclearNorm
 from lightning_reg.penalties import Orthogonality as Orthogonality
+from lightning_reg.penalties import OverlappingGroupLasso as OverlappingGroupLasso
 from lightning_reg.penalties import Penalty as Penalty
 from lightning_reg.penalties import RDrop as RDrop
 from lightning_reg.penalties import SparseGroupLasso as SparseGroupLasso

@@ -21,6 +21,7 @@ from lightning_reg.penalties.log_sum import LogSum
 from lightning_reg.penalties.mcp import MCP
 from lightning_reg.penalties.nuclear_norm import NuclearNorm
 from lightning_reg.penalties.orthogonality import Orthogonality
+from lightning_reg.penalties.overlapping_group_lasso import OverlappingGroupLasso
 from lightning_reg.penalties.r_drop import RDrop
 from lightning_reg.penalties.scad import SCAD
 from lightning_reg.penalties.slope import SLOPE
@@ -53,6 +54,7 @@ __all__ = [
     "LogSum",
     "NuclearNorm",
     "Orthogonality",
+    "OverlappingGroupLasso",
     "Penalty",
     "RDrop",
     "SparseGroupLasso",

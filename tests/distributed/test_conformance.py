@@ -15,6 +15,7 @@ from tests.distributed.cells import (
     FAMILIES,
     OPTIMIZERS,
     TOLERANCES,
+    TURNS,
     Cell,
     crossed,
     reference,
@@ -90,18 +91,14 @@ def test_a_family_is_strong_enough_to_be_seen_in_every_setting(family: str) -> N
             assert moved > 2 * widest, f"{cell}: give {family} another strength in cells.py, FAMILIES"
 
 
-#: Beyond so many, a family does not meet all settings in `crossed`.
-MOST = 23
-
-
-@pytest.mark.parametrize("more", sorted({0, min(1, MOST - len(FAMILIES)), MOST - len(FAMILIES)}))
+@pytest.mark.parametrize("more", [0, 1])
 def test_the_settings_meet_in_pairs(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(more):  # penalties that are yet to come
         monkeypatch.setitem(FAMILIES, f"another {number}", FAMILIES["L1"])
     cells = crossed("single device")
     rows = itertools.product(TOLERANCES, (1, 2), CLIPPING, APPLY)
     assert {(c.precision, c.accumulate, c.clip, c.apply) for c in cells} == set(rows)
-    with_gradient = [family for family, penalty in FAMILIES.items() if penalty.has_gradient]
+    with_gradient = [family for family in list(FAMILIES)[:TURNS] if FAMILIES[family].has_gradient]
     for family in with_gradient:
         mine = [cell for cell in cells if cell.family == family]
         assert {cell.precision for cell in mine} == set(TOLERANCES)

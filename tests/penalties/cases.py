@@ -32,6 +32,7 @@ from lightning_reg import (
     LogSum,
     NuclearNorm,
     Orthogonality,
+    OverlappingGroupLasso,
     Penalty,
     SparseGroupLasso,
     SpectralNorm,
@@ -54,8 +55,8 @@ class Case:
         convex: convex, so that its prox is firmly non-expansive.
         has_prox: it knows its proximal operator,
         prox_in_metric: with one step for each weight too.
-        max_step: the longest step whose prox minimises what it should, at strengths up to 3; only where
-            not convex.
+        max_step: the longest step that the laws try; where not convex, the longest whose prox minimises what
+            it should, at strengths up to 3.
         takes_complex: it is defined on complex weights.
         in_pieces: it has a kernel of its own, which goes over weights through small reused buffers.
         kinks_at_zero: it is differentiable where no weight is zero.
@@ -163,6 +164,15 @@ CASES: list[Case] = [
     Case(
         SparseGroupLasso(1.0, l1_ratio=0.4),
         lambda w, strength: _group_lasso(w, 0.6 * strength) + 0.4 * strength * float(np.abs(w).sum()),
+    ),
+    Case(
+        OverlappingGroupLasso(1.0, groups=("rows", "tensor", "weights"), level_factors=(0.6, 0.4, 0.3)),
+        lambda w, strength: (
+            _group_lasso(w, 0.6 * strength)
+            + strength * (0.4 * w.size**0.5 * float((w**2).sum()) ** 0.5 + 0.3 * float(np.abs(w).sum()))
+        ),
+        max_step=1.0,  # up to 100 times one weight's step to another's, which takes some 20 turns
+        takes_complex=False,
     ),
     Case(
         LInf(1.0, groups="rows"),
