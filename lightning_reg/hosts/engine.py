@@ -31,8 +31,9 @@ from lightning_reg.apply.term import found_inf
 from lightning_reg.apply.together import warn_of_sums
 from lightning_reg.apply.warm_up import warm_up
 from lightning_reg.hosts.clipping import SeemsClipped
+from lightning_reg.hosts.own_gradients import OwnGradients
 from lightning_reg.hosts.step_hooks import StepHooks
-from lightning_reg.hosts.watch import OwnGradients, Undone
+from lightning_reg.hosts.watch import Undone
 from lightning_reg.hosts.wrappers import runs_hooks
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
@@ -242,10 +243,11 @@ class Engine:
         elif self.apply == "decoupled":
             awaited = decay_(self.term, optimizer, self.strength(), self.host.step)
             self._awaited[id(optimizer)] = awaited
-        elif self.apply == "gradient" and not self.added:
-            add_gradient_(self.term, optimizer, self.strength())
-        if self.apply == "gradient" and self._own_gradients.left:
-            self._own_gradients.begin(optimizer)
+        elif self.apply == "gradient":
+            self._own_gradients.look(optimizer)
+            if not self.added:
+                add_gradient_(self.term, optimizer, self.strength())
+            self._own_gradients.begin()
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Act after the update."""

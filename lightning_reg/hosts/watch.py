@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_reg.apply.term import Term
 from lightning_reg.tensors.shards import is_sharded
 
-__all__ = ["OwnGradients", "Silence", "Undone", "Unheld"]
+__all__ = ["Silence", "Undone", "Unheld"]
 
 #: Backward passes between which weights moved, before it is said; steps that are looked into.
 _PATIENCE = 3
@@ -81,62 +81,6 @@ class Silence:
                 "add penalty(model) to the loss",
                 stacklevel=2,
             )
-
-
-class OwnGradients:
-    """Looks, in its first steps, whether an optimizer makes gradients of its own inside of its step.
-
-    What was added to the gradients before does not count then, or for less than it says.
-
-    Args:
-        term: what is added.
-    """
-
-    def __init__(self, term: Term) -> None:
-        self._term = term
-        self.left = _PATIENCE  # steps to look at
-        self.said = False
-        self._parameter: nn.Parameter | None = None
-        self._gradient: Tensor | None = None
-        self._made = False
-        self._hook: Any = None
-
-    def begin(self, optimizer: Optimizer) -> None:
-        """Look from here, where the gradients are complete; several times where the loss is evaluated so."""
-        if not self.left:
-            return
-        self.end()
-        found = [p for p in self._term.trainable(optimizer) if p.is_leaf and not is_sharded(p)]
-        if found:
-            untyped: Any = found[0]
-            self._parameter, self._gradient, self._made = found[0], found[0].grad, False
-            self._hook = untyped.register_post_accumulate_grad_hook(self._see)
-
-    def check(self, optimizer: Optimizer, assigned: bool) -> None:
-        """Warn after the step, once; ``assigned``: also where it has put another gradient in place."""
-        parameter = self._parameter
-        if parameter is None:
-            return
-        other = parameter.grad is not None and parameter.grad is not self._gradient
-        made = self._made or (assigned and other)
-        self.end()
-        self.left -= 1
-        if made:
-            self.left, self.said = 0, True
-            warnings.warn(
-                f"{self._term.penalty!r} may not count: {type(optimizer).__name__} makes gradients of its "
-                "own inside its step; add penalty(model) to the loss that it differentiates",
-                stacklevel=2,
-            )
-
-    def end(self) -> None:
-        """Leave no trace."""
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self._parameter = self._gradient = None
-
-    def _see(self, parameter: Tensor) -> None:
-        self._made = True
 
 
 class _Acting(Protocol):

@@ -20,6 +20,8 @@ Twin: TypeAlias = Callable[[], tuple[Optimizer, list[nn.Parameter]]]
 _STEPS, _RATE, _SIZE, _DECAY = 6, 0.01, 0.5, 0.5
 #: How far apart two factors are that count as one, and how far a tensor is from a multiple of another.
 _SAME, _MULTIPLE = 0.1, 0.05
+#: The rate of a group, and those by which some measure it.
+_LEARNING_RATES = frozenset({"lr", "initial_lr", "max_lr", "base_lr"})
 #: Entries below which any tensor may be a multiple of another by chance.
 _FEW = 4
 #: Steps of a longer run, and how much longer than steps 7 to 10 its last four are in a warm-up: 4.5 times
@@ -56,7 +58,7 @@ def scaled_inside(twin: Twin) -> str | None:
         return _LAYERS
     options = {name: value for group in made.param_groups for name, value in group.items()}
     for name, value in options.items():
-        if isinstance(value, float) and value not in (0.0, 1.0) and name not in ("lr", "weight_decay"):
+        if isinstance(value, float) and value not in (0.0, 1.0) and name not in _LEARNING_RATES:
             with suppress(Exception):  # whatever twice its value may do
                 if any(abs(k - 2.0) < 0.01 for k in _times(_moves(_run(twin, twice=name)), moves)):
                     return f"it scales its steps by its option {name}"
@@ -105,7 +107,7 @@ def _differ(made: Optimizer, parameters: Sequence[Tensor], moves: Sequence[Tenso
     of = {id(parameter): move for parameter, move in zip(parameters, moves, strict=True)}
     alike: dict[Any, list[Tensor]] = {}
     for group in made.param_groups:
-        options = repr([(k, v) for k, v in group.items() if k not in ("params", "lr", "initial_lr")])
+        options = repr([(k, v) for k, v in group.items() if k != "params" and k not in _LEARNING_RATES])
         for parameter in group["params"]:
             alike.setdefault((options, parameter.shape), []).append(of[id(parameter)])
     pairs = itertools.chain.from_iterable(map(itertools.pairwise, alike.values()))
@@ -127,7 +129,8 @@ def _run(
     torch.default_generator.manual_seed(0)
     made, parameters = twin()
     for group in made.param_groups:
-        group["lr"] = torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
+        for name in _LEARNING_RATES & group.keys():
+            group[name] = torch.full_like(group[name], rate) if isinstance(group[name], Tensor) else rate
         group.update({name: 2 * group[name] for name in (twice,) if name in group})
     gradients = []
     for parameter in parameters:

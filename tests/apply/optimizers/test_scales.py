@@ -90,6 +90,14 @@ class TrustedDecay(TrustRatio):
         return super().scale(group, p, direction, place)
 
 
+class Corrected(Unknown):
+    """AdamC: its decay is measured by its own highest rate."""
+
+    def scale(self, group: dict[str, Any], p: Tensor, direction: Tensor, place: int) -> float:
+        p.mul_(1 - group["lr"] ** 2 / group["max_lr"] * group["weight_decay"])
+        return 1.0
+
+
 class DecayInMomentum(Momentum):
     """NovoGrad's: added to a direction, before a momentum that gathers it."""
 
@@ -177,6 +185,7 @@ TAKEN: list[tuple[Any, dict[str, Any]]] = [
     (Momentum, {"momentum": 0.99}),
     (OfTheGroup, {"lr_scale": 1.0}),
     (TrustedDecay, {"weight_decay": 0.0}),
+    (Corrected, {"weight_decay": 0.0, "max_lr": 0.1}),
     (DecayInMomentum, {"weight_decay": 0.0, "momentum": 0.95}),
 ]
 

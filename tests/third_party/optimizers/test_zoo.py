@@ -49,6 +49,14 @@ FAMILIES = {
     },
     "lion_pytorch.Lion": {**EQUAL, "proximal": "refused"},
     "torchao.AdamW8bit": {**EQUAL, "proximal": "refused"},
+    "heavyball.AdamC": {**EQUAL, "proximal": "refused"},
+    "heavyball.SFAdamW": {
+        **dict.fromkeys(zoo.MODES, "refused"),
+        "loss": "equal",
+        "gradient": "equal",
+    },
+    "bitsandbytes.AdamW8bit": {**EQUAL, "proximal": "refused"},
+    "bitsandbytes.LARS": {**EQUAL, "decoupled": "refused", "proximal": "refused"},
 }
 
 
