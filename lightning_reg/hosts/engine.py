@@ -127,10 +127,9 @@ class Engine:
         check_apply(penalty, apply, metric)
         check_dual_averaging(dual_averaging, apply)
         check_schedule(penalty.strength, total_steps)
-        self.penalty = penalty
+        self.penalty, self.host = penalty, host
         self.apply: Apply = apply
         self.metric: Metric = metric
-        self.host = host
         self.term = Term(penalty, module, total_steps, label, in_place=apply == "proximal")
         if apply == "proximal":
             self.term.bound.warn()
@@ -138,8 +137,7 @@ class Engine:
         self.added = False  # the gradient of the coming step
         #: whether it acts anew on the gradients of each call of a closure, and not once a step
         self.repeats = apply in ("gradient", "loss")
-        self.steps_seen = 0
-        self._checked, self._clipping = False, SeemsClipped()
+        self.steps_seen, self._checked, self._clipping = 0, False, SeemsClipped()
         self._own_gradients, self._undone = OwnGradients(self.term), Undone(self)
         self._hooked: dict[int, _Hooked] = {}
         self._announces = host.announces() and not penalty.is_constraint
@@ -223,8 +221,7 @@ class Engine:
 
     def acts_inside(self, optimizer: Optimizer) -> bool:
         """Whether :meth:`before_step` is to be called in the step."""
-        hooked = self._hooked.get(id(optimizer))
-        return hooked is not None and hooked.inside
+        return (hooked := self._hooked.get(id(optimizer))) is not None and hooked.inside
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Act before the update, when the gradients are complete."""
@@ -241,13 +238,14 @@ class Engine:
             elif self._clipping.looks < SeemsClipped.LOOKS:
                 self._clipping.look(optimizer)
         elif self.apply == "decoupled":
-            awaited = decay_(self.term, optimizer, self.strength(), self.host.step)
-            self._awaited[id(optimizer)] = awaited
+            self._awaited[id(optimizer)] = decay_(self.term, optimizer, self.strength(), self.host.step)
         elif self.apply == "gradient":
-            self._own_gradients.look(optimizer)
+            if self._own_gradients.left:
+                self._own_gradients.look(optimizer)
             if not self.added:
                 add_gradient_(self.term, optimizer, self.strength())
-            self._own_gradients.begin()
+            if self._own_gradients.left:
+                self._own_gradients.begin()
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Act after the update."""

@@ -43,8 +43,6 @@ class OwnGradients:
 
     def look(self, optimizer: Optimizer) -> None:
         """Look at the gradients before anything is added, where they are complete."""
-        if not self.left:
-            return
         self.end()
         found = [p for p in self._term.trainable(optimizer) if p.is_leaf and not is_sharded(p)]
         if found:
