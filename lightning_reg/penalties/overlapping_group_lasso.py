@@ -88,7 +88,9 @@ class OverlappingGroupLasso(Penalty):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        levels = () if isinstance(self.groups, str) or callable(self.groups) else tuple(self.groups)
+        levels: tuple[Any, ...] = (
+            () if isinstance(self.groups, str) or callable(self.groups) else tuple(self.groups)
+        )
         if not levels:
             raise ValueError(
                 f"OverlappingGroupLasso(groups={self.groups!r}) needs levels, such as ('rows', 'columns'); "
