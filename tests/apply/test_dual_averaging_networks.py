@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from lightning_reg import L1, attach
+from lightning_reg import L1, RegularizedModule, attach
+from tests.support import QUIET
 from tests.turns import part_of, turn
 
 BATCH = 50
@@ -86,7 +90,12 @@ def train(name: str, *, dual_averaging: bool, epochs: int = 20) -> tuple[float, 
             if epoch == epochs - 1:
                 after = [weight == 0 for weight in problem.weights]
                 turned += sum(int((a != b).sum()) for a, b in zip(after, before, strict=True))
-    optimizer.zero_grad()
+    return outcome(problem, turned / each)
+
+
+def outcome(problem: Problem, turned: float) -> tuple[float, float, float]:
+    """The objective, the share of ``turned`` weights, and that of zeros that all of the data justify."""
+    problem.network.zero_grad()
     loss = problem.loss()
     loss.backward()
     slopes = torch.cat([weight.grad[weight == 0].abs() for weight in problem.weights])
@@ -95,7 +104,7 @@ def train(name: str, *, dual_averaging: bool, epochs: int = 20) -> tuple[float, 
     modulus = sum(float(weight.detach().abs().sum()) for weight in problem.weights)
     return (
         float(loss.detach()) + problem.strength * modulus,
-        turned / each / size,
+        turned / size,
         float((slopes <= 1.05 * problem.strength).float().mean()),
     )
 
@@ -108,4 +117,42 @@ def test_zeros_of_a_network_are_steady_and_justified(name: str) -> None:
     print(f"{name}: objective {objective:.4f} and {plain:.4f}, turned {turned:.3%} and {turned_by_plain:.3%}")
     assert turned < 0.001 < turned_by_plain
     assert objective <= 1.02 * plain
+    assert justified >= 0.99
+
+
+class Classifier(RegularizedModule):
+    """The network of a problem, with Adam and a cosine rate."""
+
+    def __init__(self, problem: Problem, epochs: int) -> None:
+        super().__init__(L1(problem.strength), apply="proximal")
+        self.problem, self.network, self.epochs = problem, problem.network, epochs
+        self.last, self.turned, self.steps = problem.weights, 0, 0
+
+    def task_loss(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.problem.loss(batch)
+
+    def on_train_batch_end(self, *given: Any) -> None:
+        if self.current_epoch == self.epochs - 1:
+            before, self.last = self.last, [weight.detach().clone() for weight in self.problem.weights]
+            if self.steps:
+                pairs = zip(before, self.last, strict=True)
+                self.turned += sum(int(((a == 0) != (b == 0)).sum()) for a, b in pairs)
+            self.steps += 1
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=3e-3)
+        steps = int(self.trainer.estimated_stepping_batches)
+        rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+
+@pytest.mark.slow
+def test_zeros_of_a_regularized_module_are_steady_and_justified() -> None:
+    problem, epochs = Problem.of("digits"), 20
+    module = Classifier(problem, epochs)
+    rows = DataLoader(range(len(problem.images)), BATCH, shuffle=True)  # type: ignore[arg-type]
+    Trainer(**QUIET, max_epochs=epochs).fit(module, rows)
+    _, turned, justified = outcome(problem, module.turned / (module.steps - 1))
+    print(f"in a module: turned {turned:.3%}, justified {justified:.2%}")
+    assert module.steps == 30 and turned < 0.001
     assert justified >= 0.99
