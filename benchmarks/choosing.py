@@ -79,15 +79,15 @@ def _data(name: str) -> tuple[Any, Any, tuple[int, int, int], int, int]:
 
         pixels, labels = mnist_data()
         x, y = torch.tensor(pixels / 255.0, dtype=torch.float32), torch.tensor(labels)
-        return x, y.long(), (1000, 1000, 3000), 30, 100
+        return x, y.long(), (1000, 1000, 3000), 20, 100
     from sklearn.datasets import load_breast_cancer, load_diabetes
 
     if name == "diabetes":
         x, y = load_diabetes(return_X_y=True)
         y = (y - y.mean()) / y.std()
-        return _floats(x), _floats(y)[:, None], (150, 140, 152), 60, 50
+        return _floats(x), _floats(y)[:, None], (150, 140, 152), 40, 50
     x, y = load_breast_cancer(return_X_y=True)
-    return _floats(x), torch.tensor(y).long(), (150, 200, 219), 60, 50
+    return _floats(x), torch.tensor(y).long(), (150, 200, 219), 40, 50
 
 
 def _floats(array: Any) -> torch.Tensor:

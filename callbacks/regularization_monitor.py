@@ -70,6 +70,9 @@ class RegularizationMonitor(BothCallback):
         self._logged_at = -1
         self._failed: set[int] = set()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(select={self.select!r}, table={self.table})"
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the state that the run begins with."""
         if self.table:

@@ -15,6 +15,7 @@ from lightning_reg.callbacks.regularizer import RegularizerCallback
 from lightning_reg.dropout.inject import modules_after
 from lightning_reg.dropout.selection import select_sites
 from lightning_reg.dropout.sites import candidates
+from lightning_reg.hosts.both_namespaces import shown
 from lightning_reg.look.layers import optimizer_state
 from lightning_reg.look.reach import Covered, NamedSelect, coverage
 from lightning_reg.penalties import Penalty
@@ -52,7 +53,7 @@ def report(
     for name, (before, after) in replaced.items():
         print(f"  Trainer({name}={after!r}) in place of the script's {before!r}", file=file)
     for callback in attached:
-        print(f"  attached {callback!r}", file=file)
+        print(f"  attached {shown(callback)}", file=file)
     acting = list(_acting(attached))
     if acting:
         covered = coverage(module, acting, trainer.optimizers)
@@ -73,8 +74,8 @@ def _acting(attached: Sequence[Callback]) -> Iterator[NamedSelect]:
         penalty = getattr(callback, "penalty", None)
         if isinstance(penalty, Penalty):
             yield NamedSelect(f"{penalty.log_name} ({callback.apply})", penalty.select)  # type: ignore[attr-defined]
-        elif hasattr(callback, "select") and not isinstance(callback, SiteCallback):
-            yield NamedSelect(type(callback).__name__, callback.select)
+        elif isinstance(callback, RegularizerCallback):
+            yield NamedSelect(type(callback).__name__, callback.acting.select)
 
 
 def _parameter(row: Covered) -> Row:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch import Callback
 
-__all__ = ["BothCallback"]
+__all__ = ["BothCallback", "shown"]
 
 if TYPE_CHECKING:
     BothCallback = Callback
@@ -23,3 +23,9 @@ else:
 
         class BothCallback(Callback, OtherCallback):
             """A callback for Trainers of both namespaces."""
+
+
+def shown(callback: object) -> str:
+    """Return what a callback says of itself, or its class where that would be an address in memory."""
+    silent = type(callback).__repr__ is object.__repr__
+    return f"{type(callback).__name__}(...)" if silent else repr(callback)

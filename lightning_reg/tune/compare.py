@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -70,8 +71,9 @@ def compare(
 
     Every kind has the same budget to find its strength: ``budget // epochs`` runs with the first seed. Half
     of them are a grid over a range that fits the penalty. The others lie next to the best value so far, or
-    beyond it if it is at an end. The best value is then trained with the other seeds. "none" is always among
-    the kinds. The test data are used once, for the recommended kind.
+    beyond it if it is at an end. Of two equal scores, as accuracies on few data often are, the one with the
+    lower validation loss is the better. The best value is then trained with the other seeds. "none" is always
+    among the kinds. The test data are used once, for the recommended kind.
 
     Args:
         module: a LightningModule, whose weights every run starts from, or a function that makes one, which
@@ -172,15 +174,15 @@ def _contend(recipe: _Recipe, kind: Kind) -> tuple[Contender, list[dict[str, Any
     """Find a kind's value and train it with every seed; also return the weights of these runs."""
     runs: list[dict[str, Any]] = []
 
-    def measure(value: float) -> float:
+    def measure(value: float) -> tuple[float, float]:
         runs.append(_run(recipe, kind, value, recipe.seed, len(runs)))
-        return -float(runs[-1]["score"])
+        return _rank(runs[-1])
 
     if kind.low is None or kind.high is None:
         measure(0.0)
     else:
         search(measure, kind.low, kind.high, recipe.points, kind.log)
-    best = max(runs, key=lambda run: run["score"] if run["score"] == run["score"] else float("-inf"))
+    best = min(runs, key=_rank)
     others = range(recipe.seed + 1, recipe.seed + recipe.seeds)
     final = [best, *(_run(recipe, kind, best["value"], number, 1000 + number) for number in others)]
     contender = Contender(
@@ -195,6 +197,12 @@ def _contend(recipe: _Recipe, kind: Kind) -> tuple[Contender, list[dict[str, Any
         searched=[(run["value"], run["score"]) for run in runs],
     )
     return contender, [run["module"] for run in final]
+
+
+def _rank(run: dict[str, Any]) -> tuple[float, float]:
+    """Low for a high score; where scores are equal, as accuracies on few data are, for a low loss."""
+    less, loss = -float(run["score"]), float(run["loss"])
+    return (less, loss if math.isfinite(loss) else math.inf) if math.isfinite(less) else (math.inf, math.inf)
 
 
 def _run(recipe: _Recipe, kind: Kind, value: float, seed: int, index: int) -> dict[str, Any]:

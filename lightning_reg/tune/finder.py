@@ -71,7 +71,8 @@ def find_strength(
         highest: of the strengths, where it ruins the model: ``lambda_max``, 10 or 1 where None; up to four
             more points then follow above it, as long as the best is the last.
         points: how many strengths above 0, log-spaced; two or three a decade.
-        epochs: of each run. It must be long enough for overfitting to begin: half of a whole run will do.
+        epochs: of each run; those of the run that the strength is for. Shorter runs overfit less, and so
+            suggest a smaller strength, or none.
         apply: how the penalty acts.
         metric: of ``apply="proximal"``.
         dual_averaging: of ``apply="proximal"``.
@@ -140,7 +141,7 @@ def find_dropout(
         validation: to tell the rates apart.
         highest: of the rates; the lowest is 0.
         points: how many rates, evenly spaced.
-        epochs: of each run; half of a whole run will do.
+        epochs: of each run; those of the run that the rate is for.
         score: as in :func:`find_strength`.
         seeds: runs at each point, whose mean counts.
         batch_size: of training on a data set; all at once where None.

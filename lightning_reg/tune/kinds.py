@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_reg.apply import Apply
 from lightning_reg.dropout import find_sites
+from lightning_reg.hosts.both_namespaces import shown
 from lightning_reg.penalties import L1, L2, ElasticNet, GroupLasso, Penalty
 from lightning_reg.tune._loss import batches_of, loss_of
 from lightning_reg.tune.lambda_max import lambda_max
@@ -125,7 +126,7 @@ def _kind(each: Any, module: nn.Module, data: Any, loss: Any) -> Kind:
         )
     if hasattr(each, "on_train_start"):
         name = type(each).__name__
-        return Kind(name, partial(_copied, each), partial(_said, repr(each)))
+        return Kind(name, partial(_copied, each), partial(_said, shown(each)))
     raise TypeError(
         f"{each!r} is no kind of regularization; give a name ({', '.join(map(repr, NAMES))}), a penalty, a "
         "callback, or a Kind"

@@ -68,7 +68,9 @@ class _Finder(BothCallback):
                 "validation data"
             )
         shown = trainer.progress_bar_callback is not None
-        options = {"trainer": {"accelerator": _accelerator(trainer)}, "progress": shown, **self.options}
+        whole = {"epochs": min(trainer.max_epochs, 60)} if (trainer.max_epochs or 0) > 0 else {}
+        how = {"trainer": {"accelerator": _accelerator(trainer)}, "progress": shown}
+        options = how | whole | self.options
         self.search(trainer, pl_module, train, validation, options)
         rank_zero_info(f"{type(self).__name__}: {self._choice()}{'; in use' if self.update else ''}")
 
@@ -91,7 +93,8 @@ class StrengthFinder(_Finder):
 
     Args:
         update: give the suggestion to the penalty callback.
-        options: of :func:`~lightning_reg.tune.find_strength`, such as ``{"points": 12, "epochs": 60}``.
+        options: of :func:`~lightning_reg.tune.find_strength`, such as ``{"points": 12, "epochs": 30}``; the
+            copies train for the epochs of the run, or 60 if it has more, unless you say otherwise.
 
     Attributes:
         sweep: what was seen, with ``suggestion()``, ``plot()`` and ``to_csv()``.
@@ -134,7 +137,8 @@ class DropoutFinder(_Finder):
 
     Args:
         update: set the suggestion on every dropout site.
-        options: of :func:`~lightning_reg.tune.find_dropout`, such as ``{"points": 9, "epochs": 60}``.
+        options: of :func:`~lightning_reg.tune.find_dropout`, such as ``{"points": 9, "epochs": 30}``; the
+            copies train for the epochs of the run, or 60 if it has more, unless you say otherwise.
 
     Attributes:
         sweep: what was seen, with ``suggestion()``, ``plot()`` and ``to_csv()``.

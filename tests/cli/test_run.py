@@ -292,9 +292,12 @@ def test_a_search_attached_to_a_run_is_not_attached_to_itself(
     file = script(tmp_path, text)
     options = {"points": 3, "epochs": 1, "trainer": {"accelerator": "cpu"}}
     finder = {"class_path": "StrengthFinder", "init_args": {"options": options}}
-    config = script(tmp_path, json.dumps([finder]), "callbacks.yaml")
+    config = script(tmp_path, json.dumps([finder, {"class_path": "RegularizationMonitor"}]), "callbacks.yaml")
     assert main([*L1, "--callbacks", config, file, str(tmp_path / "out")]) == 0
-    assert capfd.readouterr().err.count("lightning-reg run: Net") == 1
+    err = capfd.readouterr().err
+    assert err.count("lightning-reg run: Net") == 1
+    assert "attached StrengthFinder(...)\n" in err and " object at 0x" not in err
+    assert err.count("RegularizationMonitor") == 1, "it looks at parameters and acts on none"
 
 
 def test_processes_that_options_would_not_reach(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -59,10 +59,26 @@ def test_the_search_refines_and_leaves_its_range_upwards() -> None:
     assert len(inside) == 8 and 1 / 2 < min(inside, key=inside.get) / 0.02 < 2  # type: ignore[arg-type]
     above = search(loss_at(300.0), 1e-3, 10.0, 8, log=True)
     assert 1 / 3 < min(above, key=above.get) / 300 < 3  # type: ignore[arg-type]
+    tied = search(lambda value: (0.5, loss_at(0.02)(value)), 1e-5, 1.0, 8, log=True)  # as accuracies are
+    assert tied.keys() == inside.keys()
     rates = search(lambda rate: abs(rate - 0.9), 0.1, 0.8, 6, log=False)
     assert max(rates) == 0.8 == min(rates, key=rates.get)  # type: ignore[arg-type]
     assert following({1e-5: 1.0, 1e-3: 2.0}, True, floor=1e-6) == pytest.approx(1e-7)
     assert following({1e-7: 1.0, 1e-5: 2.0}, True, floor=1e-6) == pytest.approx(1e-6)
+
+
+def test_equal_scores_are_told_apart_by_the_loss() -> None:
+    seen: list[tuple[float, float]] = []
+
+    def score(module: Any, batches: Any) -> float:
+        (batch,) = list(batches)
+        seen.append((1.0, float(nn.functional.mse_loss(module.net(batch[0]), batch[1]))))
+        return 1.0
+
+    found = compare(Net, ["l2"], data(), data(24), score=score, **SHORT | {"seeds": 1})
+    lowest = min(loss for _, loss in seen[1:])  # the first is of none
+    assert found["l2"].losses == [pytest.approx(lowest)]
+    assert found["l2"].value in dict(found["l2"].searched) and len(seen) == 5
 
 
 def test_every_kind_has_the_same_budget_and_all_seeds(tmp_path: Path) -> None:

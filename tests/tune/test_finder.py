@@ -110,6 +110,17 @@ def test_the_suggestion_is_used() -> None:
     assert module.net[1].p == dropout.suggestion
 
 
+def test_the_copies_train_as_long_as_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int | None] = []
+    for finder in (StrengthFinder, DropoutFinder):
+        monkeypatch.setattr(finder, "search", lambda *given: seen.append(given[-1].get("epochs")))
+    for length in (1, 1000, -1):
+        for callback in (StrengthFinder(), DropoutFinder(options={"epochs": 3})):
+            trainer = pl.Trainer(callbacks=[callback], max_epochs=length, max_steps=1, **QUIET)
+            trainer.fit(Validated(), DataLoader(data(), 16), DataLoader(data(24), 8))
+    assert seen == [1, 3, 60, 3, None, 3]  # None: what find_strength does by itself
+
+
 def test_what_cannot_be_searched_is_refused() -> None:
     trainer = pl.Trainer(callbacks=[L2PenaltyCallback(1e-3), StrengthFinder()], max_epochs=1, **QUIET)
     with pytest.raises(ValueError, match="give the Trainer validation data"):
