@@ -144,3 +144,29 @@ def test_rates_that_are_made_inside_the_step_are_refused() -> None:
         with pytest.raises(ValueError, match="apply='decoupled' does not work under"):
             attach(model, optimizer, L2(0.1), apply="decoupled")
         attach(model, optimizer, L2(0.1)).remove()
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit"])
+def test_eight_bits_of_bitsandbytes_where_tensors_are_large_enough_for_them(name: str) -> None:
+    with zoo.quiet():
+        library = pytest.importorskip("bitsandbytes")
+
+    def run(way: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(128, 128, bias=False)
+        with zoo.quiet():
+            decay = 0.5 if way == "own decay" else 0.0
+            optimizer = getattr(library.optim, name)(model.parameters(), lr=0.01, weight_decay=decay)
+        if way in ("decoupled", "gradient"):
+            attach(model, optimizer, L2(0.5), apply=way)  # type: ignore[arg-type]
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = model(torch.eye(128)).square().mean()
+            (loss + 0.25 * model.weight.square().sum() if way == "loss" else loss).backward()
+            with zoo.quiet():
+                optimizer.step()
+        assert optimizer.state[model.weight]["state1"].dtype == torch.uint8
+        return model.weight.detach()
+
+    torch.testing.assert_close(run("decoupled"), run("own decay"))
+    torch.testing.assert_close(run("gradient"), run("loss"))
