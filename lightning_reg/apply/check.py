@@ -17,6 +17,7 @@ from lightning_reg.penalties.l2 import L2
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected, named_parameters
+from lightning_reg.tensors.memory import check_steppable
 from lightning_reg.tensors.precision import accumulator
 from lightning_reg.tensors.shards import check_whole
 
@@ -116,6 +117,8 @@ def check_optimizer(term: Term, apply: Apply, optimizer: Optimizer, metric: Metr
     """
     name, groups = type(optimizer).__name__, term.groups(optimizer)
     penalty = type(term.penalty).__name__
+    for parameter in term.trainable(optimizer):
+        check_steppable(term.name_of(parameter), parameter)
     if apply == "proximal":
         check_stored(term)
         check_floors(term)

@@ -23,6 +23,7 @@ from lightning_reg.prox.group import group_weights
 from lightning_reg.prox.group_maxima import group_maxima
 from lightning_reg.select.parameters import Select, named_parameters, select_parameters
 from lightning_reg.tensors.evaluated import evaluated
+from lightning_reg.tensors.memory import check_values
 from lightning_reg.tensors.precision import norm
 from lightning_reg.tensors.shards import whole
 
@@ -154,11 +155,13 @@ def named_tensors(target: Target, select: Select = "weights") -> Iterator[tuple[
 
     Raises:
         TypeError: neither a module nor tensors.
-        ValueError: the selection matches nothing.
+        ValueError: the selection matches nothing, or a tensor on the meta device.
     """
     if isinstance(target, nn.Module):
         with evaluated(_optimizers_of(target)):
-            yield from ((s.name, whole(s.used().detach())) for s in select_parameters(target, select))
+            for s in select_parameters(target, select):
+                check_values(s.name, s.parameter)
+                yield s.name, whole(s.used().detach())
         return
     tensors = [target] if isinstance(target, Tensor) else list(target)
     if not all(isinstance(tensor, Tensor) for tensor in tensors):

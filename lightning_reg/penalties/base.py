@@ -14,6 +14,7 @@ from lightning_reg.penalties.regularizer import Regularizer, check_strength
 from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected, check_select, named_parameters, select_parameters
+from lightning_reg.tensors.memory import check_values
 from lightning_reg.tensors.packs import end_to_end
 from lightning_reg.tensors.precision import real_dtype
 from lightning_reg.tensors.shards import check_whole, is_sharded, local, part, sum_over_shards, whole
@@ -139,11 +140,8 @@ class Penalty(Regularizer, Bound):
         selected = self.choose(named_parameters(module)) or select_parameters(module, self.select)
         self.check_weights(selected)
         check_whole((s.parameter for s in selected), "a term of the loss")
-        if any(s.parameter.is_meta for s in selected):
-            raise ValueError(
-                f"{type(module).__name__} has parameters on the meta device, which have no values; load or "
-                "initialize them first (module.to_empty)"
-            )
+        for s in selected:
+            check_values(s.name, s.parameter)
         weights = [s.parameter for s in selected if s.parameter.requires_grad]
         used, bound = InUse(self, selected).tensors(weights)
         return bound.total(used, strength, like=next(module.parameters()))
@@ -158,6 +156,8 @@ class Penalty(Regularizer, Bound):
         if not self.takes_complex and any(tensor.is_complex() for tensor in tensors):
             raise ValueError(f"{type(self).__name__} is for real weights, and one given is complex")
         check_whole(tensors, "a term of the loss")
+        for tensor in tensors:
+            check_values("a tensor given", tensor)
         return tensors
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:

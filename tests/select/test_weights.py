@@ -236,5 +236,6 @@ def test_the_scale_of_a_weight_norm_is_selected_by_its_own_name_alone(kind: str)
 
 
 def test_weights_without_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="Linear has parameters on the meta device"):
-        L1(1.0)(nn.Linear(2, 2, device="meta"))
+    for target in (nn.Linear(2, 2, device="meta"), nn.Linear(2, 2, device="meta").weight):
+        with pytest.raises(ValueError, match="is on the meta device, which holds no values"):
+            L1(1.0)(target)
