@@ -31,8 +31,8 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
     is a constant: its incoming weights are all zero, as it uses them (below a pruning mask or a
     parametrization, which the copy has no more), or the scale of the batch normalization behind it is
     (network slimming), in every layer that a residual sum joins to it. A constant of 0 is cut. Another one is
-    moved into the bias of the layer that reads it, where this is linear or an unpadded convolution; a unit
-    whose constant cannot be moved is kept. An attention head is dead where its queries, keys and values are
+    moved into the bias of the layer that reads it, where this is linear or an unpadded convolution; where a
+    padded one reads it, which tells where it ends, one unit stays and carries the constants of all. An attention head is dead where its queries, keys and values are
     all zero; a ``MultiheadAttention`` that loses heads becomes a module of our own, called in the same way.
     One unit of each layer is always kept. A warning names the layers whose dead units cannot be cut, such as
     those that a grouped convolution or a layer normalization reads, and says why.

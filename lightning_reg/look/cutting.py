@@ -24,6 +24,10 @@ _PASSES = (_NORM, nn.PReLU)
 _COMPUTED = "the model needs as many as there are"
 
 
+#: Layers that read a unit, at which channels, and the constants that they read there.
+Readers = list[tuple[nn.Module, list[int], Tensor]]
+
+
 class Uncut(Exception):
     """Without the dead units of this layer, the model does not run or puts out something else."""
 
@@ -91,19 +95,27 @@ def _cut_(
     names = {module: name for name, module in model.named_modules()}
     dead_of = cache(lambda module: frozenset(dead_units(module, graph)))
     removable: list[int] = []
+    carried: list[tuple[int, Readers]] = []
     why: Counter[str] = Counter()
     for unit in dead:
         members = list(graph.get_pruning_group(layer, prune, idxs=[unit]))
         readers = _readers(members, seen, dead_of, heads, names)
         if isinstance(readers, str):
             why[readers] += 1
-            continue
-        if len(removable) + 1 == unit_count(layer):
+        elif _tells(readers):
+            carried.append((unit, readers))
+        elif len(removable) + 1 == unit_count(layer):
             why[""] += 1  # the last one stays
             break
-        for reader, places, constant in readers:
-            _absorb(reader, places, constant)
-        removable.append(unit)
+        else:
+            for reader, places, constant in readers:
+                _absorb(reader, places, constant)
+            removable.append(unit)
+    if carried:
+        merged = _merge_(carried)
+        removable += merged
+        border = next(iter(_tells(carried[0][1])))
+        why[f"the border of {names.get(border)} would tell their constant"] += len(carried) - len(merged)
     if removable:
         graph.get_pruning_group(layer, prune, idxs=removable).prune()
     return why
@@ -115,9 +127,9 @@ def _readers(
     dead_of: Callable[[nn.Module], frozenset[int]],
     heads: set[nn.Module],
     names: dict[nn.Module, str],
-) -> list[tuple[nn.Module, list[int], Tensor]] | str:
+) -> Readers | str:
     """The layers that read a unit, where, and the constant they read; or why the unit must stay."""
-    readers = []
+    readers: Readers = []
     for dependency, places in sorted(members, key=lambda one: one[0].handler.__name__ == "prune_in_channels"):
         module, places = dependency.target.module, list(places)
         handler = dependency.handler.__name__
@@ -127,8 +139,6 @@ def _readers(
             constant = constant_at(seen.get(module, []), places)
             if constant is None:
                 return f"what {names.get(module)} reads of them is no constant"
-            if bool(constant.any()) and not _absorbs(module):
-                return f"the border of {names.get(module)} would tell their constant"
             readers.append((module, places, constant))
         elif isinstance(module, (nn.Linear, _CONV)):
             if module in heads:
@@ -139,6 +149,40 @@ def _readers(
             what = names.get(module) or "a parameter"
             return f"{what}, a {type(module).__name__}, depends on all of them"
     return readers or ""  # outputs of the model
+
+
+def _tells(readers: Readers) -> dict[nn.Module, tuple[list[int], Tensor]]:
+    """What of the readers of a unit cannot take its constant into a bias, since it tells where that ends."""
+    return {m: (places, constant) for m, places, constant in readers if constant.any() and not _absorbs(m)}
+
+
+@torch.no_grad()
+def _merge_(carried: list[tuple[int, Readers]]) -> list[int]:
+    """Let one unit carry the constants of the others, whose weights are added to its own; return these.
+
+    What a padded convolution makes of a constant is in proportion to it, at the border too.
+    """
+    told = [_tells(readers) for _, readers in carried]
+    least = [min(float(constant.abs().min()) for _, constant in one.values()) for one in told]
+    carrier = max(range(len(told)), key=lambda i: (len(told[i]), least[i]))
+    merged = []
+    for i, (unit, readers) in enumerate(carried):
+        alike = told[i].keys() <= told[carrier].keys() and len(readers) == len({m for m, _, _ in readers})
+        if (
+            i == carrier
+            or not alike
+            or any(len(p) > 1 for p, _ in (*told[i].values(), *told[carrier].values()))
+        ):
+            continue
+        for module, ((place,), constant) in told[i].items():
+            (onto,), unity = told[carrier][module]
+            weight: Tensor = module.weight.movedim(int(not isinstance(module, _TRANSPOSED)), 0)  # type: ignore[operator]
+            weight[onto] += weight[place] * (constant / unity)
+        for reader, places, constant in readers:
+            if reader not in told[i]:
+                _absorb(reader, places, constant)
+        merged.append(unit)
+    return merged
 
 
 def _absorbs(module: nn.Module) -> bool:

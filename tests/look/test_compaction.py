@@ -4,6 +4,7 @@ import copy
 import io
 import warnings
 from contextlib import nullcontext
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 
-from lightning_reg import Coupled, GroupLasso, TargetSparsity, attach, compact, size_table
+from lightning_reg import L1, Coupled, GroupLasso, TargetSparsity, attach, compact, size_table
 from lightning_reg.look.sizes import sizes_of
 from lightning_reg.tensors.shards import local
 from tests.select.test_weights import DERIVED
@@ -201,6 +202,74 @@ def test_a_scale_of_zero_is_a_dead_filter(padding):
     # the shift of 0.4 comes through the ReLU; a padded layer sees where it ends, another one takes it up
     assert smaller[0].out_channels == (3 if padding == 0 else 4)
     assert smaller[3].out_channels == 3
+    same(model, smaller, torch.randn(9, 1, 8, 8))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_one_channel_carries_the_constants_that_a_border_would_tell(transposed):
+    """What a padded convolution makes of a constant is in proportion to it, so that one channel is enough."""
+    torch.manual_seed(0)
+    last = nn.ConvTranspose2d(6, 3, 3, padding=1) if transposed else nn.Conv2d(6, 3, 3, padding=1)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), last).eval()
+    model[1].weight.data[:4] = 0.0
+    model[1].bias.data[:] = torch.tensor([0.3, 1.2, -0.5, 0.7, 0.1, -0.1])
+    with pytest.warns(UserWarning, match="1 of 0, as the border of 3 would tell their constant"):
+        smaller = compact(model, torch.randn(2, 1, 8, 8))
+    assert smaller[0].out_channels == 3  # two live, and the one that carries
+    same(model, smaller, torch.randn(9, 1, 8, 8))
+
+
+def test_constants_that_two_layers_read_are_carried_to_both():
+    class Fork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)
+            self.padded, self.other = nn.Conv2d(6, 3, 3, padding=1), nn.Conv2d(6, 3, 1)
+            self.strided = nn.Conv2d(6, 3, 5, stride=1, padding=2, padding_mode="circular")
+
+        def forward(self, x):
+            h = self.norm(self.first(x))
+            return self.padded(h.relu()) + self.other(h) + self.strided((h + 0.5).relu())
+
+    torch.manual_seed(0)
+    model = Fork().eval()
+    model.norm.weight.data[:5] = 0.0
+    # the first shift reaches one of the padded layers alone, so that it could not carry the others
+    model.norm.bias.data[:] = torch.tensor([-0.2, 1.2, 0.6, 0.7, -0.9, -0.1])
+    with pytest.warns(UserWarning, match="of first, as the border of"):
+        smaller = compact(model, torch.randn(2, 1, 8, 8))
+    assert smaller.first.out_channels == 2
+    same(model, smaller, torch.randn(9, 1, 8, 8))
+
+
+def test_network_slimming_of_padded_layers_with_pooling():
+    """The documented recipe, trained: what has no scale is cut, but for one channel in each layer."""
+    torch.manual_seed(0)
+    widths, layers = (1, 12, 16, 16), []
+    for inputs, outputs in pairwise(widths):
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 2))
+    x = torch.randn(64, 1, 8, 8)
+    y = (x[:, 0, :4].mean((1, 2)) > x[:, 0, 4:].mean((1, 2))).long()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    attach(model, optimizer, L1(6e-2, select=["1.weight", "5.weight", "9.weight"]), apply="proximal")
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    model.eval()
+    alive = [int((model[i].weight != 0).sum()) for i in (1, 5, 9)]
+    assert all(0 < count < width - 2 for count, width in zip(alive, widths[1:], strict=True)), alive
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        smaller = compact(model, x[:2])
+    kept = [smaller[i].out_channels for i in (0, 4, 8)]
+    assert all(count <= live + 1 for count, live in zip(kept, alive, strict=True)), (kept, alive)
     same(model, smaller, torch.randn(9, 1, 8, 8))
 
 
