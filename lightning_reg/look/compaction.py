@@ -32,10 +32,11 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
     parametrization, which the copy has no more), or the scale of the batch normalization behind it is
     (network slimming), in every layer that a residual sum joins to it. A constant of 0 is cut. Another one is
     moved into the bias of the layer that reads it, where this is linear or an unpadded convolution; where a
-    padded one reads it, which tells where it ends, one unit stays and carries the constants of all. An attention head is dead where its queries, keys and values are
-    all zero; a ``MultiheadAttention`` that loses heads becomes a module of our own, called in the same way.
-    One unit of each layer is always kept. A warning names the layers whose dead units cannot be cut, such as
-    those that a grouped convolution or a layer normalization reads, and says why.
+    padded one reads it, which tells where it ends, one unit stays and carries the constants of all. An
+    attention head is dead where its queries, keys and values are all zero; a ``MultiheadAttention`` that
+    loses heads becomes a module of our own, called in the same way. One unit of each layer is always kept. A
+    warning names the layers whose dead units cannot be cut, such as those that a grouped convolution or a
+    layer normalization reads, and says why.
 
     To have units die as a whole, penalize them with ``groups="units"``, see :class:`~lightning_reg.Units`.
     :func:`~lightning_reg.size_table` says what was won.
