@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import gc
+import importlib.metadata
 import os
 import signal
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -16,6 +19,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what a test starts
     torch.set_num_threads(1)
 
+
+# every Trainer asks for them, and 150 packages are read to answer; before Lightning takes the name
+importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
+for accelerator in (torch.cuda, torch.xpu, torch.mtia):  # torch.manual_seed queues a stack trace for each
+    if not accelerator.is_available():
+        accelerator.manual_seed_all = lambda seed: None
 
 #: The slow tests that take longest begin first, or one worker would wait for the other at the end.
 LONGEST = (
@@ -41,9 +50,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: not (item.nodeid.startswith(LONGEST) and item.get_closest_marker("slow")))
 
 
+def pytest_collection_finish() -> None:
+    """Spare every later collection of garbage what is imported and collected, half a million objects."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
-    torch.default_generator.manual_seed(0)  # torch.manual_seed queues a stack trace for each accelerator
+    torch.manual_seed(0)
     yield
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # of seed_everything: the next test's order of data
         os.environ.pop(name, None)
