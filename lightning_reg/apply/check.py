@@ -103,6 +103,8 @@ def check_stored(term: Term) -> None:
         if s.derived.scale is not None:
             scale = next(o.name for o in named_parameters(term.module) if o.parameter is s.derived.scale)
             use += f", or select its scale, {scale!r}, in which each weight is a whole slice's norm"
+        if term.penalty.is_constraint and term.penalty.by_norms and "spectral" in s.derived.by.lower():
+            use += ", as the norm of each of its rows is 1 at most already"
         raise ValueError(
             f"{s.name} is computed from other parameters by {s.derived.by}, so that {what} cannot act on it "
             f"in place; {use}"

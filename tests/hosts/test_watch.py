@@ -371,6 +371,48 @@ def test_steps_in_the_backward_pass_have_the_loss_and_miss_the_rest(
         fit_quietly(module, callbacks, 3)
 
 
+class OwnSteps(LightningModule):
+    """A probabilistic library's: it steps by itself, and shows Lightning an optimizer of a dummy."""
+
+    def __init__(self, in_backward: bool) -> None:
+        super().__init__()
+        self.net, self.dummy = model_of(), nn.Parameter(torch.zeros(1, 1, dtype=torch.float64))
+        self.own, self.in_backward = SGD(self.net.parameters(), lr=LR), in_backward
+        if in_backward:
+            one = {p: SGD([p], lr=LR) for p in self.net.parameters()}
+
+            def step(parameter: Any) -> None:
+                one[parameter].step()
+                one[parameter].zero_grad()
+
+            for p in one:
+                p.register_post_accumulate_grad_hook(step)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.net(X).square().mean()
+        if not self.in_backward:
+            self.own.zero_grad()
+            loss.backward()
+            self.own.step()
+            loss = loss.detach()
+        return loss + 0 * self.dummy.sum()  # type: ignore[no-any-return]
+
+    def configure_optimizers(self) -> Optimizer:
+        return SGD([self.dummy], lr=LR)
+
+
+@pytest.mark.parametrize("in_backward", [False, True], ids=["own step", "backward"])
+@pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled", "proximal"])
+@pytest.mark.parametrize("select", ["weights", "net*"])
+def test_a_selection_behind_a_dummy_parameter_is_said(select: str, apply: Any, in_backward: bool) -> None:
+    behind = (
+        r"was not applied to net\.weight and 0 more of the 2 parameters of its selection: they are trained"
+    )
+    nothing = r"acts on nothing yet: no optimizer holds net\.weight"
+    with pytest.warns(UserWarning, match=behind if select == "weights" else nothing):
+        fit_quietly(OwnSteps(in_backward), [PenaltyCallback(L2(LAMBDA, select), apply)], 3)
+
+
 class Slower:
     """Lookahead around an optimizer, which runs no hooks."""
 
