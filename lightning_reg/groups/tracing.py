@@ -50,9 +50,24 @@ def dependency_graph(model: nn.Module, example: Any, asker: str) -> Any:
             )
     except Exception as error:
         raise ValueError(
-            f"{asker} cannot trace {type(model).__name__} with the example that it has: {error}; give an "
-            "example that forward takes, or write the groups by hand with Coupled"
+            f"{asker} cannot trace {type(model).__name__} with the example that it has: {error}; "
+            f"{_way_out(model, example)}write the groups by hand with Coupled"
         ) from error
+
+
+def _way_out(model: nn.Module, example: Any) -> str:
+    """Ask for another example where the model rejects this one; else name a layer that the package lacks."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            call_with(model, example)
+    except Exception:
+        return "give an example that forward takes, or "
+    for name, module in model.named_modules():
+        matrices = [p for p in module.parameters(recurse=False) if p.dim() > 1]
+        if matrices and not type(module).__module__.startswith("torch.nn"):
+            kind = type(module).__name__
+            return f"torch-pruning may not know {name or 'the model'}, a {kind} with weights of its own; "
+    return ""
 
 
 def traceable_copy(model: nn.Module, asker: str) -> nn.Module:

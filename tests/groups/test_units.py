@@ -198,6 +198,39 @@ def test_what_cannot_be_is_refused_in_a_sentence() -> None:
         Units(TOKENS) and GroupLasso(1.0, groups=lambda n, p, m: "units")(nn.Linear(3, 4))
 
 
+class Transposed(nn.Module):
+    """A linear layer that stores its matrix as ``(in, out)``, as transformers' Conv1D does."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+def test_a_layer_that_the_package_does_not_know_is_named_where_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on transformers' GPT-2; where the model rejects the example, the sentence asks for another."""
+    pruning = pytest.importorskip("torch_pruning")
+
+    def build(*args: object, **options: object) -> None:
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr(pruning.DependencyGraph, "build_dependency", build)
+    net = nn.Sequential(nn.Linear(8, 6), Transposed(6, 4), nn.Linear(4, 2))
+    says = (
+        r"unsupported operand; torch-pruning may not know 1, a Transposed with weights of its own; write the"
+    )
+    with pytest.raises(ValueError, match=says):
+        GroupLasso(1.0, groups=Units(TOKENS))(net)
+    with pytest.raises(
+        ValueError, match=r"unsupported operand; give an example that forward takes, or write"
+    ):
+        GroupLasso(1.0, groups=Units(torch.zeros(2, 3)))(net)
+
+
 def test_finding_leaves_the_model_and_the_generator_alone() -> None:
     model = _residual().train()
     model[1].requires_grad_(False)
