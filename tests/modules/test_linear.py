@@ -14,7 +14,7 @@ import torch
 from sklearn import linear_model
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import Cosine, LinearRegression, LogisticRegression, PoissonRegression
 from lightning_reg.callbacks import L1PenaltyCallback
@@ -353,3 +353,30 @@ def test_a_bad_batch_raises_and_spoils_nothing(module: Any, batch: tuple[Tensor,
     with pytest.raises((ValueError, TypeError), match=message):
         trainer.fit(module, repeated(batch, 2))
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["linear", "logistic"])
+def test_in_batches_the_zeros_are_scikit_learns(kind: str) -> None:
+    """With the optimizer and the rate that the module has by itself; one weight may sit on the edge."""
+    torch.manual_seed(1)
+    inputs = torch.randn(480, 24)
+    scores = inputs[:, :5] @ torch.linspace(0.5, 1.3, 5) + 0.7 * torch.randn(480)
+    x, y = inputs.double().numpy(), scores.double().numpy()
+    if kind == "linear":
+        module: Any = LinearRegression(24, bias=False, l1_strength=0.1)
+        targets = scores[:, None]
+        theirs = linear_model.Lasso(alpha=0.1, fit_intercept=False, tol=1e-10).fit(x, y).coef_
+    else:
+        module = LogisticRegression(24, 2, bias=False, l1_strength=0.03)
+        targets = (scores > 0).long()
+        model = linear_model.LogisticRegression(
+            C=1 / (480 * 0.03), solver="liblinear", fit_intercept=False, tol=1e-8, **l1_logistic()
+        )
+        theirs = model.fit(x, y > 0).coef_[0]
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=16, shuffle=True)
+    pl.Trainer(**QUIET, max_epochs=12).fit(module, loader)
+    weight = next(p for p in module.parameters() if p.dim() == 2).detach()[-1]
+    wanted = torch.tensor(theirs) != 0
+    assert 4 <= int(wanted.sum()) <= 10
+    assert int(((weight != 0) != wanted).sum()) <= 1
