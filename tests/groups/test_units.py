@@ -231,6 +231,40 @@ def test_a_layer_that_the_package_does_not_know_is_named_where_it_fails(
         GroupLasso(1.0, groups=Units(torch.zeros(2, 3)))(net)
 
 
+@pytest.mark.parametrize("name", ["across residual sums", "depthwise", "encoder layer"])
+def test_other_weights_and_another_batch_have_the_same_units(name: str) -> None:
+    """So processes that each look at their own batch share out the same units."""
+    model, example, _ = CASES[name]
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.normal_(generator=generator)
+    batch = torch.randn(3, *example.shape[1:], generator=generator)
+    one, two = Units(example).find(model), Units(batch).find(other)
+    assert [list(forms) for forms in one] == [list(forms) for forms in two]
+    for forms, others in zip(one, two, strict=True):
+        for layout, another in zip(forms.values(), others.values(), strict=True):
+            assert isinstance(layout, Slices) and layout == another
+
+
+def test_a_model_in_parts_is_refused() -> None:
+    """As FSDP2 and tensor parallelism leave it."""
+    tensor = pytest.importorskip("torch.distributed.tensor")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+        tensor.distribute_module(model[0], torch.distributed.init_device_mesh("cpu", (1,)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        says = (
+            r"needs a model that one process holds whole, and 0\.weight is shared out over several; write the"
+        )
+        with pytest.raises(ValueError, match=says):
+            attach(model, optimizer, GroupLasso(0.1, groups=Units(TOKENS)), apply="proximal")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_finding_leaves_the_model_and_the_generator_alone() -> None:
     model = _residual().train()
     model[1].requires_grad_(False)
