@@ -109,4 +109,4 @@ def _is_lost(before: Tensor | None, after: Tensor | None, now: Tensor | None) ->
     rest = (now - parts @ left).square().sum() / (len(now) - 2)
     unsure = (rest * (inverse.diagonal() / lengths.square()).sum()).sqrt()
     of_loss, of_term = map(float, left)
-    return abs(of_term) < 0.3 * abs(of_loss) and abs(of_loss - of_term) > _SURE * float(unsure)
+    return of_term * of_loss < 0.3 * of_loss**2 and abs(of_loss - of_term) > _SURE * float(unsure)

@@ -29,7 +29,7 @@ _POSITIONS = {"pos", "position", "positions", "positional", "relpos", "rpe", "wp
 _BIASES = re.compile(r"bias(es)?$")
 _SCALES = {
     *("gain", "gains", "gamma", "beta", "alpha", "scale", "scales", "affine", "b", "b1", "b2", "g", "m"),
-    *("magnitude", "magnitudes", "temperature", "tau", "norm", "norms", "shift"),
+    *("magnitude", "magnitudes", "temperature", "tau", "norm", "norms", "shift", "ia3"),
 }
 
 
@@ -65,6 +65,8 @@ def why_no_weight(
     owner, _, attribute = name.rpartition(".")
     owner = owner.rpartition(".")[2]
     words = _words(attribute)
+    if isinstance(module, (nn.ParameterList, nn.ParameterDict)):  # its own name says what its members are
+        words += [word for word in _words(owner) if len(word) > 1]
     table = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
     if is_norm(module):
         return "normalization"
@@ -86,6 +88,8 @@ def why_no_weight(
         return "" if attribute == "weight" else "bias"
     if parameter.dim() < 2:
         return "fewer than two dimensions"
+    if "log" in words and not isinstance(module, _LAYERS):  # as A_log of state-space models
+        return "logarithm"
     if _is_vector(parameter) and type(module).__name__.startswith("Dora"):  # the norms that PEFT's DoRA keeps
         return "scale"
     if _is_vector(parameter) and "weight" not in attribute and "kernel" not in attribute:

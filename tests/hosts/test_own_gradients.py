@@ -54,6 +54,12 @@ def clipped_with_noise(gradient: Tensor, own: Tensor, weight: Tensor) -> None:
     gradient.copy_(own * 0.5 + 1e-4 * torch.randn(own.shape, generator=draw))
 
 
+def made_orthogonal(gradient: Tensor, own: Tensor, weight: Tensor) -> None:
+    """To the weights: nothing of an L2 is left."""
+    along = weight.detach() / weight.detach().norm()
+    gradient.sub_((gradient * along).sum() * along)
+
+
 def scaled(gradient: Tensor, own: Tensor, weight: Tensor) -> None:
     gradient.mul_(0.3)
 
@@ -130,6 +136,11 @@ def said_by(way: str, change: Any, penalty: Any) -> list[str]:
 def test_a_gradient_without_what_was_added_is_said_once(way: str, change: Any, penalty: Any) -> None:
     (said,) = said_by(way, change, penalty)
     assert said.startswith(f"{penalty!r} may not count: Own makes gradients of its own inside its step")
+
+
+def test_a_gradient_from_which_all_of_an_l2_is_taken_is_said() -> None:
+    (said,) = said_by("attach", made_orthogonal, L2(0.1))
+    assert "may not count" in said
 
 
 @pytest.mark.parametrize("change", [scaled, decayed, centred, signs, noisy, zeroed, nothing])

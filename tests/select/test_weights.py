@@ -23,6 +23,11 @@ def _module(cls_name: str = "Block", **shapes: Any) -> nn.Module:
     return module
 
 
+def _listed(**shapes: tuple[int, ...]) -> nn.Module:
+    lists = {name: nn.ParameterList([torch.ones(shape)]) for name, shape in shapes.items()}
+    return nn.ModuleDict(lists)
+
+
 def _why(module: nn.Module) -> dict[str, str]:
     return {selected.name: why_not_selected(selected) for selected in named_parameters(module)}
 
@@ -45,6 +50,12 @@ def _why(module: nn.Module) -> dict[str, str]:
         (_module(magnitude=(8, 1)), "scale"),  # DoRA by hand
         (_module(g=(8, 1)), "scale"),  # weight norm by hand
         (_module("DoraConv2dLayer", weight=(1, 8, 1, 1)), "scale"),  # PEFT
+        (_listed(ia3_l=(8, 1)), "scale"),  # PEFT's IA3
+        (_listed(scales=(8, 1)), "scale"),
+        (_listed(biases=(5, 1, 3)), "bias"),
+        (_listed(cls_tokens=(1, 4, 8)), "token"),
+        (_module(A_log=(8, 4)), "logarithm"),  # Mamba
+        (_module(weight_log_sigma=(8, 4)), "logarithm"),
         (_module(time_mix_key=(1, 1, 8)), "one dimension above 1"),  # RWKV
         (_module(cls_token=(1, 1, 8)), "token"),
         (_module(register_tokens=(1, 4, 8)), "token"),
@@ -83,6 +94,9 @@ def test_what_is_left_out_and_by_which_rule(module: nn.Module, rule: str) -> Non
         _module("PositionwiseFeedForward", w1=(4, 8)),
         _module(class_prototypes=(10, 8)),
         _module(pairwise_interaction=(3, 8)),
+        _listed(weights=(8, 8)),
+        _listed(lora_B=(8, 1)),  # PEFT's AdaLoRA at rank 1
+        nn.ModuleDict({"log_var": nn.Linear(8, 4, bias=False)}),
     ],
     ids=lambda module: "-".join([type(module).__name__, *(name for name, _ in module.named_parameters())]),
 )
