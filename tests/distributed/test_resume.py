@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from packaging.version import Version
 
 from tests.distributed.launch import Launch
 from tests.distributed.resume_program import RUNS, kinds
+
+pytestmark = pytest.mark.skipif(
+    Version(pl.__version__) < Version("2.5"), reason="lightning 2.4 alone is not exact in mid-epoch"
+)
 
 
 @pytest.fixture(scope="module")
