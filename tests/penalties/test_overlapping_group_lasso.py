@@ -124,8 +124,10 @@ def test_what_is_nested() -> None:
     part = Labels(torch.tensor([[0, 0, -1, -1], [1, 1, -1, -1]]))
     assert are_nested([pairs, rows, whole], weight) and are_nested([part, rows, whole], weight)
     assert are_nested([pairs, across], weight) and not are_nested([rows, across], weight)
-    # nested in the one behind it, and not in the last
-    assert not are_nested([Slices((2, 4), (1,)), part, rows], weight)
+    # each nested in the one behind it, since the groups of the first are in none of the second's
+    free = Labels(torch.tensor([[-1, -1, 0, 1]] * 2))
+    assert are_nested([free, part], weight) and are_nested([part, rows], weight)
+    assert not are_nested([free, part, rows], weight)
     assert not are_nested([rows, part], weight)  # some of a row are in no group
 
 
