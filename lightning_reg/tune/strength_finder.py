@@ -68,7 +68,8 @@ class _Finder(BothCallback):
                 "validation data"
             )
         shown = trainer.progress_bar_callback is not None
-        whole = {"epochs": min(trainer.max_epochs, 60)} if (trainer.max_epochs or 0) > 0 else {}
+        epochs = trainer.max_epochs or 0
+        whole = {"epochs": min(epochs, 60)} if epochs > 0 else {}
         how = {"trainer": {"accelerator": _accelerator(trainer)}, "progress": shown}
         options = how | whole | self.options
         self.search(trainer, pl_module, train, validation, options)
