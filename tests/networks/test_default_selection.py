@@ -93,8 +93,8 @@ class Doubled(torch.nn.Module):
         parametrize.register_parametrization(layer, "weight", Doubled())
 
 
-@pytest.mark.parametrize("family", _cells(TRANSFORMERS.split(), TRANSFORMERS_EVERY_DAY))
-def test_transformers(family: str) -> None:
+def small_transformer(family: str) -> torch.nn.Module:
+    """One of transformers' networks with two layers, without weights."""
     config = transformers.CONFIG_MAPPING[family]()
     for size in (
         "num_hidden_layers",
@@ -107,7 +107,12 @@ def test_transformers(family: str) -> None:
         if isinstance(getattr(config, size, None), int):
             setattr(config, size, 2)
     with torch.device("meta"):
-        net = transformers.AutoModel.from_config(config)
+        return transformers.AutoModel.from_config(config)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("family", _cells(TRANSFORMERS.split(), TRANSFORMERS_EVERY_DAY))
+def test_transformers(family: str) -> None:
+    net = small_transformer(family)
     decayed = set(get_parameter_names(net, [torch.nn.LayerNorm], PATTERNS))
     theirs = {name for name, p in net.named_parameters() if name not in decayed or p.ndim <= 1}
     taken, more = _disagree(net, theirs)
