@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from lightning_reg.apply.floors import check_floors
+from lightning_reg.apply.limit_in_use import least_limit
 from lightning_reg.apply.optimizers import has_one_step
 from lightning_reg.apply.optimizers.check import check_mode, check_placeable
 from lightning_reg.apply.term import Apply, Metric, Term
@@ -96,6 +97,9 @@ def check_stored(term: Term) -> None:
     for s in term.selected:
         if s.derived is None or s.derived.masked:
             continue
+        least = least_limit(term.penalty, s)
+        if least is not None and term.penalty.longest >= least:  # type: ignore[attr-defined]
+            continue
         if term.penalty.is_constraint:
             what, use = type(term.penalty).__name__, "leave it out with select="
         else:
@@ -103,8 +107,8 @@ def check_stored(term: Term) -> None:
         if s.derived.scale is not None:
             scale = next(o.name for o in named_parameters(term.module) if o.parameter is s.derived.scale)
             use += f", or select its scale, {scale!r}, in which each weight is a whole slice's norm"
-        if term.penalty.is_constraint and term.penalty.by_norms and "spectral" in s.derived.by.lower():
-            use += ", as the norm of each of its rows is 1 at most already"
+        if least is not None:
+            use += f", or give a limit of {least:.3g} or more, as one of its groups is always that long"
         raise ValueError(
             f"{s.name} is computed from other parameters by {s.derived.by}, so that {what} cannot act on it "
             f"in place; {use}"

@@ -6,6 +6,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_reg.apply.dual_averaging import hold_
+from lightning_reg.apply.limit_in_use import limit_in_use_
 from lightning_reg.apply.term import Term, found_inf
 from lightning_reg.tensors.steps import StepSize
 
@@ -28,12 +29,16 @@ def project_(term: Term, optimizer: Optimizer, strength: float = 1.0) -> None:
     """
     if found_inf(optimizer):
         return
-    stepped = list(term.stepped(optimizer))
-    weights = [p for _, parameters in stepped for p in parameters]
+    stepped = [(weight, group) for group, parameters in term.stepped(optimizer) for weight in parameters]
+    for weight, _ in stepped:
+        if term.in_use.through_map(weight):  # a limit beside a spectral norm, see check_stored
+            limit_in_use_(term.in_use, weight)
+    stepped = [row for row in stepped if not term.in_use.through_map(row[0])]
+    weights = [weight for weight, _ in stepped]
     if not weights:
         return
     term.mask_(weights)
     # where a rate is 0, nothing has moved: a bound's average must not take that for an answer
-    steps = [StepSize(float(group.get("lr") != 0)) for group, parameters in stepped for _ in parameters]
+    steps = [StepSize(float(group.get("lr") != 0)) for _, group in stepped]
     left = hold_(term, optimizer, weights, steps, strength)
     term.bound.prox_([weights[i] for i in left], strength, ())

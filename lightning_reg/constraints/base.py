@@ -55,6 +55,11 @@ class Constraint(Regularizer):
         """A set has none."""
         return False
 
+    @property
+    def longest(self) -> float | None:
+        """The norm that no group may exceed, where that is all that the set asks for; else None."""
+        return None
+
     def project_(self, weight: Tensor) -> None:
         """Move ``weight``, or the part of it in this process, to the nearest point of the set, in place."""
         raise NotImplementedError(f"{type(self).__name__} has no project_; write it, or a bind of its own")
@@ -164,6 +169,11 @@ class _EachGroup(BoundConstraint):
         self._layouts = {
             id(s.parameter): local_layout(s.parameter, layout) for members in sets for s, layout in members
         }
+
+    def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
+        twin = _EachGroup(self.constraint, [])
+        twin._layouts = {id(o): self._layouts[id(w)] for w, o in zip(weights, others, strict=True)}
+        return twin
 
     def project_(self, weights: Sequence[Tensor]) -> None:
         self.settle_(weights, weights)

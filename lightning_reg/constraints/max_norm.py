@@ -51,6 +51,11 @@ class MaxNorm(GroupConstraint):
         if not 0.0 < self.limit < float("inf"):
             raise ValueError(f"MaxNorm(limit={self.limit}) is out of range; give a finite number above 0")
 
+    @property
+    def longest(self) -> float:
+        """The limit."""
+        return self.limit
+
     def project_groups_(self, weight: Tensor, layout: Layout) -> None:
         """Shorten groups that are too long, in place."""
         max_norm_(weight, layout, self.limit)

@@ -47,7 +47,8 @@ def give_zeros_(term: Term, pairs: Iterable[tuple[Tensor, Tensor]], revive: bool
             mine.copy_(torch.where(mine == 0, local(weight.detach()).to(mine), mine))
         mine.masked_fill_(zeros.to(mine.device), 0.0)
     settle = getattr(term.bound, "settle_", None)
-    alike = [w for w in weights if local(w).shape == local(averages[id(w)]).shape]
+    stored = [w for w in weights if not term.in_use.through_map(w)]
+    alike = [w for w in stored if local(w).shape == local(averages[id(w)]).shape]
     if settle is not None and alike:
         settle(alike, [averages[id(w)] for w in alike])
 

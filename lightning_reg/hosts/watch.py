@@ -115,7 +115,8 @@ class Undone:
         spans = self._term.penalty.is_constraint and bound.couples
         if last is self._engine and not bound.follows_steps and not spans:
             stepped = (p for _, parameters in self._term.stepped(optimizer) for p in parameters)
-            some = islice((p for p in stepped if not is_sharded(p)), _HELD)
+            stored = (p for p in stepped if not is_sharded(p) and not self._term.in_use.through_map(p))
+            some = islice(stored, _HELD)
             self._after[id(optimizer)] = [(p, _sample(p)) for p in some]
 
     @torch.no_grad()

@@ -149,7 +149,7 @@ def _write(row: Any, group: int, first: int, like: Any, value: Any) -> None:
 
 @jit
 def _pass(
-    stage: int, theta: float, row: Any, numbers: Any, group: int, like: Any, soft: float, value: Any, tau: Any
+    stage: Any, theta: float, row: Any, numbers: Any, group: int, like: Any, soft: float, value: Any, tau: Any
 ) -> tuple[float, float, float]:
     """Go over one group once; what is returned depends on the stage."""
     a, b, c = 0.0, 0.0, 0.0
@@ -181,7 +181,8 @@ def _pass(
     return a, b, c
 
 
-BOUNDS, LARGEST, CLIMB, SCALE, SHRINK = 0, 1, 2, 3, 4
+# plain numbers would be literals, for each of which all of a pass is compiled
+BOUNDS, LARGEST, CLIMB, SCALE, SHRINK = map(np.int64, range(5))
 
 
 @jit

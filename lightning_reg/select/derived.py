@@ -30,6 +30,9 @@ class Derived:
         scale: of these, the one that holds the norms of the slices under ``weight_norm``; else None.
         masked: whether it is the first source times a pruning mask, so that what is not 0 is stored as it is.
         compute: returns the tensor, differentiable, and changes nothing.
+        vectors: under ``spectral_norm`` alone, returns the singular vectors, left and right, that it keeps of
+            the first source; else None.
+        front: the dimension of the first source that is the rows of their matrix.
     """
 
     attribute: str
@@ -38,6 +41,8 @@ class Derived:
     scale: nn.Parameter | None
     masked: bool
     compute: Callable[[], Tensor]
+    vectors: Callable[[], tuple[Tensor, Tensor]] | None = None
+    front: int = 0
 
 
 def derived_tensors(module: nn.Module) -> list[Derived]:
@@ -59,7 +64,10 @@ def derived_tensors(module: nn.Module) -> list[Derived]:
             sources = tuple(dict.fromkeys((*order, *one.parameters())))
             if sources:
                 by = "weight_norm" if normed else type(one[-1]).__name__.lstrip("_")
-                found.append(Derived(attribute, by, sources, scale, False, partial(_parametrized, one)))
+                compute, vectors, front = partial(_parametrized, one), None, 0
+                if len(one) == 1 and type(one[0]).__name__ == "_SpectralNorm" and originals[0].dim() > 1:
+                    vectors, front = partial(_kept, one[0], "_u", "_v"), one[0].dim
+                found.append(Derived(attribute, by, sources, scale, False, compute, vectors, front))
     for hook in module._forward_pre_hooks.values():
         derived = _by_hook(module, hook)
         if derived is not None:
@@ -104,13 +112,18 @@ def _by_hook(module: nn.Module, hook: Any) -> Derived | None:
     if "SpectralNorm" in kinds:
         original = getattr(module, f"{hook.name}_orig")
         compute = partial(hook.compute_weight, module, do_power_iteration=False)
-        return Derived(hook.name, "spectral_norm", (original,), None, False, compute)
+        vectors = partial(_kept, module, f"{hook.name}_u", f"{hook.name}_v")
+        return Derived(hook.name, "spectral_norm", (original,), None, False, compute, vectors, hook.dim)
     if "BasePruningMethod" in kinds:
         name = hook._tensor_name
         original = getattr(module, f"{name}_orig")
         if isinstance(original, nn.Parameter):
             return Derived(name, "prune", (original,), None, True, partial(_masked, module, name, original))
     return None
+
+
+def _kept(module: nn.Module, left: str, right: str) -> tuple[Tensor, Tensor]:
+    return getattr(module, left), getattr(module, right)
 
 
 def _masked(module: nn.Module, name: str, original: Tensor) -> Tensor:

@@ -108,26 +108,6 @@ def test_what_acts_in_place_is_refused_with_the_layers_name(kind: str, term: Any
         attach(net, SGD(net.parameters(), lr=0.1), term, **way)
 
 
-@pytest.mark.parametrize("kind", ["spectral_norm", "old spectral_norm"])
-@pytest.mark.parametrize("constraint", [MaxNorm(0.9), UnitNorm()], ids=["MaxNorm", "UnitNorm"])
-def test_limits_of_rows_beside_a_spectral_norm_are_refused_with_what_holds(
-    kind: str, constraint: Any
-) -> None:
-    net = _net(kind)
-    optimizer = SGD(net.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"0\.weight is .*the norm of each of its rows is 1 at most already"):
-        attach(net, optimizer, constraint)
-    net.train()
-    for _ in range(20):
-        optimizer.zero_grad()
-        net(torch.ones(2, 4)).square().mean().backward()
-        optimizer.step()
-    for _ in range(50):
-        net(torch.ones(2, 4))  # the power iteration
-    norms = net[0].weight.detach().norm(dim=1)
-    assert 1 / len(norms) ** 0.5 <= float(norms.max()) <= 1 + 1e-5
-
-
 def test_the_scale_of_a_weight_norm_can_be_selected_instead() -> None:
     net = _net("weight_norm")
     optimizer = SGD(net.parameters(), lr=0.1)
