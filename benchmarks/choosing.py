@@ -1,10 +1,10 @@
 """``compare`` against a grid on public data: ``python -m benchmarks.choosing [PROBLEM]``.
 
-For each problem, ``compare`` picks one kind: of all that it knows by name on MNIST, of none, L2, L1 and
-dropout on the others. A grid of twenty values of each kind, more than ``compare`` may try, is trained with
-one seed, in a plain loop. The best value of each kind on the validation data is then trained with three seeds
-and scored on the test data. Is the pick within one standard error of the best of these? A score varies with
-the seeds and with the samples that happen to be in the test data; its standard error is that of both.
+For each problem, ``compare`` picks one kind of all that it knows by name. A grid of twenty values of each
+kind, more than ``compare`` may try, is trained with one seed, in a plain loop. The best value of each kind on
+the validation data is then trained with three seeds and scored on the test data. Is the pick within one
+standard error of the best of these? A score varies with the seeds and with the samples that happen to be in
+the test data; its standard error is that of both.
 
 Finished runs are kept in ``build/choosing``, so that the same command goes on after Ctrl-C.
 """
@@ -51,7 +51,6 @@ class Problem:
     def __init__(self, name: str) -> None:
         self.name = name
         self.score = None if name == "diabetes" else accuracy
-        self.kinds = None if name == "mnist" else ["l2", "l1", "dropout"]
         inputs, targets, sizes, self.epochs, self.batch = _data(name)
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
         mean, deviation = inputs[order[: sizes[0]]].mean(0), inputs[order[: sizes[0]]].std(0)
@@ -155,7 +154,7 @@ def choose(problem: Problem) -> dict[str, Any]:
     folder, counted = RUNS / problem.name.replace(" ", "-"), Counter[str]()
     found = compare(
         problem,
-        problem.kinds,
+        None,
         problem.train,
         problem.validation,
         problem.test,

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_reg import L1
@@ -79,3 +80,13 @@ def test_adapters_of_low_rank_over_a_frozen_or_quantized_base(family: str) -> No
     term = Term(L1(1.0), adapted)
     factors = {f"{name}.lora_{factor}.default.weight" for name in targets for factor in "AB"}
     assert {term.name_of(p).removeprefix("model.") for p in term.trained()} == factors
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pruned_layers(family: str) -> None:
+    net = network(family)
+    before = rules(net)
+    for module in list(net.modules()):
+        if type(module) is nn.Linear:
+            prune.identity(module, "weight")  # type: ignore[no-untyped-call]
+    assert rules(net) == before
