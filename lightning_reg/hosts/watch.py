@@ -115,8 +115,7 @@ class Undone:
         spans = self._term.penalty.is_constraint and bound.couples
         if last is self._engine and not bound.follows_steps and not spans:
             stepped = (p for _, parameters in self._term.stepped(optimizer) for p in parameters)
-            stored = (p for p in stepped if not is_sharded(p) and not self._term.in_use.through_map(p))
-            some = islice(stored, _HELD)
+            some = islice((p for p in stepped if not is_sharded(p)), _HELD)
             self._after[id(optimizer)] = [(p, _sample(p)) for p in some]
 
     @torch.no_grad()
@@ -144,6 +143,8 @@ class Undone:
             return False
         if not self._term.penalty.is_constraint:
             return bool(((left == 0) & (now != 0)).any())
+        if self._term.in_use.through_map(parameter):
+            return False  # the set is of what the layer computes from it
         before = parameter.detach().clone()
         self._term.bound.prox_([parameter], 1.0, ())
         outside = not torch.allclose(before, parameter)

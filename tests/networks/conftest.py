@@ -11,6 +11,7 @@ import torch
 _NEEDS = {
     "test_networks.py": ["timm", "transformers"],
     "test_default_selection.py": ["timm", "transformers"],
+    "test_wrapped_selection.py": ["timm", "transformers"],
     "test_accelerate.py": ["accelerate"],
     "test_hf_dropout.py": ["accelerate", "transformers"],
     "test_hf_trainer.py": ["accelerate", "transformers"],
