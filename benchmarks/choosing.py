@@ -26,23 +26,14 @@ import torch
 from torch.utils.data import TensorDataset
 
 from benchmarks.loops import CPU, Net, train_
-from lightning_reg import L1, L2, ElasticNet, GroupLasso, Penalty
-from lightning_reg.apply import Apply
 from lightning_reg.tune import accuracy, compare
 from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._loss import batches_of
-from lightning_reg.tune.kinds import strength_range
+from lightning_reg.tune.kinds import PENALTIES, strength_range
 
 RECORD = Path(__file__).with_suffix(".json")
 RUNS = Path("build/choosing")
 POINTS, SEEDS, BUDGET = 20, 3, 6
-PENALTIES: dict[str, tuple[Penalty, Apply]] = {
-    "l2": (L2(0.0), "gradient"),
-    "l2 decoupled": (L2(0.0), "decoupled"),
-    "l1": (L1(0.0), "proximal"),
-    "elastic net": (ElasticNet(0.0), "proximal"),
-    "group lasso": (GroupLasso(0.0), "proximal"),
-}
 
 
 class Problem:

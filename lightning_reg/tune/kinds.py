@@ -17,7 +17,7 @@ from lightning_reg.penalties import L1, L2, ElasticNet, GroupLasso, Penalty
 from lightning_reg.tune._loss import batches_of, loss_of
 from lightning_reg.tune.lambda_max import lambda_max
 
-__all__ = ["NAMES", "Kind", "kinds_of", "strength_range"]
+__all__ = ["NAMES", "PENALTIES", "Kind", "kinds_of", "strength_range"]
 
 #: Kinds that ``compare`` knows by name, from the plainest.
 NAMES = (
@@ -30,6 +30,14 @@ NAMES = (
     "group lasso",
     "dropout",
 )
+#: Of these, the penalties, and how each acts.
+PENALTIES: dict[str, tuple[Penalty, Apply]] = {
+    "l2": (L2(0.0), "gradient"),
+    "l2 decoupled": (L2(0.0), "decoupled"),
+    "l1": (L1(0.0), "proximal"),
+    "elastic net": (ElasticNet(0.0), "proximal"),
+    "group lasso": (GroupLasso(0.0), "proximal"),
+}
 
 
 @dataclass(frozen=True)
@@ -150,16 +158,9 @@ def _named(name: str, module: nn.Module, data: Any, loss: Any) -> Kind:
         else:
             code = f"DropoutInjector({{:.3g}}, after={_shown(_activations(module))})"
         return Kind(name, _dropout, code.format, 0.1, 0.8, log=False)
-    penalties: dict[str, tuple[Penalty, Apply]] = {
-        "l2": (L2(0.0), "gradient"),
-        "l2 decoupled": (L2(0.0), "decoupled"),
-        "l1": (L1(0.0), "proximal"),
-        "elastic net": (ElasticNet(0.0), "proximal"),
-        "group lasso": (GroupLasso(0.0), "proximal"),
-    }
-    if name not in penalties:
+    if name not in PENALTIES:
         raise ValueError(f"kind {name!r} is unknown; known are {', '.join(map(repr, NAMES))}")
-    penalty, apply = penalties[name]
+    penalty, apply = PENALTIES[name]
     return _penalty(penalty, name, apply, "optimizer", module, data, loss)
 
 
