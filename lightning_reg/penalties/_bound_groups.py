@@ -15,13 +15,12 @@ from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.groups.partition import partition
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
 from lightning_reg.penalties._factors import Factors, Rounds, factor_of, find_factors
-from lightning_reg.penalties.bound import Bound, Held
+from lightning_reg.penalties.bound import Bound, Held, added_up
 from lightning_reg.penalties.guards import Share, check_steered, warn_of_norm_alone
 from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected
-from lightning_reg.tensors.precision import real_dtype
 from lightning_reg.tensors.shards import local, part, split_dims, sum_over_shards, whole
 from lightning_reg.tensors.steps import StepSize
 
@@ -96,17 +95,14 @@ class BoundGroups(Bound):
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Sum over the blocks, outside autocast."""
-        if not weights or strength == 0.0:
-            return torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
-        with torch.autocast(like.device.type, enabled=False):
-            total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
-            for block, members in self._blocks(weights):
+
+        def values() -> Iterator[Tensor]:
+            for block, members in self._blocks(weights) if weights and strength else ():
                 tensors, layouts, _ = self._open([weights[i] for i in block], members)
                 value = self.penalty.joint_value(tensors, layouts, self._strength(block, weights, strength))
-                if members[0].apart:
-                    value = sum_over_shards(value, weights[block[0]])
-                total = total + value.to(total.device)
-        return total
+                yield sum_over_shards(value, weights[block[0]]) if members[0].apart else value
+
+        return added_up(values(), like)
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         """Return the gradient of one tensor whose groups no other shares."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_reg.penalties.bound import Bound, Held
+from lightning_reg.penalties.bound import Bound, Held, added_up
 from lightning_reg.penalties.reweighted import Reweighted
 from lightning_reg.prox.dual_averaging import hold_zeros_
 from lightning_reg.select.parameters import Selected, answer_of
@@ -169,14 +169,11 @@ class WithFactors(Bound):
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Return the sum over all weights, each times its factor."""
-        total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
-        if strength == 0.0:
-            return total
-        with torch.autocast(like.device.type, enabled=False):
-            for weight in weights:
-                some = self._strength(weight, strength)
-                total = total + over_shards(partial(self._sum, some), weight).to(total.device)
-        return total
+
+        def value(weight: Tensor) -> Tensor:
+            return over_shards(partial(self._sum, self._strength(weight, strength)), weight)
+
+        return added_up(map(value, weights if strength else ()), like)
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         """Return the gradient of one tensor, of this process's part of it."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.bound import Bound, added_up
 from lightning_reg.select.parameters import Selected
-from lightning_reg.tensors.precision import real_dtype
 from lightning_reg.tensors.shards import local, part, whole
 from lightning_reg.tensors.spectra import as_matrix, start_vector
 from lightning_reg.tensors.steps import StepSize
@@ -76,15 +75,13 @@ class _Iterations(Bound):
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Sum over the tensors; the vectors move only where a gradient is wanted: a log changes nothing."""
-        total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
-        if strength == 0.0:
-            return total
-        with torch.autocast(like.device.type, enabled=False):
-            for weight in weights:
-                matrix = as_matrix(whole(weight))
-                vector = self._next(weight, matrix.detach(), keep=torch.is_grad_enabled())
-                total = total + self.penalty.value_at(matrix, vector, strength).to(total.device)
-        return total
+        keep = torch.is_grad_enabled()
+
+        def value(weight: Tensor) -> Tensor:
+            matrix = as_matrix(whole(weight))
+            return self.penalty.value_at(matrix, self._next(weight, matrix.detach(), keep=keep), strength)
+
+        return added_up(map(value, weights if strength else ()), like)
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         """Return the gradient of one tensor, whole, and move its vector on."""

@@ -13,6 +13,7 @@ from lightning_reg.penalties.in_use import InUse
 from lightning_reg.penalties.regularizer import Regularizer, check_strength
 from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import TargetSparsity
+from lightning_reg.select.grammar import in_short
 from lightning_reg.select.parameters import Selected, check_select, named_parameters, select_parameters
 from lightning_reg.tensors.memory import check_values
 from lightning_reg.tensors.packs import end_to_end
@@ -151,7 +152,7 @@ class Penalty(Regularizer, Bound):
         tensors = [given] if isinstance(given, Tensor) else list(given) if isinstance(given, Iterable) else []
         if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
             raise TypeError(
-                f"{type(self).__name__} takes a module, a tensor or several tensors, not {_short(given)}"
+                f"{type(self).__name__} takes a module, a tensor or several tensors, not {in_short(given)}"
             )
         if not self.takes_complex and any(tensor.is_complex() for tensor in tensors):
             raise ValueError(f"{type(self).__name__} is for real weights, and one given is complex")
@@ -181,9 +182,3 @@ class Penalty(Regularizer, Bound):
         if self.elementwise:
             return sum_over_shards(self.value(local(weight), strength), weight)
         return self.value(whole(weight), strength)
-
-
-def _short(given: object) -> str:
-    """What was given, in few words."""
-    text = repr(given)
-    return f"{type(given).__name__} {text}" if len(text) <= 60 and "\n" not in text else type(given).__name__

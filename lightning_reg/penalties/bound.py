@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_reg.tensors.precision import real_dtype
 from lightning_reg.tensors.shards import entries, whole
 from lightning_reg.tensors.steps import StepSize
 
-__all__ = ["Bound", "Held"]
+__all__ = ["Bound", "Held", "added_up"]
 
 #: Weights looked at to say how many are zero: a share to about 0.001.
 SAMPLE = 2**17
@@ -32,6 +33,15 @@ class Held(NamedTuple):
     averages: Sequence[Tensor]
     steps: Sequence[StepSize]
     shares: Sequence[Any]
+
+
+def added_up(values: Iterable[Tensor], like: Tensor) -> Tensor:
+    """Add up values, which are computed as they are asked for, outside autocast, on ``like``'s device."""
+    total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
+    with torch.autocast(like.device.type, enabled=False):
+        for value in values:
+            total = total + value.to(total.device)
+    return total
 
 
 class Bound(ABC):

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lightning_reg.penalties._factors import Factors, factor_of, find_factors
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.penalties.bound import Bound
+from lightning_reg.penalties.bound import Bound, added_up
 from lightning_reg.penalties.l2 import L2
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select, Selected, check_select, matches
-from lightning_reg.tensors.precision import real_dtype, sum_of_squares, wide
+from lightning_reg.tensors.precision import sum_of_squares, wide
 from lightning_reg.tensors.shards import local, over_shards, part, placed_like, whole
 from lightning_reg.tensors.steps import StepSize
 
@@ -170,18 +170,15 @@ class _Distances(Bound):
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Sum over the tensors."""
-        total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
-        if strength == 0.0:
-            return total
-        with torch.autocast(like.device.type, enabled=False):
-            for weight, start, some in self._parts(weights, strength):
+
+        def values() -> Iterator[Tensor]:
+            for weight, start, some in self._parts(weights, strength) if strength else ():
                 if isinstance(some, Tensor):
-                    squares = over_shards(partial(_weighted_distance, start=start, factor=some), weight)
-                    total = total + (squares * 0.5).to(total.device)
+                    yield over_shards(partial(_weighted_distance, start=start, factor=some), weight) * 0.5
                 elif some != 0.0:
-                    squares = over_shards(partial(_squared_distance, start=start), weight)
-                    total = total + (squares * (0.5 * some)).to(total.device)
-        return total
+                    yield over_shards(partial(_squared_distance, start=start), weight) * (0.5 * some)
+
+        return added_up(values(), like)
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         """Return λ times the difference, of this process's part where the tensor is sharded."""

@@ -13,7 +13,7 @@ from lightning_reg.groups.forms import GroupForm, check_groups, default_layout, 
 from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.penalties._of_norms import scaled_groups
 from lightning_reg.penalties.base import Penalty
-from lightning_reg.penalties.bound import Bound, Held
+from lightning_reg.penalties.bound import Bound, Held, added_up
 from lightning_reg.penalties.guards import warn_of_norm_alone
 from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import group_norms, group_weights
@@ -21,7 +21,6 @@ from lightning_reg.prox.overlapping import are_nested, shrink_levels
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Select, Selected
-from lightning_reg.tensors.precision import real_dtype
 from lightning_reg.tensors.shards import local, part, whole
 from lightning_reg.tensors.steps import StepSize
 
@@ -232,14 +231,8 @@ class _BoundLevels(Bound):
 
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Sum over the tensors, outside autocast."""
-        total = torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
-        if strength == 0.0:
-            return total
-        with torch.autocast(like.device.type, enabled=False):
-            for weight in weights:
-                value = self._levels[id(weight)].value(whole(weight), strength)
-                total = total + value.to(total.device)
-        return total
+        some = weights if strength else ()
+        return added_up((self._levels[id(w)].value(whole(w), strength) for w in some), like)
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         """Return the gradient of one tensor, whole."""

@@ -21,7 +21,7 @@ from torch import nn
 
 from lightning_reg.select.wrappers import unwrapped
 
-__all__ = ["Grammar", "called"]
+__all__ = ["Grammar", "called", "in_short"]
 
 Thing = TypeVar("Thing")
 Answer = TypeVar("Answer")
@@ -151,6 +151,14 @@ def called(function: Callable[..., Answer], *given: Any, told: object, name: str
         return function(*given)
     except TypeError as error:
         raise TypeError(f"{told!r} failed on {name}; it is called as {how} ({error})") from error
+
+
+def in_short(given: object) -> str:
+    """Return what was given, in few words."""
+    if isinstance(given, type):
+        return f"the class {given.__name__}"
+    text = repr(given)
+    return text if len(text) <= 100 and "\n" not in text else f"a {type(given).__name__}"
 
 
 def _listed(select: object) -> list[Any]:

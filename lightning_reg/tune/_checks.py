@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_reg.penalties import Penalty
-from lightning_reg.select.grammar import called
+from lightning_reg.select.grammar import called, in_short
 
 __all__ = [
     "check_counts",
@@ -42,7 +42,7 @@ def check_module(module: object, caller: str, *, functions: bool = True) -> None
     elif not (functions and callable(module)):
         hint = f"{module.__name__}(...)" if isinstance(module, type) else "an instance"
         also = ", or a function that makes one" if functions else ""
-        raise TypeError(f"{caller} trains a LightningModule, and got {_short(module)}; give {hint}{also}")
+        raise TypeError(f"{caller} trains a LightningModule, and got {in_short(module)}; give {hint}{also}")
 
 
 def check_penalty(penalty: object, caller: str) -> None:
@@ -61,7 +61,7 @@ def check_penalty(penalty: object, caller: str) -> None:
         hint = f"it is the class: give {penalty.__name__}(0.0)"
     elif isinstance(penalty, list | tuple):
         hint = "call it for each, or use compare for several kinds"
-    raise TypeError(f"{caller} takes one penalty, and {_short(penalty)} is none; {hint}")
+    raise TypeError(f"{caller} takes one penalty, and {in_short(penalty)} is none; {hint}")
 
 
 def check_score(score: object) -> None:
@@ -85,7 +85,7 @@ def check_trainer(options: object) -> None:
     """
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(
-            f"trainer={_short(options)} is not a dict of options; each run makes a Trainer of its own, so "
+            f"trainer={in_short(options)} is not a dict of options; each run makes a Trainer of its own, so "
             'give such as trainer={"accelerator": "cpu"}'
         )
 
@@ -113,7 +113,9 @@ def check_ranges(name: str, ranges: Any, *, positive: bool) -> None:
     """
     pairs = ranges.values() if isinstance(ranges, Mapping) else [ranges]
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-        raise TypeError(f'{name}={_short(ranges)} is no dict of ranges; give such as {{"l1": (1e-6, 1e-2)}}')
+        raise TypeError(
+            f'{name}={in_short(ranges)} is no dict of ranges; give such as {{"l1": (1e-6, 1e-2)}}'
+        )
     for key, (low, high) in ranges.items():
         if not (low > 0.0 if positive else low >= 0.0) or not low < high:
             least = "0 < lowest" if positive else "0 <= lowest"
@@ -130,12 +132,4 @@ def scored(score: Any, module: nn.Module, batches: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"score={score!r} returned {_short(value)}, which is not a number") from error
-
-
-def _short(given: object) -> str:
-    """What was given, in few words."""
-    if isinstance(given, type):
-        return f"the class {given.__name__}"
-    text = repr(given)
-    return text if len(text) <= 100 and "\n" not in text else f"a {type(given).__name__}"
+        raise TypeError(f"score={score!r} returned {in_short(value)}, which is not a number") from error
