@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanAbsoluteError, Metric, R2Score
 
+from lightning_reg.apply import DualAveraging, check_dual_averaging
+from lightning_reg.apply.dual_averaging import moved_averages
 from lightning_reg.apply.optimizers import has_one_step, step_size
 from lightning_reg.hosts.trainer import run_length, values_this_step
 from lightning_reg.modules._batch import check_features, check_labels, check_targets
 from lightning_reg.modules._supervised import LearningRateSchedule, MakeOptimizer, SupervisedModule
 from lightning_reg.modules.classifier import classification_metrics
-from lightning_reg.prox.hierarchical import hierarchical_prox
+from lightning_reg.prox.hierarchical import hierarchical_prox, hold_features_
 from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
 from lightning_reg.schedules.shapes import Cosine
 
@@ -42,6 +44,8 @@ class SparseMLP(SupervisedModule):
         hierarchy: M; 0 is a linear model, and a large one leaves the hidden layers free.
         task: ``"classification"`` or ``"regression"``.
         dropout: rate after each hidden layer.
+        dual_averaging: as in :class:`~lightning_reg.callbacks.PenaltyCallback`: whether an average of each
+            weight's gradients decides which features are zero, and how much of the run it looks back on.
         optimizer: one with a single step for all weights, that is ``SGD``.
         lr_schedule: a schedule of ours as a factor of the learning rate, a scheduler's class, or None.
         metrics: per stage; the task's usual ones where None.
@@ -67,6 +71,7 @@ class SparseMLP(SupervisedModule):
         hierarchy: float = 10.0,
         task: Literal["classification", "regression"] = "classification",
         dropout: float = 0.0,
+        dual_averaging: DualAveraging = True,
         optimizer: MakeOptimizer = partial(torch.optim.SGD, lr=1e-2, momentum=0.9),  # noqa: B008
         lr_schedule: LearningRateSchedule = Cosine(1.0, 0.1),  # noqa: B008
         metrics: Mapping[str, Metric] | None = None,
@@ -86,7 +91,8 @@ class SparseMLP(SupervisedModule):
                 if classifies
                 else {"r2": R2Score(), "mae": MeanAbsoluteError()}
             )
-        super().__init__((), "proximal", True, optimizer, lr_schedule, metrics)
+        check_dual_averaging(dual_averaging, "proximal")
+        super().__init__((), "proximal", dual_averaging, optimizer, lr_schedule, metrics)
         self._hooks: list[Any] = []
         self.in_features, self.outputs, self.task = in_features, outputs, task
         self.strength, self.hierarchy = strength, hierarchy
@@ -145,11 +151,15 @@ class SparseMLP(SupervisedModule):
     def _prox(self, optimizer: Optimizer, *_: object) -> None:
         strength = evaluate(self.strength, self.global_step, self._total_steps)
         group = next(g for g in optimizer.param_groups if any(p is self.skip.weight for p in g["params"]))
-        step = step_size(optimizer, group, self.skip.weight).numerator
-        weight: Any = self.first.weight
-        skip, hidden = hierarchical_prox(self.skip.weight, weight, step * strength, self.hierarchy)
-        self.skip.weight.copy_(skip)
-        weight.copy_(hidden)
+        threshold = step_size(optimizer, group, self.skip.weight).numerator * strength
+        weights: tuple[Any, Any] = self.skip.weight, self.first.weight
+        if threshold > 0.0:
+            with moved_averages(optimizer, "features", weights, self.dual_averaging) as found:
+                if found is not None:
+                    (skip, hidden), share = found
+                    hold_features_(weights, (skip, hidden), threshold, self.hierarchy, share)
+        for weight, new in zip(weights, hierarchical_prox(*weights, threshold, self.hierarchy), strict=True):
+            weight.copy_(new)
         if values_this_step(self.trainer):
             self.log("features", float(len(self.selected_features())))
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_reg.tensors.precision import norms
+from lightning_reg.tensors.precision import norms, wide
 
-__all__ = ["hierarchical_prox"]
+__all__ = ["hierarchical_prox", "hold_features_"]
 
 
 def hierarchical_prox(
@@ -49,3 +49,39 @@ def hierarchical_prox(
     bound = bounds.gather(0, index)[0]
     direction = skip / torch.where(length > 0, length, 1.0)
     return direction * (bound / hierarchy), hidden.sign() * torch.minimum(hidden.abs(), bound)
+
+
+@torch.no_grad()
+def hold_features_(
+    weights: tuple[Tensor, Tensor],
+    averages: tuple[Tensor, Tensor],
+    threshold: float,
+    hierarchy: float,
+    share: float,
+) -> None:
+    r"""Set input features to zero where the averages say so; the proximal step comes after.
+
+    As :func:`~lightning_reg.prox.dual_averaging.hold_groups_`, of skip layer and hidden layer together. A
+    feature at zero leaves it when :math:`\|s_j\|_2 + M\|S_j\|_1 > 1`, which is where the proximal operator
+    does not give 0.
+
+    Args:
+        weights: those of the skip and the hidden layer, changed in place after the optimizer's step.
+        averages: :math:`s` and :math:`S`, shaped as these, in units of λ; changed in place.
+        threshold: :math:`\tau > 0`, step times strength.
+        hierarchy: :math:`M`.
+        share: :math:`a_t` in (0, 1].
+
+    >>> weights = torch.tensor([[0.3, 0.3]]), torch.tensor([[0.0, 0.0]])
+    >>> averages = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    >>> hold_features_(weights, averages, threshold=0.1, hierarchy=10.0, share=0.25)
+    >>> weights[0], averages[0]
+    (tensor([[0.3000, 0.0000]]), tensor([[1.0000, 0.7500]]))
+    """
+    for weight, average in zip(weights, averages, strict=True):
+        average.lerp_(wide(weight).to(average.dtype) / threshold, share)
+    rests = hierarchical_prox(*averages, 1.0, hierarchy)
+    unused = (rests[0] == 0).all(0)
+    for weight, average, rest in zip(weights, averages, rests, strict=True):
+        average.sub_(rest)
+        weight.masked_fill_(unused, 0.0)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,9 +16,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg import SparseMLP
-from lightning_reg.prox.hierarchical import hierarchical_prox
-from tests.support import QUIET
+from lightning_reg import Cosine, SparseMLP
+from lightning_reg.prox.hierarchical import hierarchical_prox, hold_features_
+from tests.support import QUIET, STRICT, batches
 
 
 def objective(theta: Tensor, w: Tensor, v: Tensor, u: Tensor, threshold: float) -> Tensor:
@@ -45,6 +47,87 @@ def test_prox_beats_feasible_points(seed: int, threshold: float, hierarchy: floa
         limit = hierarchy * shrunk.norm(dim=0)
         point = torch.maximum(torch.minimum(u, limit), -limit)
         assert best <= objective(shrunk, point, v, u, threshold) + 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_averages_of_features_step_by_step(dtype: torch.dtype) -> None:
+    """The rule feature by feature: it stays at zero while ‖s‖₂ + M‖S‖₁ ≤ 1, and the first step is plain."""
+    generator = torch.Generator().manual_seed(4)
+    skip, hidden = (torch.zeros(rows, 12, dtype=dtype) for rows in (2, 3))
+    s, big = torch.zeros_like(skip), torch.zeros_like(hidden)
+    by_hand = torch.zeros(5, 12, dtype=dtype)
+    seen: set[tuple[bool, bool]] = set()
+    for t in range(1, 30):
+        share, moves = 4.0 / (t + 3), 0.4 * torch.randn(5, 12, generator=generator, dtype=dtype)
+        skip, hidden = skip + moves[:2] * 0.02, hidden + moves[2:] * 0.02
+        by_hand = (1 - share) * by_hand + share * torch.cat([skip, hidden]) / 0.02
+        plain = hierarchical_prox(skip, hidden, 0.02, 0.5)
+        hold_features_((skip, hidden), (s, big), 0.02, 0.5, share)
+        skip, hidden = hierarchical_prox(skip, hidden, 0.02, 0.5)
+        inside = by_hand[:2].norm(dim=0) + 0.5 * by_hand[2:].abs().sum(0) <= 1
+        assert torch.equal((skip == 0).all(0), inside | (plain[0] == 0).all(0))
+        torch.testing.assert_close(skip, torch.where(inside, 0.0, plain[0]))
+        torch.testing.assert_close(hidden, torch.where(inside, 0.0, plain[1]))
+        by_hand -= torch.cat(hierarchical_prox(by_hand[:2], by_hand[2:], 1.0, 0.5))
+        torch.testing.assert_close(torch.cat([s, big]), by_hand)
+        seen.update(zip(inside.tolist(), (plain[0] == 0).all(0).tolist(), strict=True))
+    assert {(True, False), (False, False)} <= seen
+
+
+def test_a_killed_run_goes_on_with_its_averages(tmp_path: Path) -> None:
+    ends = []
+    for first in (None, 1):
+        checkpoint = None
+        for epochs in [2] if first is None else [first, 2]:
+            torch.manual_seed(0)
+            module = SparseMLP(10, 1, (4,), strength=0.5, hierarchy=1.0, task="regression", lr_schedule=None)
+            trainer = pl.Trainer(**QUIET, max_epochs=epochs)
+            trainer.fit(module, batches(), ckpt_path=checkpoint, **STRICT)
+            checkpoint = tmp_path / f"{epochs}.ckpt"
+            trainer.save_checkpoint(checkpoint)
+        state = trainer.optimizers[0].state[module.first.weight]
+        assert state["lightning_reg/features/step"] == 16
+        ends.append([module.skip.weight, module.first.weight, state["lightning_reg/features"]])
+    assert 0 < len(module.selected_features()) < 10
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def in_batches(batch: int, dual_averaging: bool) -> tuple[int, float, int]:
+    """Four of 20 features count; return how many are used, of the zeros those justified, and the changes."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 20, generator=generator)
+    y = x[:, :1] + x[:, 1:2].abs() + x[:, 2:3] * x[:, 3:4] + 0.5 * torch.randn(600, 1, generator=generator)
+    y, strength, hierarchy = y - y.mean(), 3.0, 3.0
+    torch.manual_seed(0)
+    module = SparseMLP(
+        20, 1, (16,), strength=strength, hierarchy=hierarchy, task="regression", metrics={},
+        dual_averaging=dual_averaging, lr_schedule=Cosine(1.0, 0.0),
+    )  # fmt: skip
+    used: list[Tensor] = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, *given: Any) -> None:
+            used.append((module.skip.weight != 0).any(0))
+
+    trainer = pl.Trainer(**QUIET, max_epochs=12 * batch // 16, callbacks=[Look()])
+    trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=batch, shuffle=True))
+    module.zero_grad()
+    (module(x) - y).square().mean().backward()
+    slopes = module.skip.weight.grad.norm(dim=0) + hierarchy * module.first.weight.grad.abs().sum(0)
+    late = used[-3 * -(-600 // batch) :]
+    changes = sum(int((a != b).sum()) for a, b in itertools.pairwise(late))
+    justified = float((slopes[~used[-1]] <= 1.05 * strength).float().mean())
+    return int(used[-1].sum()), justified, changes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [16, 64])
+def test_features_at_zero_in_batches_are_steady_and_justified(batch: int) -> None:
+    features, justified, changes = in_batches(batch, True)
+    print(f"{features} features, {justified:.0%} justified, {changes} changes")
+    assert 3 <= features <= 8
+    assert justified == 1.0
+    assert changes <= 25  # with a plain step in batches of 16: 18 features, and 168 changes
 
 
 def split() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
