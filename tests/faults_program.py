@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_reg import L1, L2, L2SP, Cosine, ElasticNet, Linear, TargetSparsity
-from lightning_reg.callbacks import DropoutScheduler, MaxNorm, PenaltyCallback
+from lightning_reg.callbacks import Box, DropoutScheduler, MaxNorm, PenaltyCallback
 from tests.support import QUIET, STRICT, Net, data, weights
 
 EPOCHS = 4
@@ -60,6 +60,7 @@ def regularization() -> list[pl.Callback]:
         PenaltyCallback(L2SP(0.1, "net.3.weight")),
         DropoutScheduler(Linear(0.1, 0.5)),
         MaxNorm(1.0, select="net.0.weight"),
+        Box(-0.1, 0.3, select="net.3.weight"),
     ]
 
 

@@ -65,7 +65,10 @@ def test_ctrl_c(whole: Tensor, tmp_path: Path) -> None:
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
     assert trace(module) == trace(plain)
     checkpoint = last(tmp_path)
-    assert torch.load(checkpoint, weights_only=True)["global_step"] == 16
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["global_step"] == 16
+    averaged = saved["optimizer_states"][0]["state"][2]["lightning_reg/box_1"]
+    assert bool(averaged.any()) and not bool(averaged.all()), "some weights are at a bound, in mid-window"
     assert torch.equal(run(tmp_path, module=module, ckpt=checkpoint), whole)
 
 
