@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.groups.partition import partition
 from lightning_reg.groups.spanning import Spanning, local_layout, spanning_layout
-from lightning_reg.penalties._factors import Factors, Rounds, factor_of, find_factors
+from lightning_reg.penalties._factors import Factors, Rounds, factor_of_groups, find_factors
 from lightning_reg.penalties.bound import Bound, Held, added_up
 from lightning_reg.penalties.guards import Share, check_steered, warn_of_norm_alone
 from lightning_reg.prox.dual_averaging import hold_groups_
@@ -70,7 +70,7 @@ class BoundGroups(Bound):
                     f"{who}(factors=...) needs {s.name} whole; leave them out under this strategy"
                 )
             like = s.parameter.detach().reshape(-1)
-            self._factors[i] = factor_of(who, s.name, factor, (layout.count,), like).expand(layout.count)
+            self._factors[i] = factor_of_groups(who, s.name, factor, layout, like)
 
     def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
         """Return this with the layouts of ``weights`` for ``others``."""

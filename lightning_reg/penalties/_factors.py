@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_reg.groups.layout import Layout
 from lightning_reg.penalties.bound import Bound, Held, added_up
 from lightning_reg.penalties.reweighted import Reweighted
 from lightning_reg.prox.dual_averaging import hold_zeros_
@@ -22,7 +23,7 @@ from lightning_reg.tensors.steps import StepSize
 if TYPE_CHECKING:
     from lightning_reg.penalties.elementwise import ElementwisePenalty
 
-__all__ = ["Factors", "WithFactors", "factor_of", "find_factors"]
+__all__ = ["Factors", "WithFactors", "factor_of", "factor_of_groups", "find_factors"]
 
 #: What λ is multiplied by: a tensor for the one that is selected, numbers or tensors by parameter name (1
 #: where there is none), or a callable ``(name, parameter, module) -> number or tensor``.
@@ -84,10 +85,24 @@ def factor_of(
     if found.dim() == 1 < len(shape) and found.numel() > 1:  # of a square nobody could tell rows from columns
         fits = fits and shape[0] != shape[-1]
     if not fits:
-        raise ValueError(f"{asked} is of shape {tuple(found.shape)} for {name}, which needs {tuple(shape)}")
+        needs = tuple(shape) or "one number"
+        raise ValueError(f"{asked} is of shape {tuple(found.shape)} for {name}, which needs {needs}")
     if not bool(((found >= 0) & found.isfinite()).all()):
         raise ValueError(f"{asked} of {name} are not all finite and 0 or more; a factor scales λ")
     return found
+
+
+def factor_of_groups(who: str, name: str, factor: float | Tensor, layout: Layout, like: Tensor) -> Tensor:
+    """Return a factor for each group of a layout; 1 for the weights in none.
+
+    Raises:
+        TypeError: neither a number nor a tensor.
+        ValueError: not as many as there are groups, or a number that is negative or not finite.
+    """
+    sizes = layout.sizes
+    free = int(isinstance(sizes, Tensor) and sizes.numel() > 0 and float(sizes[-1]) == 0.0)
+    found = factor_of(who, name, factor, (layout.count - free,), like).expand(layout.count - free)
+    return torch.cat([found, found.new_ones(free)]) if free else found
 
 
 class Rounds:

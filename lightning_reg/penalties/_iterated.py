@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lightning_reg.penalties._each_tensor import each_tensor
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound, added_up
 from lightning_reg.select.parameters import Selected
@@ -49,7 +50,7 @@ class IteratedPenalty(Penalty):
 
     def bind(self, selected: Sequence[Selected]) -> Bound:
         """Start a power iteration for each tensor."""
-        return _Iterations(self, selected)
+        return each_tensor(_Iterations(self, selected), self, selected)
 
 
 class _Iterations(Bound):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_reg.penalties._each_tensor import each_tensor
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.in_use import InUse
 from lightning_reg.penalties.regularizer import Regularizer, check_strength
@@ -77,13 +79,19 @@ class Penalty(Regularizer, Bound):
     def bind(self, selected: Sequence[Selected]) -> Bound:
         """Return what acts on these parameters of one module: this penalty itself, where it needs no context.
 
+        A penalty with a field ``factors`` has a strength of its own for each tensor.
+
         Args:
             selected: the parameters, with their names and the modules that own them.
 
         Raises:
-            ValueError: one of them is not of a kind that this penalty is for.
+            ValueError: one of them is not of a kind that this penalty is for, or ``factors`` do not fit.
         """
-        return self
+        return each_tensor(self, self, selected)
+
+    def factor_shape(self, weight: Tensor) -> tuple[int, ...]:
+        """Return the shape of a tensor's ``factors``: one number, where the formula does not split."""
+        return ()
 
     @torch.no_grad()
     def add_gradient_(
@@ -161,12 +169,12 @@ class Penalty(Regularizer, Bound):
             check_values("a tensor given", tensor)
         return tensors
 
-    def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
+    def total(self, weights: Sequence[Tensor], strength: Any, like: Tensor) -> Tensor:
         """Return the sum of :meth:`value` over ``weights``, outside autocast; 0 on ``like``'s device if none.
 
         At strength 0 no graph is built: a parameter the loss does not use keeps its gradient of None.
         """
-        if not weights or strength == 0.0:
+        if not weights or (type(strength) is not Tensor and strength == 0.0):
             return torch.zeros((), device=like.device, dtype=real_dtype(like.dtype))
         tensors = end_to_end(weights) if self.elementwise else weights
         with torch.autocast(like.device.type, enabled=False):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from torch import Tensor
 
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -43,6 +44,8 @@ class Hoyer(Penalty):
     Args:
         strength: λ ≥ 0, in units of loss.
         select: what it applies to.
+        factors: what λ is multiplied by for each tensor: a dict of numbers by parameter name, or a callable
+            ``(name, parameter, module) -> number``.
         name: its name in logs.
 
     Raises:
@@ -58,6 +61,7 @@ class Hoyer(Penalty):
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
 
     def value(self, weight: Tensor, strength: float) -> Tensor:
@@ -79,6 +83,8 @@ class HoyerSquare(Penalty):
     Args:
         strength: λ ≥ 0, in units of loss.
         select: what it applies to.
+        factors: what λ is multiplied by for each tensor: a dict of numbers by parameter name, or a callable
+            ``(name, parameter, module) -> number``.
         name: its name in logs.
 
     Raises:
@@ -95,6 +101,7 @@ class HoyerSquare(Penalty):
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
 
     def value(self, weight: Tensor, strength: float) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select
@@ -27,6 +28,8 @@ class NuclearNorm(Penalty):
     Args:
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to; real tensors.
+        factors: what λ is multiplied by for each tensor: a dict of numbers by parameter name, or a callable
+            ``(name, parameter, module) -> number``.
         name: its name in logs.
 
     Raises:
@@ -51,6 +54,7 @@ class NuclearNorm(Penalty):
     strength: ScheduleLike
     select: Select = "weights"
     _: KW_ONLY
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
     takes_complex: ClassVar[bool] = False
 

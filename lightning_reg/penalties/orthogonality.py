@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lightning_reg.penalties._each_tensor import each_tensor
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties._iterated import IteratedPenalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.schedules.base import ScheduleLike
@@ -39,6 +41,8 @@ class Orthogonality(IteratedPenalty):
         select: what it applies to; real tensors.
         form: which of the four.
         iterations: power iterations a step, for ``"srip"``.
+        factors: what λ is multiplied by for each tensor: a dict of numbers by parameter name, or a callable
+            ``(name, parameter, module) -> number``.
         name: its name in logs.
 
     Raises:
@@ -58,6 +62,7 @@ class Orthogonality(IteratedPenalty):
     _: KW_ONLY
     form: Form = "soft"
     iterations: int = 2
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
     takes_complex: ClassVar[bool] = False
 
@@ -107,7 +112,7 @@ class Orthogonality(IteratedPenalty):
 
     def bind(self, selected: Sequence[Selected]) -> Bound:
         """Start a power iteration for each tensor, where one is needed."""
-        return super().bind(selected) if self.form == "srip" else self
+        return super().bind(selected) if self.form == "srip" else each_tensor(self, self, selected)
 
     def iterate(self, matrix: Tensor, vector: Tensor) -> Tensor:
         """Return the next eigenvector of the deviation."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.prox.sorted import sorted_threshold
 from lightning_reg.schedules.base import ScheduleLike
@@ -37,6 +38,8 @@ class SLOPE(Penalty):
         select: what it applies to; real tensors.
         last: :math:`c_n` in [0, 1], of the smallest weight.
         fdr: q in (0, 1), in the place of ``last``.
+        factors: what λ is multiplied by for each tensor: a dict of numbers by parameter name, or a callable
+            ``(name, parameter, module) -> number``.
         name: its name in logs.
 
     Raises:
@@ -61,6 +64,7 @@ class SLOPE(Penalty):
     _: KW_ONLY
     last: float = 0.0
     fdr: float | None = None
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
     takes_complex: ClassVar[bool] = False
 

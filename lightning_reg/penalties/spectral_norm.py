@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_reg.groups.layout import Slices
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties._iterated import IteratedPenalty
 from lightning_reg.prox.group_maxima import lower_maxima_
 from lightning_reg.schedules.base import ScheduleLike
@@ -34,6 +35,8 @@ class SpectralNorm(IteratedPenalty):
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to; real tensors.
         iterations: power iterations a step.
+        factors: what λ is multiplied by for each tensor: a dict of numbers by parameter name, or a callable
+            ``(name, parameter, module) -> number``.
         name: its name in logs.
 
     Raises:
@@ -55,6 +58,7 @@ class SpectralNorm(IteratedPenalty):
     select: Select = "weights"
     _: KW_ONLY
     iterations: int = 1
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
     takes_complex: ClassVar[bool] = False
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.prox.fused import smooth_lines
@@ -35,6 +36,10 @@ class TotalVariation(Penalty):
         strength: λ ≥ 0, in units of loss per unit of weight.
         select: what it applies to; real tensors.
         dim: the dimension along which weights are neighbours, or several such as ``(-2, -1)``.
+        factors: what λ is multiplied by for each step between neighbours, a tensor that is one shorter than
+            the weight along ``dim``, a dict of tensors or numbers by parameter name, or a callable ``(name,
+            parameter, module) -> tensor``; 0 lets neighbours part. Along several dimensions a number for
+            each tensor: for more, give a penalty to each dimension.
         name: its name in logs.
 
     Raises:
@@ -61,6 +66,7 @@ class TotalVariation(Penalty):
     select: Select = "weights"
     _: KW_ONLY
     dim: int | Sequence[int] = -1
+    factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
     takes_complex: ClassVar[bool] = False
 
@@ -78,24 +84,24 @@ class TotalVariation(Penalty):
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda\sum|w_{i+1} - w_i|` over all dimensions, in float32 or wider."""
         values = wide(weight if weight.dim() else weight[None])  # which has no neighbours
-        return torch.stack([values.diff(dim=dim).abs().sum() for dim in self._dims]).sum() * strength
+        return torch.stack([(values.diff(dim=dim).abs() * strength).sum() for dim in self._dims]).sum()
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         """Return λ times the signs of the steps to both neighbours, 0 for a step of 0."""
         gradient = torch.zeros_like(weight)
         for dim in self._dims if weight.dim() else ():
-            steps = torch.sgn(weight.diff(dim=dim))
+            steps = (torch.sgn(weight.diff(dim=dim)) * strength).to(weight.dtype)
             length = steps.shape[dim]
             if weight.shape[dim] > 1:
                 gradient.narrow(dim, 1, length).add_(steps)
                 gradient.narrow(dim, 0, length).sub_(steps)
-        return gradient * strength
+        return gradient
 
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         """Return the weight with neighbours drawn together, and those that meet equal."""
         if not self.has_prox:
             return super().prox(weight, strength, step)
-        return smooth_lines(weight, float(step) * strength, self._dims[0]) if weight.dim() else weight.clone()
+        return smooth_lines(weight, strength * float(step), self._dims[0]) if weight.dim() else weight.clone()
 
     @property
     def has_prox(self) -> bool:
@@ -107,11 +113,18 @@ class TotalVariation(Penalty):
         """No; it is for one step a tensor."""
         return False
 
+    def factor_shape(self, weight: Tensor) -> tuple[int, ...]:
+        """Return the shape of the steps between neighbours; one number along several dimensions."""
+        if len(self._dims) > 1 or not weight.dim():
+            return ()
+        (dim,) = self._dims
+        return tuple(max(n - (i == dim % weight.dim()), 0) for i, n in enumerate(weight.shape))
+
     def bind(self, selected: Sequence[Selected]) -> Bound:
-        """Return this itself.
+        """Return this itself, or what gives each step a strength of its own.
 
         Raises:
-            ValueError: a tensor without the dimension.
+            ValueError: a tensor without the dimension, or factors that do not fit.
         """
         for s in selected:
             count = s.parameter.dim()
@@ -121,4 +134,4 @@ class TotalVariation(Penalty):
                     f"TotalVariation(dim={self.dim!r}) needs dimension {lacking[0]}, and {s.name} is of "
                     f"shape {tuple(s.parameter.shape)}; leave it out with select="
                 )
-        return self
+        return super().bind(selected)

@@ -14,6 +14,7 @@ from lightning_reg import (
     Coupled,
     GroupLasso,
     OverlappingGroupLasso,
+    Reweighted,
     SparseGroupLasso,
     TargetSparsity,
     attach,
@@ -39,13 +40,13 @@ LEVELS: dict[str, tuple[tuple[Any, ...], list[list[list[int]]]]] = {
 
 
 def by_the_dual(
-    v: NDArray, eta: NDArray, levels: list[list[list[int]]], factors: list[float], strength: float
+    v: NDArray, eta: NDArray, levels: list[list[list[int]]], factors: list[Any], strength: float
 ) -> NDArray:
     """Minimise Σ(x − v)²/2η + λ Σ c √|g| ‖x_g‖ by accelerated projected gradients."""
     groups = [
         (np.array(g), strength * c * len(g) ** 0.5)
-        for level, c in zip(levels, factors, strict=True)
-        for g in level
+        for level, each in zip(levels, factors, strict=True)
+        for g, c in zip(level, np.broadcast_to(each, len(level)), strict=True)
     ]
     z = [np.zeros(len(g)) for g, _ in groups]
     ahead, momentum = [one.copy() for one in z], 1.0
@@ -91,6 +92,54 @@ def test_the_prox_is_that_of_the_dual(kind: str, steps: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
     assert 0 < (found == 0).sum() < 12
     assert np.abs(expected[found == 0]).max() < 1e-9 and np.abs(expected[found != 0]).min() > 1e-6
+
+
+@pytest.mark.parametrize("steps", ["one", "each"])
+@pytest.mark.parametrize("kind", ["a tree", "crossed", "some in no group"])
+def test_each_group_of_each_level_has_a_strength_of_its_own(kind: str, steps: str) -> None:
+    """The prox against the dual, value and gradient against the norms written out."""
+    words, levels = LEVELS[kind]
+    rng = np.random.default_rng(4)
+    v = (rng.normal(size=(3, 4)) * [[1.0], [0.3], [1.0]] * [1.0, 1.0, 0.3, 1.0]).ravel()
+    eta = rng.uniform(0.2, 2.0, size=12) if steps == "each" else np.full(12, 0.7)
+    factors: list[Any] = [rng.uniform(0.0, 2.0, size=len(level)).round(1) for level in levels]
+    factors[0][0] = 0.0
+    expected = by_the_dual(v, eta, levels, factors, 0.2)
+    model = nn.Linear(4, 3, bias=False).double()
+    penalty = OverlappingGroupLasso(1.0, groups=words, factors=tuple(map(torch.from_numpy, factors)))
+    bound = penalty.bind(select_parameters(model, "weights"))
+    with torch.no_grad():
+        model.weight.copy_(torch.from_numpy(v.reshape(3, 4)))
+    value = bound.total([model.weight], 0.2, model.weight)
+    norms = [
+        c * len(g) ** 0.5 * np.linalg.norm(v[g])
+        for level, each in zip(levels, factors, strict=True)
+        for g, c in zip(level, each, strict=True)
+    ]
+    assert float(value.detach()) == pytest.approx(0.2 * sum(norms))
+    (gradient,) = torch.autograd.grad(value, model.weight)
+    torch.testing.assert_close(bound.gradient(model.weight, 0.2), gradient)
+    size = StepSize.of(torch.from_numpy(eta.reshape(3, 4)) if steps == "each" else 0.7)
+    bound.prox_([model.weight], 0.2, [size])
+    found = model.weight.detach().numpy().ravel()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+    assert (found == 0).any() or kind == "some in no group"
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_in_training_groups_without_a_factor_stay(averaged: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False))
+    rows, columns = torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 0.0, 1.0])
+    penalty = OverlappingGroupLasso(10.0, factors={"0.weight": (rows, columns), "1.weight": 0.0})
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    attach(model, optimizer, penalty, apply="proximal", dual_averaging=averaged)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+    assert (model[0].weight != 0).tolist() == [[True, True, True, False], [False] * 4, [False] * 4]
+    assert model[1].weight.all()
 
 
 def test_nested_groups_in_one_metric_compose() -> None:
@@ -239,8 +288,19 @@ def test_what_it_cannot_be_is_refused() -> None:
         ({"level_factors": (1.0,)}, "needs a finite number, 0 or more, for each of 2 levels"),
         ({"level_factors": (1.0, -1.0)}, "needs a finite number, 0 or more, for each of 2 levels"),
         ({"strength": TargetSparsity(0.5)}, "give a number, or use GroupLasso"),
+        ({"factors": Reweighted(0.1, at=(5,))}, "follow one; give your own, or use GroupLasso"),
     ):
         with pytest.raises(ValueError, match=says):
             OverlappingGroupLasso(**{"strength": 0.1, **options})  # type: ignore[arg-type]
+    for factors, says in (
+        (torch.ones(3), r"of shape \(3,\) for all levels of weight, which needs one number"),
+        ((torch.ones(3),), "gives 1 for weight, which has 2 levels"),
+        ((1.0, torch.ones(3)), r"of shape \(3,\) for level 1 of weight, which needs \(4,\)"),
+        ({"weight": (1.0, -1.0)}, "not all finite and 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            OverlappingGroupLasso(0.1, factors=factors)(model)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"factors=tuple\) is for one parameter, and 2 are selected"):
+        OverlappingGroupLasso(0.1, factors=(1.0, 1.0))(nn.Sequential(model, nn.Linear(3, 2)))
     with pytest.raises(ValueError, match="groups='channels' is for convolutions"):
         OverlappingGroupLasso(0.1, groups=("channels", "tensor"))(model)

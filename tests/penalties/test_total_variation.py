@@ -12,6 +12,8 @@ from torch import nn
 
 from lightning_reg import L1, TotalVariation, attach
 from lightning_reg.prox.fused import smooth_lines
+from lightning_reg.select.parameters import select_parameters
+from lightning_reg.tensors.steps import StepSize
 
 
 @pytest.mark.parametrize("count", [2, 3, 17])
@@ -26,6 +28,45 @@ def test_the_prox_of_a_line_is_the_dual_problems(count: int, threshold: float) -
         assert found.unique().numel() == 1
     elif count == 17:
         assert 1 < found.unique().numel() < 17
+
+
+@pytest.mark.parametrize("factors", ["some", "zeros", "large"])
+def test_each_step_has_a_threshold_of_its_own(factors: str) -> None:
+    """Against the dual with bounds for each step; a factor of 0 lets neighbours part."""
+    rng = np.random.default_rng(5)
+    weight = rng.normal(size=(3, 12)).cumsum(1)
+    each = rng.uniform(0.1, 2.0, size=(3, 11))
+    each *= {"some": 1.0, "zeros": rng.integers(0, 2, size=(3, 11)), "large": 50.0}[factors]
+    steps = np.diff(np.eye(12), axis=0)
+    wanted = []
+    for line, some in zip(weight, 0.35 * each, strict=True):
+        free = steps[some > 0].T  # bounds may not be equal
+        bounds = (-some[some > 0], some[some > 0])
+        wanted.append(line - free @ optimize.lsq_linear(free, line, bounds, method="bvls", tol=1e-15).x)
+    model = nn.Linear(12, 3, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.from_numpy(weight))
+    penalty = TotalVariation(1.0, factors=torch.from_numpy(each))
+    bound = penalty.bind(select_parameters(model, "weights"))
+    value = bound.total([model.weight], 0.7, model.weight)
+    assert float(value.detach()) == pytest.approx(0.7 * (each * np.abs(np.diff(weight))).sum())
+    (gradient,) = torch.autograd.grad(value, model.weight)
+    torch.testing.assert_close(bound.gradient(model.weight, 0.7), gradient)
+    bound.prox_([model.weight], 0.7, [StepSize.of(0.5)])
+    np.testing.assert_allclose(model.weight.detach().numpy(), wanted, atol=1e-9)
+
+
+def test_factors_of_steps_along_another_dimension() -> None:
+    weight = torch.randn(5, 3, dtype=torch.float64)
+    column = torch.tensor([[0.0], [1.0], [3.0], [0.5]], dtype=torch.float64)
+    model = nn.Linear(3, 5, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(weight)
+    bound = TotalVariation(1.0, dim=0, factors=column).bind(select_parameters(model, "weights"))
+    bound.prox_([model.weight], 0.2, [StepSize.of(1.0)])
+    lines = [smooth_lines(line, 0.2 * column[:, 0]) for line in weight.T]
+    assert torch.equal(model.weight.detach(), torch.stack(lines, dim=1))
+    assert torch.equal(model.weight[0], weight[0])  # nothing holds it to its neighbour
 
 
 def test_each_line_by_itself_along_any_dimension() -> None:
@@ -77,5 +118,9 @@ def test_what_has_no_prox_is_refused() -> None:
         attach(model, optimizer, TotalVariation(0.1, dim=(0, 1)), apply="proximal")
     with pytest.raises(ValueError, match=r"needs dimension 1, and bias is of shape \(3,\)"):
         attach(model, optimizer, TotalVariation(0.1, "all", dim=1))
+    with pytest.raises(ValueError, match=r"of shape \(3, 4\) for weight, which needs \(3, 3\)"):
+        attach(model, optimizer, TotalVariation(0.1, factors=torch.ones(3, 4)))
+    with pytest.raises(ValueError, match=r"of shape \(3, 3\) for weight, which needs one number"):
+        attach(model, optimizer, TotalVariation(0.1, dim=(0, 1), factors=torch.ones(3, 3)))
     with pytest.raises(ValueError, match="is no dimension"):
         TotalVariation(0.1, dim=())
