@@ -1,22 +1,29 @@
-"""``compare`` against a grid on public data: ``python -m benchmarks.choosing [PROBLEM]``.
+"""``compare`` on public data: ``python -m benchmarks.choosing [PROBLEM ...] [--splits 0 1 2] [--grid]``.
 
-For each problem, ``compare`` picks one kind of all that it knows by name. A grid of twenty values of each
-kind, more than ``compare`` may try, is trained with one seed, in a plain loop. The best value of each kind on
-the validation data is then trained with three seeds and scored on the test data. Is the pick within one
-standard error of the best of these? A score varies with the seeds and with the samples that happen to be in
-the test data; its standard error is that of both.
+For each split of each problem, ``compare`` picks one kind of all that it knows by name. Is the pick's test
+score within one standard error of the best of all kinds, each at the strength that ``compare`` found? Is it
+better or worse than that of none by more than a standard error of their difference? A score varies with the
+seeds and with the samples that happen to be in the test data; its standard error is that of both. The best of
+eight noisy test scores is itself too good, so that no way of choosing is within an error of it every time.
 
-Finished runs are kept in ``build/choosing``, so that the same command goes on after Ctrl-C.
+With ``--grid``, twenty values of each kind, more than ``compare`` may try, are also trained with one seed, in
+a plain loop. The best value of each kind on the validation data is then trained with three seeds and scored
+on the test data.
+
+Splits 0 to 9 had no part in the choice of the rule by which ``compare`` recommends. Finished runs are kept in
+``build/choosing``, so that the same command goes on after Ctrl-C.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import math
-import sys
+import statistics
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +33,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from benchmarks.loops import CPU, Net, train_
-from lightning_reg.tune import accuracy, compare
+from lightning_reg.tune import Contender, accuracy, compare
 from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._loss import batches_of
 from lightning_reg.tune.kinds import PENALTIES, strength_range
@@ -39,11 +46,11 @@ POINTS, SEEDS, BUDGET = 20, 3, 6
 class Problem:
     """A public data set in three parts, and a network for it."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, split: int = 0) -> None:
+        self.name, self.split = name, split
         self.score = None if name == "diabetes" else accuracy
         inputs, targets, sizes, self.epochs, self.batch = _data(name)
-        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(split))
         mean, deviation = inputs[order[: sizes[0]]].mean(0), inputs[order[: sizes[0]]].std(0)
         if name != "mnist":
             inputs = (inputs - mean) / deviation
@@ -62,6 +69,18 @@ class Problem:
         if self.score is None:
             return -module.by_sample(data)
         return (module.eval()(data.tensors[0]).argmax(1) == data.tensors[1]).double()
+
+    def kept_scores(self, contender: Contender, folder: Path) -> torch.Tensor:
+        """Return the test scores ``(seeds, samples)`` of a contender's runs, which ``compare`` kept."""
+        chain = contender.kind.replace(" ", "-")
+        runs = [torch.load(file, weights_only=True) for file in sorted(folder.glob(f"{chain}-[0-9]*.pt"))]
+        searched, others = runs[: -SEEDS + 1], runs[-SEEDS + 1 :]
+        found = [run for run in searched if contender.value in (None, run["value"])]
+        modules = []
+        for run in (found[0], *others):
+            modules.append(self())
+            modules[-1].load_state_dict(run["module"])
+        return torch.stack([self.scores(module, self.test) for module in modules])
 
 
 def _data(name: str) -> tuple[Any, Any, tuple[int, int, int], int, int]:
@@ -128,21 +147,18 @@ class Grid:
         best = max(runs, key=lambda run: run["validation"])
         others = [self.run(kind, best["value"], 1000 + seed, seed) for seed in range(1, SEEDS)]
         final = torch.stack([run["test"] for run in (best, *others)])
-        seeds, samples = final.mean(1), final.mean(0)
-        over_seeds = float(seeds.std()) / SEEDS**0.5
         return {
             "kind": kind,
             "value": best["value"],
             "runs": len(runs) + len(others),
             "test": float(final.mean()),
-            "error over seeds": over_seeds,
-            "error": math.hypot(over_seeds, float(samples.std()) / len(samples) ** 0.5),
+            "error": _error(final),
         }
 
 
-def choose(problem: Problem) -> dict[str, Any]:
-    """Return what ``compare`` picked, and what the grid says of it."""
-    folder, counted = RUNS / problem.name.replace(" ", "-"), Counter[str]()
+def choose(problem: Problem, with_grid: bool) -> dict[str, Any]:
+    """Return what ``compare`` picked, and what its test data and the grid say of it."""
+    folder, counted = RUNS / problem.name.replace(" ", "-") / str(problem.split), Counter[str]()
     found = compare(
         problem,
         None,
@@ -158,35 +174,88 @@ def choose(problem: Problem) -> dict[str, Any]:
         trainer=CPU,
         on_run=lambda kind, *_: counted.update([kind]),
     )
-    print(found, flush=True)
-    grid = Grid(problem, PathDirectory(folder / "grid"))
-    grid.kept.claim({kind: grid.values(kind) for kind in counted})
-    rows = [grid.row(kind) for kind in counted]
-    best = max(rows, key=lambda row: row["test"])
+    print(problem.name, problem.split, found, sep="\n", flush=True)
+    tests = {kind.kind: problem.kept_scores(kind, folder / "compare") for kind in found}
+    best = max(tests, key=lambda kind: float(tests[kind].mean()))
     picked = found.recommendation()
-    assert found.test_score is not None
-    return {
+    over = tests[picked.kind] - tests["none"]
+    assert math.isclose(found.test_score or 0.0, float(tests[picked.kind].mean()), rel_tol=1e-4)
+    result = {
         "picked": picked.kind,
         "value": picked.value,
         "test": found.test_score,
-        "grid": rows,
-        "best": best["kind"],
-        "within": found.test_score >= best["test"] - best["error"],
-        "runs of compare": sum(counted.values()),
-        "runs of the grid": sum(row["runs"] for row in rows),
+        "tests": {kind: float(scores.mean()) for kind, scores in tests.items()},
+        "best": best,
+        "best error": _error(tests[best]),
+        "over none": [float(over.mean()), _error(over)],
+        "runs": sum(counted.values()),
     }
+    if with_grid:
+        grid = Grid(problem, PathDirectory(folder / "grid"))
+        grid.kept.claim({kind: grid.values(kind) for kind in counted})
+        result["grid"] = [grid.row(kind) for kind in counted]
+    return result
+
+
+def _error(scores: torch.Tensor) -> float:
+    """Return the standard error of a mean over ``(seeds, samples)``, of both together."""
+    seeds, samples = scores.double().mean(1), scores.double().mean(0)
+    return math.hypot(*(float(part.std()) / len(part) ** 0.5 for part in (seeds, samples)))
+
+
+def summary(splits: dict[str, Any]) -> dict[str, Any]:
+    """Return how often the pick is near the best, and better or worse than none; means with their errors."""
+    runs = list(splits.values())
+    over = [run["over none"] for run in runs]
+    grids = [(run["test"], max(run["grid"], key=lambda row: row["test"])) for run in runs if "grid" in run]
+    return {
+        "splits": len(runs),
+        "picked": dict(Counter(run["picked"] for run in runs)),
+        "test": _mean(run["test"] for run in runs),
+        "none": _mean(run["tests"]["none"] for run in runs),
+        "best": _mean(run["tests"][run["best"]] for run in runs),
+        "within an error of the best": sum(
+            run["test"] >= run["tests"][run["best"]] - run["best error"] for run in runs
+        ),
+        "less the best": _mean(run["test"] - run["tests"][run["best"]] for run in runs),
+        "over none": _mean(difference for difference, _ in over),
+        "better than none": sum(difference > error for difference, error in over),
+        "worse than none": sum(difference < -error for difference, error in over),
+        "of kinds": {kind: _mean(run["tests"][kind] for run in runs) for kind in runs[0]["tests"]},
+        "grids": len(grids),
+        "within an error of the grids": sum(test >= row["test"] - row["error"] for test, row in grids),
+        "less the grids": _mean(test - row["test"] for test, row in grids),
+    }
+
+
+def _mean(numbers: Iterable[float]) -> list[float]:
+    """Return the mean and its standard error."""
+    known = list(numbers)
+    if len(known) < 2:
+        return [*known, math.nan][:2]
+    return [statistics.fmean(known), statistics.stdev(known) / len(known) ** 0.5]
 
 
 def main() -> None:
     """Run what is asked for, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("problems", nargs="*", default=["breast cancer", "diabetes", "mnist"])
+    parser.add_argument("--splits", nargs="+", type=int, default=range(10), help="seeds of the permutations")
+    parser.add_argument("--grid", action="store_true", help="train the grids too")
+    asked = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    for name in sys.argv[1:] or ["breast cancer", "diabetes", "mnist"]:
-        result = choose(Problem(name))
-        print(json.dumps(result, indent=1), flush=True)
-        known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        RECORD.write_text(json.dumps(known | {name: result}, indent=1) + "\n")
+    for name in asked.problems:
+        for split in asked.splits:
+            result = choose(Problem(name, split), asked.grid)
+            known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+            splits = known.get(name, {}).get("splits", {})
+            kept = {"grid": there["grid"]} if "grid" in (there := splits.get(str(split), {})) else {}
+            splits[str(split)] = kept | result
+            known[name] = {"summary": summary(splits), "splits": splits}
+            RECORD.write_text(json.dumps(known, indent=1) + "\n")
+        print(name, json.dumps(known[name]["summary"], indent=1), flush=True)
 
 
 if __name__ == "__main__":

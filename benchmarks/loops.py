@@ -40,7 +40,7 @@ class Net(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam."""
-        return torch.optim.Adam(self.parameters(), lr=self.lr)
+        return torch.optim.Adam(self.parameters(), lr=self.lr, fused=True)
 
     @torch.no_grad()
     def by_sample(self, data: TensorDataset) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -14,25 +14,29 @@ __all__ = ["BestEpoch"]
 
 
 class BestEpoch(BothCallback):
-    """Goes back to the best epoch at the end of a run.
+    """Keeps the weights of the best epoch by each of several losses, and goes back to the first's at the end.
 
     Args:
-        measure: the loss as the module is.
+        measures: each the loss of the module as it is, on some of the data.
+
+    Attributes:
+        states: the weights of the best epochs, one for each loss.
     """
 
-    def __init__(self, measure: Callable[[], float]) -> None:
+    def __init__(self, measures: Sequence[Callable[[], float]]) -> None:
         super().__init__()
-        self.measure = measure
-        self.lowest = math.inf
-        self.state: dict[str, Any] = {}
+        self.measures = measures
+        self.lowest = [math.inf] * len(measures)
+        self.states: list[dict[str, Any]] = [{}] * len(measures)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the weights if they are the best so far."""
-        loss = self.measure()
-        if loss < self.lowest or not self.state:
-            self.lowest = loss
-            self.state = {name: part.clone() for name, part in pl_module.state_dict().items()}
+        """Keep the weights where they are the best so far."""
+        for index, measure in enumerate(self.measures):
+            loss = measure()
+            if loss < self.lowest[index] or not self.states[index]:
+                self.lowest[index] = loss
+                self.states[index] = {name: part.clone() for name, part in pl_module.state_dict().items()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the best weights back."""
-        pl_module.load_state_dict(self.state)
+        pl_module.load_state_dict(self.states[0])

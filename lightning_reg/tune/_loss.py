@@ -22,6 +22,7 @@ __all__ = [
     "mean_gradient_",
     "mean_loss",
     "same_order",
+    "size_of",
 ]
 
 #: ``(module, batch) -> scalar``, a mean over the batch.
@@ -174,7 +175,7 @@ def mean_loss(module: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
 def mean_gradient_(module: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
     """Replace every ``.grad`` by the gradient of :func:`mean_loss`, and return that loss."""
     module.zero_grad()
-    total = sum(_size(batch) for batch in batches)
+    total = sum(size_of(batch) for batch in batches)
 
     def backward(value: Tensor) -> Tensor:
         (value / total).backward()  # type: ignore[no-untyped-call]
@@ -191,7 +192,7 @@ def _mean(
     total, count = torch.zeros((), dtype=torch.float64), 0
     with _at_rest(module):
         for batch in batches:
-            size = _size(batch)
+            size = size_of(batch)
             value = loss(module, _to(batch, device))
             total += weighted(value * size).detach().cpu().double()
             count += size
@@ -200,11 +201,11 @@ def _mean(
     return total / count
 
 
-def _size(batch: Any) -> int:
+def size_of(batch: Any) -> int:
     if isinstance(batch, Tensor):
         return len(batch) if batch.dim() else 1
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((_size(part) for part in parts if isinstance(part, Tensor)), 1)
+    return next((size_of(part) for part in parts if isinstance(part, Tensor)), 1)
 
 
 def _to(batch: Any, device: torch.device) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import time
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,39 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_reg.metrics.functional import sparsity
-from lightning_reg.tune._checks import check_counts, check_module, check_score, check_trainer, scored
+from lightning_reg.tune._checks import check_counts, check_module, check_score, check_trainer
 from lightning_reg.tune._directory import PathDirectory
-from lightning_reg.tune._loss import Data, Score, batches_of, mean_loss, same_order
-from lightning_reg.tune._point import make, seed_all
+from lightning_reg.tune._kind_run import OnRun, Recipe, leave_out, rank, restored, trained
+from lightning_reg.tune._loss import Data, Score, batches_of
+from lightning_reg.tune._point import make
 from lightning_reg.tune._precision import TrainingPrecision
-from lightning_reg.tune._quiet import quiet
 from lightning_reg.tune._search import search
 from lightning_reg.tune.comparison import Comparison, Contender
 from lightning_reg.tune.kinds import Kind, kinds_of
 
 __all__ = ["accuracy", "check_compare", "compare"]
-
-#: Called with the kind, the value, the seed and the score of each finished run.
-OnRun = Callable[[str, float, int, float], None]
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """How every run is trained; it travels to workers."""
-
-    module: Any
-    train: Any
-    validation: Any
-    score: Score | None
-    seeds: int
-    points: int
-    epochs: int
-    batch_size: int | None
-    seed: int
-    trainer: dict[str, Any]
-    kept: PathDirectory
-    on_run: OnRun | None
 
 
 def compare(
@@ -73,7 +49,10 @@ def compare(
     of them are a grid over a range that fits the penalty. The others lie next to the best value so far, or
     beyond it if it is at an end. Of two equal scores, as accuracies on few data often are, the one with the
     lower validation loss is the better. The best value is then trained with the other seeds. "none" is always
-    among the kinds. The test data are used once, for the recommended kind.
+    among the kinds, and is recommended if the best kind is not better by more than a standard error of the
+    difference, which comes from the seeds and from the validation samples. Early stopping chooses its epoch
+    on one half of the validation data and is scored on the other, and the other way round. The test data are
+    used once, for the recommended kind.
 
     Args:
         module: a LightningModule, whose weights every run starts from, or a function that makes one, which
@@ -86,7 +65,8 @@ def compare(
         validation: data to tell strengths and kinds apart.
         test: data that the recommended kind is scored on, once.
         score: ``(module, batches) -> number``, higher is better, such as
-            :func:`~lightning_reg.tune.accuracy`; less the validation loss where None.
+            :func:`~lightning_reg.tune.accuracy`; less the validation loss where None. It is also called on
+            nine tenths of the validation data, for the standard error.
         seeds: how many.
         budget: epochs that each kind may use to find its strength.
         epochs: of each run, which are whole ones.
@@ -119,7 +99,7 @@ def compare(
     about = {"seeds": seeds, "budget": budget, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     kept.claim(about | {"kinds": [[kind.name, kind.low, kind.high] for kind in found]})
     points = budget // epochs
-    recipe = _Recipe(
+    recipe = Recipe(
         module, train, validation, score, seeds, points, epochs, batch_size, seed, options, kept, on_run
     )
     contenders, states = [], {}
@@ -132,7 +112,7 @@ def compare(
     comparison = Comparison(contenders, name)
     if test is not None:
         picked = states[comparison.recommendation().kind]
-        scores = [_scored(recipe, state, test) for state in picked]
+        scores = [restored(recipe, state)[1](batches_of(test)) for state in picked]
         comparison.test_score = sum(scores) / len(scores)
     return comparison
 
@@ -170,109 +150,39 @@ def accuracy(module: Any, batches: Any) -> float:
     return right / count
 
 
-def _contend(recipe: _Recipe, kind: Kind) -> tuple[Contender, list[dict[str, Any]]]:
+def _contend(recipe: Recipe, kind: Kind) -> tuple[Contender, list[dict[str, Any]]]:
     """Find a kind's value and train it with every seed; also return the weights of these runs."""
     runs: list[dict[str, Any]] = []
 
     def measure(value: float) -> tuple[float, float]:
-        runs.append(_run(recipe, kind, value, recipe.seed, len(runs)))
-        return _rank(runs[-1])
+        runs.append(trained(recipe, kind, value, recipe.seed, len(runs)))
+        return rank(runs[-1])
 
     if kind.low is None or kind.high is None:
         measure(0.0)
     else:
         search(measure, kind.low, kind.high, recipe.points, kind.log)
-    best = min(runs, key=_rank)
-    others = range(recipe.seed + 1, recipe.seed + recipe.seeds)
-    final = [best, *(_run(recipe, kind, best["value"], number, 1000 + number) for number in others)]
+    place = min(range(len(runs)), key=lambda index: rank(runs[index]))
+    best = runs[place]
+    final = {place: best}
+    for number in range(recipe.seed + 1, recipe.seed + recipe.seeds):
+        final[1000 + number] = trained(recipe, kind, best["value"], number, 1000 + number)
+    for index, run in final.items():
+        leave_out(recipe, kind, index, run)
+
+    def of(name: str) -> list[Any]:
+        return [run[name] for run in final.values()]
+
     contender = Contender(
         kind=kind.name,
         value=None if kind.low is None else best["value"],
         code=kind.code(best["value"]),
-        scores=[run["score"] for run in final],
-        losses=[run["loss"] for run in final],
-        training_losses=[run["training_loss"] for run in final],
-        zeros=[run["zeros"] for run in final],
-        seconds=[run["seconds"] for run in final],
+        scores=of("score"),
+        losses=of("loss"),
+        training_losses=of("training_loss"),
+        zeros=of("zeros"),
+        seconds=of("seconds"),
         searched=[(run["value"], run["score"]) for run in runs],
+        left_out=[statistics.fmean(scores) for scores in zip(*of("left_out"), strict=True)],
     )
-    return contender, [run["module"] for run in final]
-
-
-def _rank(run: dict[str, Any]) -> tuple[float, float]:
-    """Low for a high score; where scores are equal, as accuracies on few data are, for a low loss."""
-    less, loss = -float(run["score"]), float(run["loss"])
-    return (less, loss if math.isfinite(loss) else math.inf) if math.isfinite(less) else (math.inf, math.inf)
-
-
-def _run(recipe: _Recipe, kind: Kind, value: float, seed: int, index: int) -> dict[str, Any]:
-    """Train once, or take the run that is kept."""
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.utilities.seed import isolate_rng
-
-    chain = "".join(letter if letter.isalnum() else "-" for letter in kind.name)
-    run = recipe.kept.load(chain, index)
-    if run is None:
-        batches, held_out = batches_of(recipe.train, recipe.batch_size), batches_of(recipe.validation)
-        with isolate_rng(), quiet(), same_order(recipe.train, recipe.validation):
-            module = make(recipe.module, seed)
-            precision = TrainingPrecision(recipe.trainer)
-            precision.convert_(module)
-            loss = precision.loss(module)
-            callbacks = kind.callbacks(module, value)
-            if kind.stops_early:
-                from lightning_reg.tune._best_epoch import BestEpoch
-
-                callbacks = [BestEpoch(lambda: mean_loss(module, held_out, loss))]
-            options = _still(recipe.epochs, recipe.trainer, callbacks)
-            seed_all(seed)
-            began = time.perf_counter()
-            runner = Trainer(**options)
-            runner.fit(module, batches)
-            seconds = time.perf_counter() - began
-        if runner.interrupted:  # by Ctrl-C, which releases before 2.4 keep to themselves
-            raise KeyboardInterrupt
-        held_loss = mean_loss(module, held_out, loss)
-        run = {
-            "value": value,
-            "score": _score(recipe, module, precision, held_out, held_loss),
-            "loss": held_loss,
-            "training_loss": mean_loss(module, batches, loss),
-            "zeros": float(sparsity(module)),
-            "seconds": seconds,
-            "module": {name: part.cpu().clone() for name, part in module.state_dict().items()},
-        }
-        recipe.kept.save(chain, index, run)
-    if recipe.on_run is not None:
-        recipe.on_run(kind.name, value, seed, run["score"])
-    return run
-
-
-def _scored(recipe: _Recipe, state: dict[str, Any], data: Any) -> float:
-    """Score the weights of a run on other data."""
-    module = make(recipe.module, recipe.seed)
-    precision = TrainingPrecision(recipe.trainer)
-    precision.convert_(module)
-    module.load_state_dict(state)
-    batches = batches_of(data)
-    return _score(recipe, module, precision, batches, mean_loss(module, batches, precision.loss(module)))
-
-
-@torch.no_grad()
-def _score(recipe: _Recipe, module: Any, precision: TrainingPrecision, batches: Any, loss: float) -> float:
-    return -loss if recipe.score is None else scored(recipe.score, module, precision.inputs(batches))
-
-
-def _still(epochs: int, options: dict[str, Any], callbacks: list[Any]) -> dict[str, Any]:
-    """Options of a Trainer that writes, draws and validates nothing."""
-    return {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "limit_val_batches": 0,
-        "log_every_n_steps": 2**31,
-        **options,
-        "max_epochs": epochs,
-        "callbacks": [*options.get("callbacks", []), *callbacks],
-    }
+    return contender, of("module")

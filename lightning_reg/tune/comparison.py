@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lightning_reg.tune._jackknife import jackknife_error
 
 __all__ = ["Comparison", "Contender"]
 
@@ -27,6 +29,7 @@ class Contender:
         zeros: share of weights that are exactly zero.
         seconds: of a run.
         searched: ``[value, score]`` of every value tried.
+        left_out: the score without each tenth of the validation data, the mean over seeds.
     """
 
     kind: str
@@ -38,6 +41,7 @@ class Contender:
     zeros: list[float]
     seconds: list[float]
     searched: list[tuple[float, float]] = field(default_factory=list)
+    left_out: list[float] = field(default_factory=list)
 
     @property
     def score(self) -> float:
@@ -46,9 +50,18 @@ class Contender:
 
     @property
     def error(self) -> float:
-        """The standard error of the mean, 0 for one seed."""
-        count = len(self.scores)
-        return statistics.stdev(self.scores) / math.sqrt(count) if count > 1 else 0.0
+        """The standard error of the score, from the seeds and the validation samples together."""
+        return _error(self.scores, self.left_out)
+
+    def difference(self, other: Contender) -> tuple[float, float]:
+        """Return how much higher the score is than another's, and the standard error of this difference.
+
+        Both are scored on the same samples and trained with the same seeds, so what makes a sample easy or a
+        seed lucky for both of them is not in the error.
+        """
+        seeds = [one - two for one, two in zip(self.scores, other.scores, strict=True)]
+        samples = [one - two for one, two in zip(self.left_out, other.left_out, strict=True)]
+        return self.score - other.score, _error(seeds, samples)
 
     @property
     def loss(self) -> float:
@@ -91,33 +104,40 @@ class Comparison:
         return max(self.contenders, key=lambda contender: _ranked(contender.score))
 
     def recommendation(self) -> Contender:
-        """Return the simplest contender whose score is within one standard error of the best one's.
+        """Return none if its score is within one standard error of the best one's, and else the best.
 
-        "none" is the simplest. Without it, the one with the most exact zeros is, if it has one percent or
-        more; and else the best itself.
+        The standard error is that of their difference, over seeds and validation samples.
 
         References:
             Breiman, Friedman, Olshen and Stone, *Classification and Regression Trees*, 1984, § 3.4.3.
         """
-        best = self.best()
-        near = [c for c in self.contenders if c.score >= best.score - best.error]
-        for contender in near:
-            if contender.kind == "none":
-                return contender
-        sparsest = max(near, key=lambda c: statistics.fmean(c.zeros), default=best)
-        return sparsest if statistics.fmean(sparsest.zeros) >= 0.01 else best
+        near = self.near()
+        return next((contender for contender in near if contender.kind == "none"), self.best())
+
+    def near(self) -> list[Contender]:
+        """Return the best contender and those whose score is within one standard error of its score."""
+        best, near = self.best(), []
+        for contender in self.contenders:
+            lower, error = best.difference(contender)
+            if contender is best or lower <= error:
+                near.append(contender)
+        return near
 
     def advice(self) -> str:
-        """Return the recommendation in a sentence, with what to type."""
+        """Return the recommendation, by how much it is better than none, and what to type."""
         best, picked = self.best(), self.recommendation()
-        if picked.kind == "none":
-            reason = (
-                "it has the best score" if best is picked else f"{best.kind} is within one standard error"
+        if picked is best and picked.kind == "none":
+            text = "Recommended: none (it has the best score)."
+        elif picked.kind == "none":
+            text = (
+                f"Recommended: none ({best.kind} is above it by {_above(best, picked)}, too little to tell)."
             )
-            text = f"Recommended: none ({reason})."
         else:
-            better = "the best score" if best is picked else f"within one standard error of {best.kind}"
-            text = f"Recommended: {picked.kind} ({better}). To use it: {picked.code}"
+            above = _above(picked, self["none"])
+            text = f"Recommended: {picked.kind} (above none by {above}). To use it: {picked.code}"
+        if others := [c for c in self.near() if c is not picked]:
+            names = ", ".join(f"{c.kind} ({statistics.fmean(c.zeros):.0%} zeros)" for c in others)
+            text += f"\nWithin one standard error of the best: {names}"
         if self.test_score is not None:
             text += f"\nTest {self.score_name} of it: {self.test_score:.4g}"
         return text
@@ -166,6 +186,18 @@ class Comparison:
         from lightning_reg.tune._plot import plot_comparison
 
         return plot_comparison(self)
+
+
+def _error(scores: Sequence[float], left_out: Sequence[float]) -> float:
+    """Return the standard error of a mean over seeds; of one seed, the samples' part alone."""
+    count, mean = len(scores), statistics.fmean(scores)
+    squares = sum((score - mean) ** 2 for score in scores)
+    seeds = math.sqrt(squares / (count * (count - 1))) if count > 1 else 0.0
+    return math.hypot(seeds, jackknife_error(left_out))
+
+
+def _above(one: Contender, other: Contender) -> str:
+    return "{:.2g} ± {:.2g}".format(*one.difference(other))
 
 
 def _ranked(score: float) -> float:

@@ -62,6 +62,11 @@ class Kind:
     log: bool = True
     stops_early: bool = False
 
+    @property
+    def chain(self) -> str:
+        """Its name, fit for that of a file."""
+        return "".join(letter if letter.isalnum() else "-" for letter in self.name)
+
 
 def strength_range(
     module: nn.Module, penalty: Penalty, apply: Apply, data: Any, loss: Any = None

@@ -11,11 +11,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import L1, L2
 from lightning_reg.callbacks import DropoutInjector, L1PenaltyCallback
 from lightning_reg.tune import Comparison, Contender, accuracy, compare
+from lightning_reg.tune._jackknife import HALVES, Part
 from lightning_reg.tune._search import following, search
 from lightning_reg.tune.kinds import kinds_of, strength_range
 from tests.distributed.launch import SERVER
@@ -25,30 +26,98 @@ CPU = {"accelerator": "cpu"}
 SHORT: dict[str, Any] = {"epochs": 1, "budget": 4, "seeds": 2, "trainer": CPU}
 
 
-def contender(kind: str, scores: list[float], zeros: float = 0.0) -> Contender:
+def contender(kind: str, scores: list[float], spread: float = 0.0, zeros: float = 0.0) -> Contender:
     two = [0.5] * len(scores)
-    return Contender(kind, None, f"use {kind}", scores, two, two, [zeros] * len(scores), two)
-
-
-def test_the_recommendation_is_the_simplest_within_one_standard_error() -> None:
-    none, l2, l1 = (
-        contender("none", [0.80, 0.82]),
-        contender("l2", [0.90, 0.94]),
-        contender("l1", [0.89, 0.93]),
+    left_out = [spread, -spread, *[0.0] * 8]
+    return Contender(
+        kind, None, f"use {kind}", scores, two, two, [zeros] * len(scores), two, left_out=left_out
     )
-    assert l2.error == pytest.approx(0.02)
-    assert Comparison([none, l2, l1], "accuracy").recommendation() is l2
-    sparse = contender("l1", [0.89, 0.93], zeros=0.5)  # 0.01 below, within 0.02
-    assert Comparison([none, l2, sparse], "accuracy").recommendation() is sparse
-    far = contender("l1", [0.88, 0.91], zeros=0.5)  # 0.025 below
-    assert Comparison([none, l2, far], "accuracy").recommendation() is l2
-    near = contender("none", [0.90, 0.91])
-    comparison = Comparison([near, l2, sparse], "accuracy", test_score=0.875)
-    assert comparison.recommendation() is near
-    assert "Recommended: none (l2 is within one standard error)" in str(comparison)
-    assert "Test accuracy of it: 0.875" in str(comparison)
-    broken = contender("l2", [float("nan")] * 2)
-    assert Comparison([none, broken], "accuracy").best() is none
+
+
+def test_the_recommendation_is_none_within_one_standard_error_and_else_the_best() -> None:
+    none, l2 = contender("none", [0.80, 0.82]), contender("l2", [0.90, 0.94])
+    assert l2.error == pytest.approx(0.02) and l2.difference(none) == pytest.approx((0.11, 0.01))
+    near = contender("l1", [0.89, 0.93], zeros=0.5)  # 0.01 below with both seeds
+    close = contender("l1", [0.90, 0.93], zeros=0.5)  # 0.005 ± 0.005
+    comparison = Comparison([none, l2, near], "accuracy", test_score=0.875)
+    assert comparison.recommendation() is l2 and comparison.near() == [l2]
+    assert "Recommended: l2 (above none by 0.11 ± 0.01). To use it: use l2" in str(comparison)
+    assert "Test accuracy of it: 0.875" in str(comparison) and "Within" not in comparison.advice()
+    comparison = Comparison([none, l2, close], "accuracy")
+    assert comparison.recommendation() is l2
+    assert "Within one standard error of the best: l1 (50% zeros)" in comparison.advice()
+    lucky = contender("none", [0.94, 0.88])  # 0.01 ± 0.05
+    comparison = Comparison([lucky, l2], "accuracy")
+    assert comparison.recommendation() is lucky
+    assert "Recommended: none (l2 is above it by 0.01 ± 0.05, too little to tell)" in comparison.advice()
+    highest = Comparison([contender("none", [0.95, 0.96]), l2], "accuracy")
+    assert "Recommended: none (it has the best score)" in highest.advice()
+    broken = contender("l2", [float("nan"), float("inf")])
+    assert Comparison([none, broken], "accuracy").recommendation() is none
+
+
+def test_seeds_that_agree_do_not_hide_that_the_samples_are_few() -> None:
+    none, lucky = contender("none", [0.96, 0.96]), contender("l2", [0.97, 0.97], spread=0.008)
+    assert lucky.error == pytest.approx(0.008 * (2 * 9 / 10) ** 0.5)  # the seeds' part is 0
+    assert Comparison([none, lucky], "accuracy").recommendation() is none
+    winner = contender("l2", [0.98, 0.98], spread=0.008)
+    assert Comparison([none, winner], "accuracy").recommendation() is winner
+    # samples that are hard for both of them do not count
+    hard = contender("none", [0.96, 0.96], spread=0.008)
+    assert Comparison([hard, lucky], "accuracy").recommendation() is lucky
+
+
+def test_the_error_has_the_samples_in_it_for_any_score_and_loader() -> None:
+    """Of a loss, a shuffled loader and a run that is the same as none: no difference, and no error of it."""
+    generator = torch.Generator().manual_seed(0)
+    loaders = [DataLoader(data(24), 5, shuffle=True), DataLoader(data(24), 5, True, generator=generator)]
+    for validation in loaders:
+        found = compare(Net, [pl.Callback()], data(), validation, **SHORT | {"seeds": 1})
+        none, same_as_none = found
+        assert none.difference(same_as_none) == (0.0, 0.0) and found.recommendation() is none
+        assert none.error > 0.0 and len(none.left_out) == 10
+    mean = sum(none.left_out) / 10
+    assert none.left_out != [none.score] * 10 and mean == pytest.approx(none.score, rel=0.1)
+
+
+def test_a_score_that_needs_more_samples_is_left_out_of_the_error() -> None:
+    def score(module: Any, batches: Any) -> float:
+        (batch,) = list(batches)
+        if len(batch[0]) < 24:
+            raise ValueError("one class")
+        return 1.0
+
+    with pytest.warns(UserWarning, match="score failed on a part of the validation data: one class"):
+        found = compare(Net, [], data(), data(24), score=score, **SHORT)
+    assert found["none"].score == 1.0 and found["none"].error == 0.0
+
+
+@torch.no_grad()
+def test_early_stopping_is_scored_on_samples_that_did_not_choose_its_epoch(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = TensorDataset(data(64).tensors[0], 3 * torch.randn(64, 1, generator=generator))
+    how: dict[str, Any] = SHORT | {"epochs": 6, "budget": 18, "seeds": 1, "directory": tmp_path}
+
+    @torch.enable_grad()
+    def early_stopping() -> Contender:
+        return compare(Net, ["early stopping"], data(), noise, **how)["early stopping"]
+
+    found = early_stopping()
+    run = torch.load(tmp_path / "early-stopping-0000.pt", weights_only=True)
+    module, parts = Net(), list(HALVES)
+    losses = []
+    for state, other in zip(run["halves"], parts[::-1], strict=True):
+        module.load_state_dict(state)
+        (batch,) = Part([noise.tensors], other)
+        losses.append(float(nn.functional.mse_loss(module.net(batch[0]), batch[1])))
+    assert found.losses == [pytest.approx(sum(losses) / 2)] and found.score == -found.loss
+    module.load_state_dict(run["module"])  # of the epoch that all samples chose: what the test data see
+    chosen = float(nn.functional.mse_loss(module.net(noise.tensors[0]), noise.tensors[1]))
+    assert chosen <= found.loss
+    # a directory of an earlier release has no halves, and nothing without a block
+    del run["halves"], run["left_out"]
+    torch.save(run, tmp_path / "early-stopping-0000.pt")
+    assert replace(early_stopping(), seconds=[]) == replace(found, seconds=[])
 
 
 def test_the_search_refines_and_leaves_its_range_upwards() -> None:
@@ -72,7 +141,8 @@ def test_equal_scores_are_told_apart_by_the_loss() -> None:
 
     def score(module: Any, batches: Any) -> float:
         (batch,) = list(batches)
-        seen.append((1.0, float(nn.functional.mse_loss(module.net(batch[0]), batch[1]))))
+        if len(batch[0]) == 24:  # all of them
+            seen.append((1.0, float(nn.functional.mse_loss(module.net(batch[0]), batch[1]))))
         return 1.0
 
     found = compare(Net, ["l2"], data(), data(24), score=score, **SHORT | {"seeds": 1})
