@@ -86,8 +86,7 @@ class NuclearNorm(Penalty):
         return False
 
 
-def rounding(weight: Tensor, sigma: Tensor) -> float:
+def rounding(weight: Tensor, sigma: Tensor) -> Tensor:
     """Return below what a singular value is zero, as ``torch.linalg.matrix_rank`` has it."""
-    if not sigma.numel():
-        return 0.0
-    return float(sigma.detach().amax()) * max(as_matrix(weight).shape) * torch.finfo(sigma.dtype).eps
+    largest = sigma.detach().amax() if sigma.numel() else sigma.new_zeros(())
+    return largest * (max(as_matrix(weight).shape) * torch.finfo(sigma.dtype).eps)

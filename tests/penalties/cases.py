@@ -130,7 +130,7 @@ def _orthogonality(form: str) -> Callable[[NDArray, float], float]:
         value = {
             "soft": (short**2).sum(),
             "double": (inner**2).sum() + (outer**2).sum(),
-            "off-diagonal": (short**2).sum() - (np.diag(short) ** 2).sum(),
+            "off-diagonal": (np.abs(short - np.diag(np.diag(short))) ** 2).sum(),
             "srip": np.abs(np.linalg.eigvalsh(short)).max(initial=0.0),
         }[form]
         return strength * float(value)

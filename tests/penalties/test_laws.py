@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,15 +32,18 @@ convex_prox_case = pytest.mark.parametrize("case", [c for c in CASES if c.has_pr
 metric_case = pytest.mark.parametrize("case", [c for c in CASES if c.prox_in_metric], ids=str)
 complex_case = pytest.mark.parametrize("case", [c for c in CASES if c.takes_complex], ids=str)
 
-# hundredths: exact zeros, ties and kinks come up often, and no square underflows
-hundredths = st.integers(-400, 400).map(lambda k: k / 100) | st.just(0.0)
+# hundredths up to 4: exact zeros (a third), ties and kinks come up often, and no square underflows
+hundredths = st.integers(-600, 600)
 strengths = st.integers(0, 300).map(lambda k: k / 100)
 
 
 def draw_tensor(data: st.DataObject, shape: tuple[int, ...]) -> Tensor:
     size = int(np.prod(shape, dtype=int))
     numbers = data.draw(st.lists(hundredths, min_size=size, max_size=size))
-    return torch.tensor(numbers, dtype=torch.float64).reshape(shape)
+    # the draw is most of a law's time, so it is of plain numbers
+    return torch.tensor([k / 100 if abs(k) <= 400 else 0.0 for k in numbers], dtype=torch.float64).reshape(
+        shape
+    )
 
 
 def draw_weight(data: st.DataObject, case: Case) -> Tensor:
@@ -60,21 +64,26 @@ def objective(case: Case, x: Tensor, weight: Tensor, strength: float, step: floa
     return (0.5 * (x - weight).abs().square() / step).sum() + case.penalty.value(x, strength)
 
 
-def rivals(point: Tensor, weight: Tensor) -> list[Tensor]:
+def at_each(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """A function of one point, at a hundred of them in the time of three."""
+    return torch.vmap(function)(points)
+
+
+def rivals(point: Tensor, weight: Tensor) -> Tensor:
     """Points that would beat a wrong prox: near it, on the way from 0 to the weight, and anywhere."""
     generator = torch.Generator().manual_seed(0)
-    noise = [torch.randn(point.shape, generator=generator, dtype=torch.float64) for _ in range(12)]
+    noise = torch.randn(12, *point.shape, generator=generator, dtype=torch.float64)
     if point.is_complex():
-        noise = [torch.complex(a, b) for a, b in zip(noise, reversed(noise), strict=True)]
-    near = [point + scale * n for scale in (1e-4, 1e-2, 1.0) for n in noise]
-    between = [weight * t for t in np.linspace(-0.5, 1.5, 41)]
+        noise = torch.complex(noise, noise.flip(0))
+    near = [point + scale * noise for scale in (1e-4, 1e-2, 1.0)]
+    between = torch.stack([weight * t for t in np.linspace(-0.5, 1.5, 41)])
     one_moved = []
     for index in range(min(point.numel(), 4)):
         for value in (0.0, *np.linspace(-2.0, 2.0, 9)):
             moved = point.clone()
             moved.view(-1)[index] = value
             one_moved.append(moved)
-    return [*near, *between, *one_moved, point * 0.999, point * 1.001]
+    return torch.cat([*near, between, torch.stack([*one_moved, point * 0.999, point * 1.001])])
 
 
 def test_every_public_penalty_has_a_row() -> None:
@@ -194,9 +203,9 @@ def test_gradient_of_a_smooth_penalty_is_its_difference_quotient(case: Case) -> 
 def test_gradient_supports_the_value_from_below(case: Case, data: st.DataObject) -> None:
     weight, strength = draw_weight(data, case), data.draw(strengths)
     gradient, value = case.penalty.gradient(weight, strength), case.penalty.value(weight, strength)
-    for other in rivals(weight, weight):
-        bound = value + (gradient * (other - weight)).sum()
-        assert float(case.penalty.value(other, strength)) >= float(bound) - 1e-10
+    others = rivals(weight, weight)
+    bounds = at_each(lambda other: value + (gradient * (other - weight)).sum(), others)
+    assert bool((at_each(lambda other: case.penalty.value(other, strength), others) >= bounds - 1e-10).all())
 
 
 @every_case
@@ -219,12 +228,15 @@ def test_prox_beats_random_and_grid_points(case: Case, data: st.DataObject) -> N
     weight, strength = draw_weight(data, case), data.draw(strengths)
     step = draw_step(data, case, weight)
     point = case.penalty.prox(weight, strength, step)
-    best = objective(case, point, weight, strength, step)
-    for rival in rivals(point, weight):
-        worse = objective(case, rival, weight, strength, step)
-        # of a convex penalty the objective is 1/η-strongly convex: it must rise that fast
+    best = float(objective(case, point, weight, strength, step))
+
+    def more(rival: Tensor) -> Tensor:
+        # of a convex penalty the objective is 1/η-strongly convex: it must rise that fast, which says at once
+        # that what the prox takes away is a subgradient
         rise = (0.5 * (rival - point).square() / step).sum() if case.convex else 0.0
-        assert float(worse - rise) >= float(best) * (1 - 1e-12) - 1e-12
+        return objective(case, rival, weight, strength, step) - rise
+
+    assert float(at_each(more, rivals(point, weight)).min()) >= best * (1 - 1e-12) - 1e-12
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.has_prox and c.kinks_at_zero], ids=str)
@@ -239,19 +251,6 @@ def test_prox_is_stationary(case: Case, data: st.DataObject) -> None:
     where = torch.ones_like(point, dtype=torch.bool) if case.smooth else point.detach() != 0
     scale = 1.0 + float((weight.abs() / step).sum())
     assert float(slope[where].abs().sum()) <= 1e-10 * scale
-
-
-@convex_prox_case
-@law
-@given(data=st.data())
-def test_prox_residual_is_a_subgradient(case: Case, data: st.DataObject) -> None:
-    weight, strength = draw_weight(data, case), data.draw(strengths)
-    step = draw_step(data, case, weight)
-    point = case.penalty.prox(weight, strength, step)
-    residual, value = (weight - point) / step, case.penalty.value(point, strength)
-    for other in rivals(point, weight):
-        bound = value + (residual * (other - point)).sum()
-        assert float(case.penalty.value(other, strength)) >= float(bound) - 1e-9
 
 
 @convex_prox_case
@@ -319,9 +318,9 @@ def test_prox_of_complex_weights_beats_random_points(case: Case) -> None:
     weight[0] *= 0.1  # inside the threshold
     weight[1, 0] = 0
     point = case.penalty.prox(weight, 0.7, 0.5)
-    best = objective(case, point, weight, 0.7, 0.5)
-    for rival in rivals(point, weight):
-        assert float(objective(case, rival, weight, 0.7, 0.5)) >= float(best) - 1e-12
+    best = float(objective(case, point, weight, 0.7, 0.5))
+    others = at_each(lambda rival: objective(case, rival, weight, 0.7, 0.5), rivals(point, weight))
+    assert float(others.min()) >= best - 1e-12
 
 
 # --- equivalences ------------------------------------------------------------------------------------
