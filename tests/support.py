@@ -106,3 +106,8 @@ def relative(a: Tensor, b: Tensor) -> float:
 def without_averages(apply: str | None) -> dict[str, bool]:
     """The arguments with which ``apply`` is a loop by hand that remembers nothing."""
     return {"dual_averaging": False} if apply == "proximal" else {}
+
+
+def at_each(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """A function of one point, at a hundred of them in the time of three."""
+    return torch.vmap(function)(points)

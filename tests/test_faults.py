@@ -22,6 +22,7 @@ from lightning_reg.callbacks import RegularizationMonitor
 from tests.distributed.launch import Launch
 from tests.faults_program import FAULT_AT, DropNet, Signal, run
 from tests.support import weights
+from tests.turns import everyday
 
 ROOT = Path(__file__).parents[1]
 #: Of TargetSparsity: these runs are too short for its share.
@@ -92,7 +93,7 @@ def test_a_checkpoint_saved_on_the_way_out_holds_what_penalties_have_learned(tmp
 
 
 @pytest.mark.usefixtures("_interruptible")
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("share", everyday(1, [0.5, 0.0, 0.99]))
 def test_a_truncated_checkpoint(share: float, whole: Tensor, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run(tmp_path, Signal(signal.SIGINT))

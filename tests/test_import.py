@@ -69,6 +69,7 @@ def test_penalties_and_schedules_load_with_weights_only() -> None:
     assert Mine not in torch.serialization.get_safe_globals()
 
 
+@pytest.mark.slow
 def test_a_fresh_interpreter() -> None:
     """What takes an interpreter of its own, in one of them."""
     program = """

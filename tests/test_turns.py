@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.turns import has_its_turn, part_of
+from tests.turns import everyday, has_its_turn, part_of
 
 MARK = re.compile(r"pytest\.mark\.turns\((\d+), (\d+)\)")
 FILES = sorted(
@@ -32,6 +32,13 @@ def test_a_member_of_each_marked_family_runs_on_every_day(file: Path) -> None:
         assert found <= set(range(parts)), f"turns({parts}, …) counts from 0"
         if file.stem not in ALONE:
             assert found == set(range(parts)), f"no day has part {set(range(parts)) - found} of {parts}"
+
+
+def test_of_the_cells_of_a_family_the_first_are_everyday_and_none_is_lost() -> None:
+    first, second, third = everyday(1, ["a", ("b", 1), "c"])
+    assert first == "a"
+    assert (second.values, third.values) == (("b", 1), ("c",))
+    assert {mark.name for cell in (second, third) for mark in cell.marks} == {"slow"}
 
 
 #: Files in which some test of the same subject runs each day, beside what is marked.

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import date
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pytest
 
 T = TypeVar("T")
 
@@ -22,6 +24,15 @@ def turn() -> int | None:
 def has_its_turn(parts: int, part: int, number: int | None) -> bool:
     """Whether what is marked ``turns(parts, part)`` runs today; members of a family have one part each."""
     return number is None or number % parts == part
+
+
+def everyday(first: int, cells: Sequence[Any]) -> list[Any]:
+    """Cells as parameters: on every run so many of the first, and in the slow tests the others."""
+    rest = [
+        pytest.param(*(cell if isinstance(cell, tuple) else [cell]), marks=pytest.mark.slow)
+        for cell in cells[first:]
+    ]
+    return [*cells[:first], *rest]
 
 
 def part_of(cells: Sequence[T], parts: int, number: int | None) -> list[T]:

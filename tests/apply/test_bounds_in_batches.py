@@ -76,6 +76,7 @@ def test_batches_find_the_bounds_of_the_problem(constraint: Any, optimizer: str,
     assert agreement(weight, solution(x, y, low, high), low, high) >= (0.9 if cosine else 0.85)
 
 
+@pytest.mark.slow
 def test_noise_leaves_a_bound_without_the_average() -> None:
     x, y = problem(11)
     wanted = solution(x, y, 0.0, math.inf)

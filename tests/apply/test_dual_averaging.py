@@ -25,7 +25,7 @@ from lightning_reg import (
     attach,
 )
 from lightning_reg.prox.dual_averaging import hold_zeros_
-from tests.turns import part_of, turn
+from tests.turns import everyday, part_of, turn
 
 STRENGTH = 0.1
 GROUP = 5
@@ -178,7 +178,7 @@ def check(kind: str, optimizer: str, seed: int, *, constant: bool = False, **how
     assert gap <= (2e-3 if constant else 5e-4)
 
 
-@pytest.mark.parametrize("kind", ["lasso", "group"])
+@pytest.mark.parametrize("kind", everyday(1, ["lasso", "group"]))
 def test_the_zeros_of_the_problem_in_batches(kind: str) -> None:
     check(kind, "sgd", 11, steps=1200)
 

@@ -18,6 +18,7 @@ from torch.optim import RAdam, RMSprop
 
 from lightning_reg import L1, ElasticNet, Penalty, attach
 from tests.optimizers import CAPTURABLE, FOREACH, FUSED, MAXIMIZE, PLAIN, Variant, allow_capturable
+from tests.turns import everyday
 
 STEPS = 400
 MORE_STEPS = 1000  # for those that begin or move slowly
@@ -134,18 +135,18 @@ def settles(variant: Variant) -> bool:
     return not (variant.options.get("centered") and variant.options.get("momentum"))
 
 
-def everyday(variants: list[Variant], every: int = 1, turn: int = 0) -> list[Any]:
-    """On every run the first variant of each optimizer, or of one in so many; the others are slow tests."""
+def firsts(variants: list[Variant], every: int, turn: int) -> list[Any]:
+    """On every run the first variant of one optimizer in so many; the others are slow tests."""
     settled = [variant for variant in variants if settles(variant)]
     classes = list(dict.fromkeys(variant.optimizer for variant in settled))
-    firsts = [next(v for v in settled if v.optimizer is cls) for cls in classes[turn::every]]
+    chosen = [next(v for v in settled if v.optimizer is cls) for cls in classes[turn::every]]
     return [
-        pytest.param(variant, id=str(variant), marks=() if variant in firsts else pytest.mark.slow)
+        pytest.param(variant, id=str(variant), marks=() if variant in chosen else pytest.mark.slow)
         for variant in settled
     ]
 
 
-@pytest.mark.parametrize("variant", everyday(PLAIN))
+@pytest.mark.parametrize("variant", firsts(PLAIN, 5, 0))
 def test_every_optimizer(variant: Variant) -> None:
     check(train(variant))
 
@@ -154,10 +155,10 @@ def test_every_optimizer(variant: Variant) -> None:
 @pytest.mark.parametrize(
     "variant",
     [
-        *everyday(FOREACH, 4, 0),
-        *everyday(FUSED, 4, 1),
-        *everyday(CAPTURABLE, 4, 2),
-        *everyday(MAXIMIZE, 4, 3),
+        *firsts(FOREACH, 5, 1),
+        *firsts(FUSED, 5, 2),
+        *firsts(CAPTURABLE, 5, 3),
+        *firsts(MAXIMIZE, 5, 4),
     ],
 )
 def test_every_implementation(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,8 +192,9 @@ def test_the_euclidean_metric_solves_another_problem_under_momentum_and_adam() -
             assert gap(weight, penalty) > 1e-3
 
 
-@pytest.mark.parametrize("noticed", [True, False])
-@pytest.mark.parametrize("clip", [0.1, 0.22])
+@pytest.mark.parametrize(
+    ("clip", "noticed"), everyday(2, [(0.22, True), (0.1, False), (0.1, True), (0.22, False)])
+)
 def test_clipped_gradients_and_lambda(clip: float, noticed: bool) -> None:
     """Clipping that nobody notices makes λ count for λ divided by the factor of the clip."""
     linear_model = pytest.importorskip("sklearn.linear_model")

@@ -22,6 +22,7 @@ from lightning_reg.callbacks import PenaltyCallback
 from lightning_reg.tensors import chunks as pieces
 from tests.penalties.cases import CASES, Case
 from tests.support import QUIET, Net, batches, weights
+from tests.turns import everyday
 
 DTYPES = [torch.bfloat16, torch.float16]
 narrow = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -162,7 +163,7 @@ def test_a_decay_of_a_thousandth_is_followed(apply: Any, dtype: torch.dtype) -> 
         assert torch.equal(stuck, weight), "nearest rounding would lose every step"
 
 
-@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("make", everyday(1, [torch.optim.SGD, torch.optim.Adam]))
 def test_thresholds_below_the_spacing_reach_zero_and_zeros_stay(make: Any) -> None:
     weight = torch.tensor([[1.0, -1.0, 0.5, 0.0, 0.0]]).repeat(200, 1)
     module = nn.ParameterList([nn.Parameter(weight.to(torch.bfloat16))])

@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 from lightning_reg import L1, Cosine, GroupLasso, Penalty
 from lightning_reg.callbacks import PenaltyCallback
 from tests.support import Net, fit, weights
+from tests.turns import everyday
 
 PENALTIES = [L1(Cosine(0.0, 0.05), "all"), GroupLasso(Cosine(0.0, 0.02), groups="columns")]
 
@@ -63,8 +64,22 @@ def run(how: str, *made: tuple[Penalty, Any]) -> tuple[Tensor, dict[str, int]]:
     }
 
 
-@pytest.mark.parametrize("apply", ["gradient", "loss", "decoupled", "proximal"])
-@pytest.mark.parametrize("how", ["torch.compile", "module.compile"])
+@pytest.mark.parametrize(
+    ("how", "apply"),
+    everyday(
+        2,
+        [
+            ("torch.compile", "proximal"),
+            ("module.compile", "gradient"),
+            ("torch.compile", "gradient"),
+            ("torch.compile", "loss"),
+            ("torch.compile", "decoupled"),
+            ("module.compile", "loss"),
+            ("module.compile", "decoupled"),
+            ("module.compile", "proximal"),
+        ],
+    ),
+)
 def test_a_penalty_adds_nothing_to_compile(how: str, apply: Any) -> None:
     made = [(penalty, apply) for penalty in PENALTIES]
     eager, _ = run("eager", *made)

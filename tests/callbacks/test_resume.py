@@ -80,6 +80,9 @@ def last(folder: Path) -> Path:
     return max(folder.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1].split("-")[0]))
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     """The last checkpoint of a killed run for each mode."""

@@ -12,6 +12,7 @@ from lightning_reg.callbacks import (
     PenaltyCallback,
     SparseGroupLassoPenaltyCallback,
 )
+from tests.turns import everyday
 
 
 class Net(LightningModule):
@@ -54,7 +55,7 @@ def dead_rows(weight):
     return int((weight.abs().sum(1) == 0).sum())
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", everyday(1, ["adam", "sgd"]))
 def test_whole_units_become_exactly_zero_and_gradient_makes_none(optimizer):
     select = "net.0.weight"
     module = fit([GroupLassoPenaltyCallback(0.02, select, apply="proximal")], optimizer=optimizer)
@@ -63,6 +64,7 @@ def test_whole_units_become_exactly_zero_and_gradient_makes_none(optimizer):
     assert dead_rows(module.net[0].weight) == 0
 
 
+@pytest.mark.slow
 def test_columns_drop_inputs_and_sparse_groups_have_zeros_inside():
     module = fit([GroupLassoPenaltyCallback(0.03, "net.0.weight", groups="columns", apply="proximal")])
     weight = module.net[0].weight

@@ -278,6 +278,7 @@ def test_path_and_find(case: Malformed, folder: Path) -> None:
     check(case, folder)
 
 
+@pytest.mark.slow
 @hundred(10)
 @given(case=fit_configs())
 def test_fit(case: Malformed, folder: Path) -> None:

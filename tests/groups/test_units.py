@@ -329,6 +329,7 @@ def test_a_constraint_on_units_is_refused() -> None:
         MaxNorm(1.0, groups="units")
 
 
+@pytest.mark.slow
 def test_half_of_the_units_beside_batch_norm() -> None:
     """The recipe: the share is met by units, none of them biases, and running statistics stay fresh."""
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_reg import L1, L2, RegularizedModule, attach
 from lightning_reg.callbacks import L1PenaltyCallback
 from tests.support import QUIET
+from tests.turns import everyday
 
 STRENGTH = 0.1
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -173,7 +174,7 @@ def test_parts_clipped_apart_have_factors_of_their_own() -> None:
         torch.testing.assert_close(new.detach(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", ["trainer", "configured", "manual", "module"])
+@pytest.mark.parametrize("way", everyday(2, ["trainer", "module", "configured", "manual"]))
 def test_lightning_solves_the_problem(way: str) -> None:
     made = {"trainer": Lasso, "configured": Configured, "manual": Manual, "module": Carrying}
     model = made[way]()

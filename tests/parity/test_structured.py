@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_reg import L1, MCP, SCAD, GroupLasso, LHalf, SparseGroupLasso, attach
 from lightning_reg.groups.layout import Slices
-from tests.turns import part_of, turn
+from tests.turns import everyday, part_of, turn
 
 datasets = pytest.importorskip("sklearn.datasets")
 
@@ -81,7 +81,9 @@ def group_gap(x, y, w, lam, size):
     return primal - ((y**2).sum() - ((y - lam * n * theta) ** 2).sum()) / (2 * n)
 
 
-@pytest.mark.parametrize(("optimizer", "steps"), [("sgd", 500), ("momentum", 1000), ("adam", 800)])
+@pytest.mark.parametrize(
+    ("optimizer", "steps"), everyday(1, [("momentum", 1000), ("adam", 800), ("sgd", 500)])
+)
 def test_group_lasso_has_no_duality_gap_on_diabetes(optimizer, steps):
     x, y = diabetes()
     lam = lambda_max(x, y, 2) / 4

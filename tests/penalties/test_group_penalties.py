@@ -15,6 +15,7 @@ from lightning_reg.prox.group import shrink_groups_in_metric_
 from lightning_reg.prox.group_maxima import lower_maxima_
 from lightning_reg.select.parameters import select_parameters
 from lightning_reg.tensors.steps import StepSize
+from tests.support import at_each
 
 PENALTIES = {
     "group_lasso": GroupLasso(1.0),
@@ -51,15 +52,14 @@ def test_prox_beats_every_other_point(name, seed, strength, decades):
     x = penalty.prox(weight, strength, step)
     best = _objective(penalty, x, weight, strength, step)
     generator = torch.Generator().manual_seed(seed + 1)
+    others = [weight[None], torch.zeros_like(weight)[None]]
     for scale in (1e-6, 1e-3, 0.1, 1.0):
-        for _ in range(10):
-            other = x + scale * torch.randn(x.shape, dtype=x.dtype, generator=generator)
-            assert best <= _objective(penalty, other, weight, strength, step) * (1 + 1e-13)
-            row = x.clone()
-            row[generator.initial_seed() % 4] *= 1 - scale
-            assert best <= _objective(penalty, row, weight, strength, step) * (1 + 1e-13)
-    for other in (weight, torch.zeros_like(weight)):
-        assert best <= _objective(penalty, other, weight, strength, step) * (1 + 1e-13)
+        others.append(x + scale * torch.randn((10, *x.shape), dtype=x.dtype, generator=generator))
+        rows = x.repeat(4, 1, 1)
+        rows[range(4), range(4)] *= 1 - scale
+        others.append(rows)
+    found = at_each(lambda other: _objective(penalty, other, weight, strength, step), torch.cat(others))
+    assert best <= found.min() * (1 + 1e-13)
 
 
 @pytest.mark.parametrize("name", ["group_lasso", "group_lasso_plain", "l2_norm"])
@@ -239,6 +239,7 @@ def test_sixteen_bit_weights_are_summed_in_float32(dtype):
         torch.testing.assert_close(got.float(), torch.full_like(weight, want).float(), rtol=1e-2, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("numba")
 def test_strange_strides_and_pieces_give_the_same():
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import lightning_reg.tensors.chunks
+from lightning_reg import OverlappingGroupLasso
 from lightning_reg.prox import group as prox_group
 from lightning_reg.tensors import kernels, packs
 from lightning_reg.tensors.precision import wide
@@ -17,7 +18,15 @@ from tests.penalties.cases import CASES, Case
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 prox_case = pytest.mark.parametrize("case", [c for c in CASES if c.has_prox], ids=str)
-metric_case = pytest.mark.parametrize("case", [c for c in CASES if c.prox_in_metric], ids=str)
+metric_case = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, marks=pytest.mark.slow if isinstance(c.penalty, OverlappingGroupLasso) else ())
+        for c in CASES
+        if c.prox_in_metric
+    ],  # overlapping groups take some hundred passes in a metric
+    ids=str,
+)
 compiled = pytest.mark.xdist_group("numba")  # large tensors: one worker compiles, once
 
 Like = Callable[[Tensor], Tensor]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 import lightning_reg
 from lightning_reg import L1, L2, ElasticNet, L2Norm, Penalty, attach
 from tests.penalties.cases import CASES, Case
+from tests.support import at_each
 
 law = settings(
     max_examples=25,
@@ -62,11 +62,6 @@ def draw_step(data: st.DataObject, case: Case, weight: Tensor) -> float | Tensor
 def objective(case: Case, x: Tensor, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
     """½ Σ|x − w|²/η + Ω(x), what the prox minimises."""
     return (0.5 * (x - weight).abs().square() / step).sum() + case.penalty.value(x, strength)
-
-
-def at_each(function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """A function of one point, at a hundred of them in the time of three."""
-    return torch.vmap(function)(points)
 
 
 def rivals(point: Tensor, weight: Tensor) -> Tensor:

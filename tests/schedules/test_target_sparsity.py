@@ -279,6 +279,7 @@ def test_a_floors_units_are_not_shrunk(averaged: bool) -> None:
     assert (model.weight[others].norm(dim=1) < 0.97 * before[others].norm(dim=1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is at a share of")  # a hundredfold strength is found a little late
 def test_where_a_floor_keeps_some_others_go_for_them() -> None:
     """The weak layer stops at its floor, and the strength rises until the share is met elsewhere."""

@@ -160,6 +160,7 @@ def test_the_rate_is_halved_where_noise_keeps_the_residual() -> None:
         assert optimizer.param_groups[0]["lr"] == rate
 
 
+@pytest.mark.slow
 def test_upwards_it_ends_at_the_same_solutions() -> None:
     strengths = path()["strength"][::6]
     up = regularization_path(
