@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_reg import L1, MCP, SCAD, GroupLasso, LHalf, SparseGroupLasso, attach
+from lightning_reg import (
+    L1,
+    MCP,
+    SCAD,
+    GroupLasso,
+    LHalf,
+    OverlappingGroupLasso,
+    SparseGroupLasso,
+    attach,
+)
 from lightning_reg.groups.layout import Slices
 from tests.turns import everyday, part_of, turn
 
@@ -238,3 +247,95 @@ def test_non_convex_solutions_of_skglm_are_ours(name, data, optimizer):
     assert 0 < (theirs != 0).sum() < x.shape[1]
     assert np.array_equal(w != 0, theirs != 0)
     assert abs(loss(x, y, w) + penalty.value(w) - loss(x, y, theirs) - penalty.value(theirs)) <= 1e-8
+
+
+#: Factors of the ten weights of diabetes, and of their five pairs; one of each is 0.
+EACH = np.array([1.0, 0.0, 0.3, 0.3, 2.0, 1.0, 0.5, 0.7, 0.2, 1.5])
+PAIRS = np.array([0.5, 0.1, 2.0, 0.0, 0.8])
+RATIO = 0.4
+
+
+def adaptive(kind, lam):
+    """A penalty with factors, and its value by hand."""
+    each, pairs = torch.from_numpy(EACH), torch.from_numpy(PAIRS)
+    levels = ("weights", groups_of(2))
+    lasso = lambda w: (EACH * np.abs(w)).sum()  # noqa: E731
+    groups = lambda w: np.sqrt(2) * (PAIRS * norms(w, 2)).sum()  # noqa: E731
+    return {
+        "lasso": (L1(lam, factors=each[None]), lambda w: lam * lasso(w)),
+        "group lasso": (GroupLasso(lam, groups=groups_of(2), factors=pairs), lambda w: lam * groups(w)),
+        "sparse group lasso": (
+            OverlappingGroupLasso(
+                lam, groups=levels, level_factors=(RATIO, 1 - RATIO), factors=(each, pairs)
+            ),
+            lambda w: lam * (RATIO * lasso(w) + (1 - RATIO) * groups(w)),
+        ),
+    }[kind]
+
+
+@cache
+def trained_adaptive(kind, lam, optimizer):
+    """A solution, for tests that look at the same."""
+    return train(*diabetes(), adaptive(kind, lam)[0], optimizer, 1000)
+
+
+def skglm_adaptive(x, y, kind, lam):
+    skglm = pytest.importorskip("skglm")
+    from skglm.datafits import Quadratic, QuadraticGroup
+    from skglm.penalties import WeightedGroupL2, WeightedL1
+    from skglm.solvers import AndersonCD, GroupBCD
+
+    if kind == "lasso":
+        solver = AndersonCD(tol=1e-13, max_iter=1000, fit_intercept=False)
+        return skglm.GeneralizedLinearEstimator(Quadratic(), WeightedL1(lam, EACH), solver).fit(x, y).coef_
+    bounds, order = np.arange(0, 11, 2).astype(np.int32), np.arange(10).astype(np.int32)
+    penalty = WeightedGroupL2(lam, np.sqrt(2) * PAIRS, bounds, order)
+    solver = GroupBCD(tol=1e-13, max_iter=2000, fit_intercept=False)
+    return skglm.GeneralizedLinearEstimator(QuadraticGroup(bounds, order), penalty, solver).fit(x, y).coef_
+
+
+def asgl_adaptive(x, y, kind, lam):
+    asgl = pytest.importorskip("asgl")
+    word = {"lasso": "alasso", "group lasso": "agl", "sparse group lasso": "asgl"}[kind]
+    model = asgl.Regressor(  # whose loss is twice ours
+        penalization=word,
+        lambda1=2 * lam,
+        alpha=RATIO,
+        fit_intercept=False,
+        individual_weights=EACH,
+        group_weights=PAIRS,
+        solver="CLARABEL",
+        tol=1e-6,
+    )
+    groups = {} if kind == "lasso" else {"group_index": np.repeat(np.arange(1, 6), 2)}
+    return model.fit(x, y, **groups).coef_
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("numba")
+@pytest.mark.filterwarnings("ignore")  # numba's and the solvers' own
+@pytest.mark.parametrize(
+    ("solver", "kind", "optimizer"),
+    part_of(
+        [
+            (skglm_adaptive, "lasso", "adam"),
+            (skglm_adaptive, "group lasso", "sgd"),
+            (asgl_adaptive, "lasso", "sgd"),
+            (asgl_adaptive, "group lasso", "adam"),
+            (asgl_adaptive, "sparse group lasso", "adam"),
+        ],
+        2,
+        turn(),
+    ),
+)
+def test_factors_are_the_weights_of_reference_solvers(solver, kind, optimizer):
+    x, y = diabetes()
+    lam = 0.1
+    value = adaptive(kind, lam)[1]
+    theirs = solver(x, y, kind, lam).ravel()
+    ours = trained_adaptive(kind, lam, optimizer)
+    exact = solver is skglm_adaptive
+    assert 0 < (ours == 0).sum() < 10
+    assert np.array_equal(ours == 0, np.abs(theirs) < (1e-300 if exact else 1e-5))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7 if exact else 1e-4)
+    assert loss(x, y, ours) + value(ours) <= loss(x, y, theirs) + value(theirs) + 1e-10
