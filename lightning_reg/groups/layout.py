@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_reg.tensors.precision import accumulator, norm, norms
 
-__all__ = ["Labels", "Layout", "Slices", "dims_of"]
+__all__ = ["Labels", "Layout", "Slices", "dims_of", "singles"]
 
 
 class Layout(ABC):
@@ -173,6 +173,11 @@ class Slices(Layout):
         dim = self.keep[0]
         length = max(1, size * views[0].shape[dim] // views[0].numel())
         return list(zip(*(torch.split(view, length, dim) for view in views), strict=True))
+
+
+def singles(weight: Tensor) -> Slices:
+    """Return each weight as a group."""
+    return Slices(tuple(weight.shape), tuple(range(weight.dim())))
 
 
 @dataclass(frozen=True, eq=False)

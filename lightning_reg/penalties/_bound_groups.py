@@ -72,6 +72,11 @@ class BoundGroups(Bound):
             like = s.parameter.detach().reshape(-1)
             self._factors[i] = factor_of_groups(who, s.name, factor, layout, like)
 
+    def levels(self, weight: Tensor) -> Sequence[Layout]:
+        """Return the groups of one tensor, of each kind."""
+        member = self._members.get(id(weight))
+        return () if member is None else self.penalty.levels_of(weight, member.all)
+
     def standing_in(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> Bound:
         """Return this with the layouts of ``weights`` for ``others``."""
         twin = copy.copy(self)

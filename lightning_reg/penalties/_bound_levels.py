@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.groups.forms import layout_of
-from lightning_reg.groups.layout import Layout, Slices
+from lightning_reg.groups.layout import Layout, Slices, singles
 from lightning_reg.penalties._factors import factor_of, factor_of_groups, find_factors
 from lightning_reg.penalties._of_norms import scaled_groups
 from lightning_reg.penalties.bound import Bound, Held, added_up
@@ -25,12 +25,7 @@ from lightning_reg.tensors.steps import StepSize
 if TYPE_CHECKING:
     from lightning_reg.penalties.overlapping_group_lasso import OverlappingGroupLasso
 
-__all__ = ["BoundLevels", "Levels", "singles"]
-
-
-def singles(weight: Tensor) -> Layout:
-    """Return each weight as a group."""
-    return Slices(tuple(weight.shape), tuple(range(weight.dim())))
+__all__ = ["BoundLevels", "Levels"]
 
 
 class Levels:
@@ -111,6 +106,10 @@ class BoundLevels(Bound):
             singles(s.parameter) if level == "weights" else layout_of(s, level)
             for level in self.penalty.groups
         ]
+
+    def levels(self, weight: Tensor) -> Sequence[Layout]:
+        """Return the groups of one tensor, of each kind."""
+        return self._levels[id(weight)].layouts if id(weight) in self._levels else ()
 
     def _find_factors(self, given: Any) -> list[Any]:
         """For each parameter and each of its levels, what λ is multiplied by."""

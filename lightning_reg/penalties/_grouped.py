@@ -42,6 +42,10 @@ class GroupedPenalty(Penalty):
         check_groups(self.groups)
         object.__setattr__(self, "select", selection(self.select, self.groups))
 
+    def levels_of(self, weight: Tensor, layout: Layout) -> Sequence[Layout]:
+        """Return the groups of a tensor whose norms count, of each kind."""
+        return (layout,)
+
     # --- the formula, for tensors that share their groups ----------------------------------------------
 
     @abstractmethod

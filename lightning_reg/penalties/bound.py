@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from lightning_reg.tensors.precision import real_dtype
 from lightning_reg.tensors.shards import entries, whole
 from lightning_reg.tensors.steps import StepSize
+
+if TYPE_CHECKING:
+    from lightning_reg.groups.layout import Layout
 
 __all__ = ["Bound", "Held", "added_up"]
 
@@ -64,6 +67,10 @@ class Bound(ABC):
 
     #: Whether tensors share groups, so that they need one call together.
     couples = False
+
+    def levels(self, weight: Tensor) -> Sequence[Layout]:
+        """Return the groups of one tensor whose norms count, of each kind; none where others do."""
+        return ()
 
     @abstractmethod
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:

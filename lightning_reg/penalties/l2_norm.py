@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_reg.groups.layout import Slices
+from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.groups.spanning import local_layout
 from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties.base import Penalty
@@ -71,6 +71,10 @@ class L2Norm(Penalty):
             self.strength, self.select, groups="tensor", size_weighted=False, factors=self.factors
         )
         return groups.bind(selected)
+
+    def levels(self, weight: Tensor) -> Sequence[Layout]:
+        """Return the tensor as one group."""
+        return (Slices(tuple(weight.shape), ()),)
 
     def value(self, weight: Tensor, strength: float) -> Tensor:
         r"""Return :math:`\lambda\|w\|_2`."""

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from torch import Tensor, nn
 
 from lightning_reg.groups.forms import GroupForm, check_groups, default_layout
-from lightning_reg.groups.layout import Layout
-from lightning_reg.penalties._bound_levels import BoundLevels, Levels, singles
+from lightning_reg.groups.layout import Layout, singles
+from lightning_reg.penalties._bound_levels import BoundLevels, Levels
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.reweighted import Reweighted

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.groups.forms import Groups
-from lightning_reg.groups.layout import Layout
+from lightning_reg.groups.layout import Layout, singles
 from lightning_reg.penalties._factors import Factors
 from lightning_reg.penalties._grouped import GroupedPenalty
 from lightning_reg.penalties._of_norms import scaled_groups
@@ -97,6 +97,10 @@ class SparseGroupLasso(GroupedPenalty):
             sign = torch.sgn(layout.view(weight))
             gradient.add_(sign.mul_(per_weight(strength * self.l1_ratio, layout, sign)).view(weight.shape))
         return gradients
+
+    def levels_of(self, weight: Tensor, layout: Layout) -> Sequence[Layout]:
+        """Return each weight as a group, and its groups."""
+        return (*((singles(weight),) if self.l1_ratio else ()), layout)
 
     def norm_prox_(
         self, views: Sequence[Tensor], layouts: Sequence[Layout], factor: float | Tensor = 1.0

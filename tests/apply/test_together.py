@@ -20,6 +20,7 @@ from lightning_reg import (
     MCP,
     SCAD,
     Box,
+    Coupled,
     ElasticNet,
     GroupLasso,
     GroupMCP,
@@ -30,6 +31,7 @@ from lightning_reg import (
     MaxRank,
     NonNegative,
     NuclearNorm,
+    OverlappingGroupLasso,
     SparseGroupLasso,
     TotalVariation,
     attach,
@@ -168,6 +170,9 @@ OTHERS = [
     (LInf(0.1), GroupLasso(0.1)),
     (TotalVariation(0.1), GroupLasso(0.1)),
     (GroupMCP(0.1), L1(0.1)),
+    (GroupLasso(0.1, groups="tensor"), GroupLasso(0.1)),  # the small ones come first
+    (SparseGroupLasso(0.1), SparseGroupLasso(0.2)),
+    (OverlappingGroupLasso(0.1), GroupLasso(0.1)),
 ]
 
 
@@ -179,3 +184,52 @@ def test_where_they_are_not_a_warning_says_so(pair: tuple[Any, Any]) -> None:
     attach(layer, optimizer, pair[0], **how[0])
     with pytest.warns(UserWarning, match="on weight the proximal operators of .* not that of their sum"):
         attach(layer, optimizer, pair[1], **how[1])
+
+
+def test_groups_that_cross_are_sent_to_the_penalty_that_has_both() -> None:
+    """Rows, then columns, are not the operator of the sum, and those of OverlappingGroupLasso are."""
+    layer = nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    layer.weight.data.copy_(START)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    crossed = GroupLasso(0.1), GroupLasso(0.1, groups="columns")
+    attach(layer, optimizer, crossed[0], apply="proximal", dual_averaging=False)
+    with pytest.warns(UserWarning, match="or use OverlappingGroupLasso in the place of both"):
+        attach(layer, optimizer, crossed[1], apply="proximal", dual_averaging=False)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.step()
+    apart = OverlappingGroupLasso(0.1).prox(START, 0.1, 0.5) - layer.weight.detach()
+    assert float(apart.abs().max()) > 1e-4
+
+
+NESTED: list[tuple[Any, ...]] = [
+    (GroupLasso(0.1), GroupLasso(0.2)),
+    (GroupLasso(0.1), GroupLasso(0.2, groups="tensor")),
+    (GroupLasso(0.1, groups="columns"), L2Norm(0.1)),
+    (GroupLasso(0.1), SparseGroupLasso(0.1)),
+    (OverlappingGroupLasso(0.1), L2Norm(0.2)),
+]
+
+
+@pytest.mark.parametrize("pair", NESTED, ids=str)
+def test_nested_groups_are_the_sum_and_need_no_warning(pair: tuple[Any, Any]) -> None:
+    layer = nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    layer.weight.data.copy_(START)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    for penalty in pair:
+        attach(layer, optimizer, penalty, apply="proximal", dual_averaging=False)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    optimizer.step()
+    weight = layer.weight.detach().requires_grad_()
+    cost = (weight - START).square().sum() / (2 * 0.5) + sum(p.value(weight, p.strength) for p in pair)
+    (slope,) = torch.autograd.grad(cost, weight)
+    assert bool(weight.all()) and float(slope.abs().max()) < 1e-9
+
+
+def test_groups_over_several_tensors_do_not_lie_in_one_of_them() -> None:
+    net = nn.Sequential(nn.Linear(6, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    units = Coupled([{"0.weight": "rows", "2.weight": "columns"}])
+    attach(net, optimizer, GroupLasso(0.1, groups=units), apply="proximal")
+    attach(net, optimizer, GroupLasso(0.1, groups=units), apply="proximal")
+    with pytest.warns(UserWarning, match=r"on 0\.weight .* not that of their sum"):
+        attach(net, optimizer, GroupLasso(0.1, "0.weight"), apply="proximal")
