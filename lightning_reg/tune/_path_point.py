@@ -15,10 +15,16 @@ from lightning_reg.apply import Term
 from lightning_reg.apply.dual_averaging import is_average
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.penalties import Penalty
+from lightning_reg.tune._plateau import HALVINGS, Plateau
 from lightning_reg.tune._whole_data import WholeData
 from lightning_reg.tune.stationarity import residual
 
 __all__ = ["PathPoint"]
+
+#: Epochs without progress, after which the learning rate is halved.
+WAIT = 8
+#: How far the mean of an epoch's losses with the penalty must fall, as a share of the lowest, to be progress.
+PROGRESS = 1e-3
 
 
 class PathPoint(BothCallback):
@@ -66,6 +72,8 @@ class PathPoint(BothCallback):
         self._solution: dict[nn.Parameter, Tensor] = {}
         self._lowest = float("inf")
         self._best: tuple[float, Any, Any] | None = None
+        self._plateau: Plateau | None = Plateau(PROGRESS, WAIT)
+        self._losses: list[Tensor] = []
 
     @property
     def converged(self) -> bool:
@@ -87,7 +95,9 @@ class PathPoint(BothCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at all of the data where an epoch has several steps: the warm start may be a solution."""
         if trainer.num_training_batches <= trainer.accumulate_grad_batches:
-            self.whole = None
+            self.whole = self._plateau = None
+        if trainer.lr_scheduler_configs or self.whole is not None:
+            self._plateau = None
         if self.whole is not None:
             self.whole.look(0, last=False)
 
@@ -115,10 +125,24 @@ class PathPoint(BothCallback):
                 self._solution = {p: p.detach().clone() for p in pl_module.parameters() if p.requires_grad}
                 trainer.should_stop = True
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the loss of each batch."""
+        if self._plateau is not None and isinstance(outputs, dict) and "loss" in outputs:
+            self._losses.append(outputs["loss"].detach())
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop at a solution; keep the best epoch, and stop when there has been none for long."""
         if self.whole is not None:
             self._look(self.whole, trainer)
+        elif self._plateau is not None and self._losses:
+            with torch.no_grad():
+                losses, self._losses = torch.stack(self._losses), []
+                objective = losses.mean() + self._term.value(self.strength).to(losses)
+            self._plateau.look_(float(objective), trainer.optimizers[0])
+            if self._plateau.halvings == HALVINGS:
+                trainer.should_stop = True
         if self.patience is None or self.measure is None:
             return
         (optimizer,) = trainer.optimizers

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
 from lightning_reg.tune._loss import Loss, mean_gradient_
+from lightning_reg.tune._plateau import Plateau
 from lightning_reg.tune.predictor import predict_
 from lightning_reg.tune.stationarity import residual
 
@@ -19,8 +20,8 @@ __all__ = ["WholeData"]
 
 #: Looks without progress, after which the learning rate is halved.
 WAIT = 4
-#: What the residual must fall to, as a share of the lowest before, to count as progress.
-PROGRESS = 0.7
+#: How far the residual must fall, as a share of the lowest before, to count as progress.
+PROGRESS = 0.3
 
 
 @dataclass
@@ -51,8 +52,7 @@ class WholeData:
     gradients: int = field(default=0, init=False)
     lowest: float = field(default=float("inf"), init=False)
     _solution: dict[nn.Parameter, Tensor] = field(default_factory=dict, init=False)
-    _reached: float = field(default=float("inf"), init=False)
-    _looks: int = field(default=0, init=False)
+    _plateau: Plateau = field(default_factory=lambda: Plateau(PROGRESS, WAIT), init=False)
 
     @property
     def solved(self) -> bool:
@@ -80,13 +80,7 @@ class WholeData:
 
     def slow_down_(self, optimizer: Optimizer) -> None:
         """Halve the learning rate where the residual has stopped falling: noise keeps it where it is."""
-        self._looks += 1
-        if self.lowest < PROGRESS * self._reached:
-            self._reached, self._looks = self.lowest, 0
-        elif self._looks >= WAIT:
-            self._looks = 0
-            for group in optimizer.param_groups:
-                group["lr"] = 0.5 * group["lr"]
+        self._plateau.look_(self.lowest, optimizer)
 
     @torch.no_grad()
     def put_back_(self) -> None:

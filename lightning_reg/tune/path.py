@@ -63,8 +63,10 @@ def regularization_path(
     that of a linear model is measured on all of the data after every epoch, and ``gradients`` counts this
     as well. After 4, 8, 16, ... epochs, and after the last, Newton steps go on from there unless
     ``predict=False``. Where the residual stops falling, the learning rate is halved, unless the model has a
-    scheduler. For any other model the residual comes from the mean of the epoch's gradients, whose noise is
-    usually larger than the tolerance, so ``converged`` is False.
+    scheduler. For any other model the residual comes from the mean of the epoch's gradients, between which
+    the weights move, so it is usually larger than the tolerance, and ``converged`` is False. There the rate
+    is halved when the mean of an epoch's losses with the penalty has not fallen by a thousandth for 8 epochs,
+    and the point ends when it has been halved 7 times; not if the model has a scheduler.
 
     With ``patience``, a point also ends when the validation loss has not fallen for that many epochs. It then
     restores the weights and the optimizer of its best epoch, and the next point starts from there.

@@ -19,7 +19,9 @@ from lightning_reg import L1, ElasticNet, GroupLasso
 from lightning_reg.apply import Term
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune import PathFrame, lambda_max, regularization_path
+from lightning_reg.tune import _path_point as path_point
 from lightning_reg.tune._folds import split
+from lightning_reg.tune._plateau import HALVINGS
 from lightning_reg.tune._whole_data import PROGRESS, WAIT, WholeData
 from tests.distributed.launch import Launch
 from tests.support import Net, data, l1_logistic
@@ -149,15 +151,52 @@ def test_the_rate_is_halved_where_noise_keeps_the_residual() -> None:
     whole = WholeData(module, Term(L1(1.0), module), [], lambda *_: torch.zeros(()), 1.0, 1e-4, None)
     for residual, rate in [
         (1.0, 1.0),
-        *[(PROGRESS * 1.01, 1.0)] * (WAIT - 1),
-        (PROGRESS * 1.01, 0.5),
-        (PROGRESS * 0.99, 0.5),  # the wait begins anew
+        *[(1.01 - PROGRESS, 1.0)] * (WAIT - 1),
+        (1.01 - PROGRESS, 0.5),
+        (0.99 - PROGRESS, 0.5),  # the wait begins anew
         *[(0.6, 0.5)] * (WAIT - 1),
         (0.6, 0.25),
     ]:
         whole.lowest = residual
         whole.slow_down_(optimizer)
         assert optimizer.param_groups[0]["lr"] == rate
+
+
+def test_in_batches_a_network_stops_where_smaller_rates_bring_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(path_point, "HALVINGS", 2)
+    still = Net(lambda p: torch.optim.SGD(p, lr=1e-9))  # a rate that moves nothing
+    for batch_size, epochs in ((32, 1 + 2 * path_point.WAIT), (None, 20)):  # no noise in all of the data
+        (row,) = regularization_path(
+            still, L1(1.0), data(), [0.1], batch_size=batch_size, max_epochs=20, trainer=CPU
+        )
+        assert row["epochs"] == epochs and not row["converged"]
+
+
+@pytest.mark.slow
+def test_in_batches_a_network_that_has_stopped_is_as_good_as_one_that_went_on() -> None:
+    class Scheduled(Net):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)]
+
+    rows = []
+    for kind in (Net, Scheduled):
+        (row,) = regularization_path(
+            lambda kind=kind: kind(lambda p: torch.optim.SGD(p, lr=0.1)),
+            L1(1.0),
+            data(),
+            [0.1],
+            batch_size=8,
+            max_epochs=130,
+            trainer=CPU,
+        )
+        rows.append(row)
+    stopped, whole = rows
+    assert 1 + HALVINGS * path_point.WAIT < stopped["epochs"] < whole["epochs"] == 130
+    ours, theirs = (row["train_loss"] + 0.1 * row["norm"] for row in rows)
+    assert ours <= 1.01 * theirs
 
 
 @pytest.mark.slow
