@@ -14,8 +14,8 @@ from torch import nn
 from lightning_reg.tune._checks import check_counts, check_module, check_score, check_trainer
 from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._kind_run import OnRun, Recipe, leave_out, rank, restored, trained
-from lightning_reg.tune._loss import Data, Score, batches_of
-from lightning_reg.tune._point import make
+from lightning_reg.tune._loss import Data, Score, batches_of, same_order
+from lightning_reg.tune._point import make, seed_all
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._search import search
 from lightning_reg.tune.comparison import Comparison, Contender
@@ -85,6 +85,8 @@ def compare(
         ValueError: a budget of less than three runs, or a directory that holds another comparison.
         TypeError: the module cannot be trained, or a kind is none.
     """
+    from lightning.pytorch.utilities.seed import isolate_rng
+
     check_compare(seeds, budget, epochs)
     check_module(module, "compare")
     check_score(score)
@@ -94,7 +96,9 @@ def compare(
     check_module(first, "compare")
     precision = TrainingPrecision(options)
     precision.convert_(first)
-    found = kinds_of(kinds, first, batches_of(train, batch_size), precision.loss(first))
+    with isolate_rng(), same_order(train):  # the ranges are those of the same batches each time
+        seed_all(seed)
+        found = kinds_of(kinds, first, batches_of(train, batch_size), precision.loss(first))
     kept = PathDirectory(None if directory is None else Path(directory), "comparison")
     about = {"seeds": seeds, "budget": budget, "epochs": epochs, "batch_size": batch_size, "seed": seed}
     kept.claim(about | {"kinds": [[kind.name, kind.low, kind.high] for kind in found]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -187,11 +187,10 @@ def _swept(penalty: Penalty, apply: Any, metric: Any, _: nn.Module, strength: fl
 
 
 def _written(penalty: Penalty, apply: Any, strength: float) -> str:
-    shown = {"select": "weights", "name": None}
     given = [
-        f"{key}={value!r}"
-        for key, value in vars(penalty).items()
-        if key != "strength" and (key not in shown or value != shown[key])
+        f"{part.name}={value!r}"
+        for part in fields(penalty)
+        if part.name != "strength" and (value := getattr(penalty, part.name)) != part.default
     ]
     arguments = ", ".join([f"{strength:.3g}", *given])
     return f'PenaltyCallback({type(penalty).__name__}({arguments}), apply="{apply}")'
