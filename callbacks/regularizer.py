@@ -21,10 +21,12 @@ from lightning_reg.apply import (
     check_apply,
     check_dual_averaging,
 )
+from lightning_reg.groups.partition import look_ahead
 from lightning_reg.hosts.both_namespaces import BothCallback
 from lightning_reg.hosts.lightning_host import length_for
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.hosts.penalty_work import PenaltyWork
+from lightning_reg.hosts.strategies import reach_of
 from lightning_reg.hosts.trainer import values_this_step, warn_of_cut_checkpoint
 from lightning_reg.penalties import ForwardPenalty
 from lightning_reg.penalties.regularizer import Regularizer
@@ -72,6 +74,8 @@ class RegularizerCallback(BothCallback):
         if stage == "fit":
             self._detach()
             self._restored, self._left = {}, {}
+            if reach_of(trainer).shares:
+                look_ahead(getattr(self.acting, "groups", None), pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind to the module and its optimizers, or say why not."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,6 +113,8 @@ def _tree(root: nn.Module) -> tuple[nn.Module, dict[nn.Module, nn.Module]]:
                 (key, copy.copy(value) if isinstance(value, (dict, list, set)) else value)
                 for key, value in module.__dict__.items()
             )
+            for hooks in ("_forward_pre_hooks", "_forward_hooks"):  # FSDP2's would begin its work in a trace
+                twin.__dict__[hooks] = OrderedDict()
             twin.__dict__["_modules"] = {
                 name: None if child is None else copied(child) for name, child in module._modules.items()
             }

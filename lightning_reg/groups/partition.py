@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+
+from torch import nn
 
 from lightning_reg.groups.coupled import Coupled
 from lightning_reg.groups.forms import Groups, layout_of
@@ -10,7 +13,7 @@ from lightning_reg.groups.layout import Layout
 from lightning_reg.groups.units import Units
 from lightning_reg.select.parameters import Select, Selected, matches
 
-__all__ = ["choose", "partition", "selection", "spans_tensors"]
+__all__ = ["choose", "look_ahead", "partition", "selection", "spans_tensors"]
 
 
 def selection(select: Select, groups: Groups) -> Select:
@@ -29,6 +32,14 @@ def choose(parameters: Sequence[Selected], select: Select, groups: Groups) -> li
     if found is not None and parameters:
         return found.choose(parameters, select)
     return [s for s in parameters if matches(s, selection(select, groups))]
+
+
+def look_ahead(groups: object, module: nn.Module) -> None:
+    """Find units while a module is whole that processes are about to share out; others are told later."""
+    units = _units(groups)
+    if units is not None:
+        with contextlib.suppress(ValueError, ImportError):
+            units.find(module)
 
 
 def partition(selected: Sequence[Selected], groups: Groups) -> list[list[tuple[Selected, Layout]]]:
@@ -66,7 +77,7 @@ def _with_biases(sets: list[list[tuple[Selected, Layout]]]) -> list[list[tuple[S
     return joined
 
 
-def _units(groups: Groups) -> Units | None:
-    if groups == "units":
+def _units(groups: object) -> Units | None:
+    if isinstance(groups, str) and groups == "units":
         return Units()
     return groups if isinstance(groups, Units) else None

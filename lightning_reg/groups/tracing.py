@@ -80,7 +80,7 @@ def traceable_copy(model: nn.Module, asker: str) -> nn.Module:
         if is_sharded(parameter) or is_flattened(parameter) or hasattr(parameter, "ds_tensor"):
             raise ValueError(
                 f"{asker} needs a model that one process holds whole, and {name} is shared out over several; "
-                "write the groups by hand with Coupled"
+                "call Units.find on the model before it is, or write the groups by hand with Coupled"
             )
     try:
         twin = copy.deepcopy(model).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,6 +25,7 @@ from lightning_reg.groups.tracing import (
     unit_members,
 )
 from lightning_reg.select.parameters import Select, Selected, matches, named_parameters
+from lightning_reg.tensors.shards import is_sharded
 
 __all__ = ["UnitSet", "Units", "head_sets"]
 
@@ -53,6 +54,9 @@ class Units:
     with other units before a layer reads it (by a softmax, or a gate of the other half of a tensor): no part
     of it could be cut. Where nothing is left, the network is refused.
 
+    They are found while the model is whole: under FSDP2 and tensor parallelism a callback does so before
+    ``configure_model``; elsewhere call :meth:`find` before the model is shared out.
+
     Args:
         example: what ``forward`` takes, a tensor, a tuple of arguments or a dict of them by name. Where None,
             the model's own ``example_input_array`` (Lightning's) or ``dummy_inputs`` (transformers').
@@ -78,13 +82,19 @@ class Units:
         return f"Units(example={shown!r})" if self.example is not None else "Units()"
 
     def find(self, model: nn.Module) -> list[UnitSet]:
-        """Return the sets of parameters of ``model`` that share units, each with its layout."""
-        identities = [id(parameter) for parameter in model.parameters()]
-        found = _FOUND.get(model)
-        if found is None or found[0] != identities or found[1] is not self.example:
-            found = (identities, self.example, self._find(model))
-            _FOUND[model] = found
-        return found[2]
+        """Return the sets of parameters of ``model`` that share units, each with its layout.
+
+        Those of a model that processes have shared out since are what they were before, when it was whole.
+
+        Raises:
+            ValueError: no example, one that the model rejects, or a model that was never seen whole.
+        """
+        now = _Seen([id(p) for p in model.parameters()], _shapes(model), self.example)
+        before, sets = _FOUND.get(model, (None, []))
+        if before is None or not now.is_like(before, any(map(is_sharded, model.parameters()))):
+            sets = self._find(model)
+            _FOUND[model] = now, sets
+        return sets
 
     def choose(self, parameters: Sequence[Selected], select: Select) -> list[Selected]:
         """Return the parameters of units whose weights ``select`` takes; all units where it is not given.
@@ -161,8 +171,27 @@ class Units:
 
 
 _EXAMPLES = ("example_input_array", "dummy_inputs")
-# what was found for a model, as long as it holds the same parameters
-_FOUND: WeakKeyDictionary[nn.Module, tuple[list[int], Any, list[UnitSet]]] = WeakKeyDictionary()
+
+
+class _Seen(NamedTuple):
+    """A model as it was when its units were found."""
+
+    identities: list[int]
+    shapes: list[tuple[str, torch.Size]]
+    example: Any
+
+    def is_like(self, before: _Seen, in_parts: bool) -> bool:
+        """Whether it has the same units; of a model in parts the tensors are others than of the whole."""
+        same = self.shapes == before.shapes if in_parts else self.identities == before.identities
+        return same and self.example is before.example
+
+
+# what was found for a model
+_FOUND: WeakKeyDictionary[nn.Module, tuple[_Seen, list[UnitSet]]] = WeakKeyDictionary()
+
+
+def _shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(s.name, s.parameter.shape) for s in named_parameters(model)]
 
 
 def _root(parameters: Sequence[Selected]) -> nn.Module:

@@ -125,3 +125,12 @@ def test_looking_leaves_the_model_and_the_generator_alone() -> None:
     assert not hasattr(model, "last")
     assert model.training
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_hooks_are_not_run() -> None:
+    """FSDP2's begin the work of a forward, and a user's may count."""
+    model, calls = Apart(), []
+    model.register_forward_pre_hook(lambda *args: calls.append("before"))
+    model.register_forward_hook(lambda *args: calls.append("after"))
+    assert norms_behind(model)
+    assert not calls

@@ -256,9 +256,7 @@ def test_a_model_in_parts_is_refused() -> None:
         model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
         tensor.distribute_module(model[0], torch.distributed.init_device_mesh("cpu", (1,)))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        says = (
-            r"needs a model that one process holds whole, and 0\.weight is shared out over several; write the"
-        )
+        says = r"needs a model that one process holds whole, and 0\.weight is shared out over several; call "
         with pytest.raises(ValueError, match=says):
             attach(model, optimizer, GroupLasso(0.1, groups=Units(TOKENS)), apply="proximal")
     finally:
