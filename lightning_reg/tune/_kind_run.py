@@ -123,8 +123,9 @@ def _on_held_out(
 ) -> float:
     """Measure on blocks of the validation data, in the same order each time.
 
-    A run that stopped early would be judged by the very samples that chose its epoch. So each half of them
-    measures the weights of the epoch that the other half chose, ``halves``, and the mean of the two counts.
+    A run that stopped early would be judged by the very samples that chose its epoch. So on each half of them
+    the weights of the epoch that the other half chose, in ``halves``, are measured too, and what they differ
+    by is added. Where halves are too few samples to measure on, nothing is.
     """
     from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -139,11 +140,15 @@ def _on_held_out(
                 warnings.warn(f"score failed on a part of the validation data: {error}", stacklevel=2)
                 return math.nan
 
-    found = []
+    found, chosen = on(blocks), _copied(module.state_dict()) if halves else {}
+    differences = []
     for state, other in zip(halves, reversed(HALVES), strict=False):
+        before = on(blocks & other)
         module.load_state_dict(state)
-        found.append(on(blocks & other))
-    return statistics.fmean(found) if found else on(blocks)
+        differences.append(on(blocks & other) - before)
+        module.load_state_dict(chosen)
+    known = [difference for difference in differences if math.isfinite(difference)]
+    return found + (statistics.fmean(known) if known else 0.0)
 
 
 def restored(recipe: Recipe, state: dict[str, Any]) -> tuple[Any, Callable[[Any], float]]:

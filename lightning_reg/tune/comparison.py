@@ -135,7 +135,7 @@ class Comparison:
         else:
             above = _above(picked, self["none"])
             text = f"Recommended: {picked.kind} (above none by {above}). To use it: {picked.code}"
-        if others := [c for c in self.near() if c is not picked]:
+        if others := [c for c in self.near() if c is not picked and c is not best]:
             names = ", ".join(f"{c.kind} ({statistics.fmean(c.zeros):.0%} zeros)" for c in others)
             text += f"\nWithin one standard error of the best: {names}"
         if self.test_score is not None:
