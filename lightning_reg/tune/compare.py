@@ -65,7 +65,7 @@ def compare(
         validation: data to tell strengths and kinds apart.
         test: data that the recommended kind is scored on, once.
         score: ``(module, batches) -> number``, higher is better, such as
-            :func:`~lightning_reg.tune.accuracy`; less the validation loss where None. It is also called on
+            :func:`~lightning_reg.tune.accuracy`; minus the validation loss where None. It is also called on
             nine tenths of the validation data, for the standard error.
         seeds: how many.
         budget: epochs that each kind may use to find its strength.

@@ -189,7 +189,7 @@ def _swept(penalty: Penalty, apply: Any, metric: Any, _: nn.Module, strength: fl
 def _written(penalty: Penalty, apply: Any, strength: float) -> str:
     given = [
         f"{part.name}={value!r}"
-        for part in fields(penalty)
+        for part in fields(penalty)  # type: ignore[arg-type]
         if part.name != "strength" and (value := getattr(penalty, part.name)) != part.default
     ]
     arguments = ", ".join([f"{strength:.3g}", *given])
