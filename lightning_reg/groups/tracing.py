@@ -117,6 +117,8 @@ def unit_members(graph: Any, layer: nn.Module, count: int) -> list[Member]:
     """
     pruning = importlib.import_module("torch_pruning")
     prune = pruning.prune_linear_out_channels
+    if isinstance(layer, nn.Embedding):
+        prune = pruning.prune_embedding_out_channels
     if isinstance(layer, _CONV):
         prune = (
             pruning.prune_depthwise_conv_out_channels
@@ -154,7 +156,9 @@ def unit_members(graph: Any, layer: nn.Module, count: int) -> list[Member]:
 
 
 def unit_count(layer: nn.Module) -> int:
-    """Return how many units a linear layer or a convolution has."""
+    """Return how many units a linear layer, a convolution or an embedding has."""
+    if isinstance(layer, nn.Embedding):
+        return layer.embedding_dim
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
 

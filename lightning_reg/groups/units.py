@@ -14,27 +14,22 @@ from torch.utils._pytree import tree_map
 
 from lightning_reg.groups.coupled import align
 from lightning_reg.groups.forms import layout_of
-from lightning_reg.groups.layout import Labels, Layout, Slices
+from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.groups.probing import constant_at, inputs_of, probes_of
 from lightning_reg.groups.tracing import (
-    Member,
     dependency_graph,
-    is_depthwise,
     traceable_copy,
     unit_count,
     unit_members,
 )
+from lightning_reg.groups.unit_sets import UnitSet, is_stream, rms_norms, unit_set
 from lightning_reg.select.parameters import Select, Selected, matches, named_parameters
 from lightning_reg.tensors.shards import is_sharded
 
 __all__ = ["UnitSet", "Units", "head_sets"]
 
 _CONV = nn.modules.conv._ConvNd
-_TRANSPOSED = nn.modules.conv._ConvTransposeNd
-_NORM = nn.modules.batchnorm._NormBase
 
-#: The layouts of one set of units, by the names of their parameters.
-UnitSet = dict[str, Layout]
 #: Layers that read the units of a set, and which unit, or −1, each of their channels is.
 Readers = list[tuple[nn.Module, Tensor]]
 
@@ -49,6 +44,12 @@ class Units:
     :func:`~lightning_reg.compact` cuts it. In attention layers a unit is a head: its rows of the query, key
     and value projections; where several heads share keys and values, all of these.
 
+    With ``stream=True`` the channels of a transformer's residual stream are units as well: a column of its
+    embeddings and of its table of positions, and a row of every layer that adds to the stream. The stream may
+    be read through RMSNorm, which passes on zeros, and whose mean :func:`~lightning_reg.compact` corrects for
+    the channels that it cuts. A LayerNorm is refused by name: its mean and variance are of all channels, and
+    zeros are not what it makes of a channel of zeros.
+
     Outputs of the model are no units, nor is what a layer normalization, a grouped convolution, a recurrent
     layer or a tensor outside the layers depends on (the residual stream of a transformer), nor what is mixed
     with other units before a layer reads it (by a softmax, or a gate of the other half of a tensor): no part
@@ -60,10 +61,11 @@ class Units:
     Args:
         example: what ``forward`` takes, a tensor, a tuple of arguments or a dict of them by name. Where None,
             the model's own ``example_input_array`` (Lightning's) or ``dummy_inputs`` (transformers').
+        stream: whether channels of the residual stream are units.
 
     Raises:
         ImportError: ``torch-pruning`` is not installed.
-        ValueError: there is no example, the model rejects it, or it has no units.
+        ValueError: there is no example, the model rejects it, or it has no units or not the stream asked for.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
@@ -75,11 +77,13 @@ class Units:
     """
 
     example: Any = None
+    stream: bool = False
 
     def __repr__(self) -> str:
         """Show the shapes of the example."""
         shown = tree_map(lambda one: tuple(one.shape) if isinstance(one, Tensor) else one, self.example)
-        return f"Units(example={shown!r})" if self.example is not None else "Units()"
+        given = [f"example={shown!r}"] if self.example is not None else []
+        return f"Units({', '.join([*given, *(['stream=True'] if self.stream else [])])})"
 
     def find(self, model: nn.Module) -> list[UnitSet]:
         """Return the sets of parameters of ``model`` that share units, each with its layout.
@@ -89,7 +93,7 @@ class Units:
         Raises:
             ValueError: no example, one that the model rejects, or a model that was never seen whole.
         """
-        now = _Seen([id(p) for p in model.parameters()], _shapes(model), self.example)
+        now = _Seen([id(p) for p in model.parameters()], _shapes(model), self.example, self.stream)
         before, sets = _FOUND.get(model, (None, []))
         if before is None or not now.is_like(before, any(map(is_sharded, model.parameters()))):
             sets = self._find(model)
@@ -137,13 +141,18 @@ class Units:
         twin = traceable_copy(model, asker)
         example = _on_device(self._example_of(model), twin)
         graph = dependency_graph(twin, example, asker)
-        names = {id(s.parameter): s.name for s in named_parameters(twin)}
+        names = {id(module): name for name, module in twin.named_modules()}
+        names |= {id(s.parameter): s.name for s in named_parameters(twin)}
         heads = head_sets(named_parameters(twin))
         sets: list[UnitSet] = []
         read: list[Readers] = []
         taken = {name for forms in heads for name in forms}
+        norms = rms_norms(twin) if self.stream else None
+        streams: list[UnitSet] = []
         for layer in twin.modules():
-            if not _has_units(layer) or layer not in graph.module2node:
+            if not (_has_units(layer) or (self.stream and isinstance(layer, nn.Embedding))):
+                continue
+            if layer not in graph.module2node:
                 continue
             if names.get(id(layer.weight), "") in ("", *taken):  # computed, or of another set
                 continue
@@ -153,12 +162,20 @@ class Units:
                     members = unit_members(graph, layer, unit_count(layer))
             except Exception:  # the package does not follow these, as behind a GRU
                 continue
-            found = _unit_set(members, names, unit_count(layer))
+            found = unit_set(members, names, unit_count(layer), norms)
+            if found and is_stream(members, norms):
+                streams.append(found)
             if found and taken.isdisjoint(found):
                 sets.append(found)
                 read.append([(m, of) for m, handler, of in members if handler == "prune_in_channels"])
                 taken.update(found)
-        return _silent(twin, probes_of(twin, example, asker), sets, read) + heads
+        silent = _silent(twin, probes_of(twin, example, asker), sets, read)
+        if self.stream and not any(one is found for one in silent for found in streams):
+            raise ValueError(
+                f"Units(stream=True) finds no residual stream in {type(model).__name__}: no embedding whose "
+                "columns linear layers alone read, be it behind an RMSNorm; leave stream out"
+            )
+        return silent + heads
 
     def _example_of(self, model: nn.Module) -> Any:
         for example in (self.example, *(getattr(model, n, None) for n in _EXAMPLES)):
@@ -179,11 +196,12 @@ class _Seen(NamedTuple):
     identities: list[int]
     shapes: list[tuple[str, torch.Size]]
     example: Any
+    stream: bool
 
     def is_like(self, before: _Seen, in_parts: bool) -> bool:
         """Whether it has the same units; of a model in parts the tensors are others than of the whole."""
         same = self.shapes == before.shapes if in_parts else self.identities == before.identities
-        return same and self.example is before.example
+        return same and self.example is before.example and self.stream == before.stream
 
 
 # what was found for a model
@@ -212,32 +230,6 @@ def _on_device(example: Any, model: nn.Module) -> Any:
 
 def _has_units(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, _CONV) and layer.groups == 1)
-
-
-def _unit_set(members: Sequence[Member], names: dict[int, str], count: int) -> UnitSet | None:
-    """The parameters of one set of units; None where these could not be cut."""
-    forms: UnitSet = {}
-    reads = False
-    for module, handler, units in members:
-        if handler == "prune_in_channels" and not is_depthwise(module):
-            if isinstance(module, _CONV) and module.groups > 1:
-                return None
-            reads = reads or isinstance(module, nn.Linear | _CONV)
-        elif isinstance(module, nn.Parameter) or (
-            isinstance(module, nn.Module)
-            and not isinstance(module, (nn.Linear, _CONV, _NORM, nn.PReLU))
-            and type(module).__module__.startswith("torch.nn")
-        ):
-            return None
-        elif isinstance(module, (nn.Linear, _CONV, _NORM)):
-            if isinstance(module, _CONV) and module.groups > 1 and not is_depthwise(module):
-                return None
-            for parameter in module.parameters(recurse=False):
-                dim = int(isinstance(module, _TRANSPOSED) and parameter.dim() > 1 and module.groups == 1)
-                if parameter.shape[dim] != len(units) or bool((units < 0).any()):
-                    return None  # a part of it is other units', as behind a concatenation
-                forms[names[id(parameter)]] = _layout(tuple(parameter.shape), dim, units, count)
-    return forms if reads and forms else None
 
 
 @torch.no_grad()
@@ -269,13 +261,6 @@ def _silent(
             if module in seen and (places := ((of >= 0) & (of % 2 == 0)).nonzero().flatten().tolist())
         )
     ]
-
-
-def _layout(shape: tuple[int, ...], dim: int, units: Tensor, count: int) -> Layout:
-    if units.tolist() == list(range(count)):
-        return Slices(shape, (dim,))
-    index = units.view([-1 if d == dim else 1 for d in range(len(shape))])
-    return Labels(index.expand(shape).contiguous())
 
 
 def head_sets(parameters: Sequence[Selected]) -> list[UnitSet]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_reg.groups.forms import layout_of
+from lightning_reg.groups.layout import Slices
 from lightning_reg.groups.probing import probes_of
 from lightning_reg.groups.tracing import call_with
 from lightning_reg.look.cutting import Uncut, cut_layers_
@@ -85,6 +86,7 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
             break
         except Uncut as layer:
             skip.add(str(layer))
+    _tie_(smaller, whole)
     if kept:
         shown = "; ".join(kept[:4]) + ("; and more" if len(kept) > 4 else "")
         warnings.warn(f"compact(...) keeps dead units that it cannot cut: {shown}", stacklevel=2)
@@ -131,12 +133,27 @@ def _refuse(model: nn.Module) -> None:
 
 
 def _layers_of_heads(model: nn.Module) -> set[nn.Module]:
-    """The layers in which attention heads lie."""
+    """The layers whose rows are of attention heads; the output's projection has heads in its columns."""
     heads: set[nn.Module] = set()
     for selected in named_parameters(model):
         try:
-            layout_of(selected, "heads")
+            layout = layout_of(selected, "heads")
         except ValueError:
             continue
-        heads.add(selected.module)
+        if not (isinstance(layout, Slices) and layout.keep == (2,)):
+            heads.add(selected.module)
     return heads
+
+
+def _tie_(model: nn.Module, before: nn.Module) -> None:
+    """Make those parameters one that were one, where cutting has left them alike."""
+    modules, first = dict(model.named_modules()), dict[int, tuple[nn.Module, str]]()
+    for name, module in before.named_modules(remove_duplicate=False):
+        for attribute, parameter in module.named_parameters(recurse=False):
+            here = modules.get(name)
+            if here is None or not hasattr(here, attribute):
+                continue
+            other, known = first.setdefault(id(parameter), (here, attribute))
+            mine, theirs = getattr(here, attribute), getattr(other, known)
+            if mine is not theirs and torch.equal(mine, theirs):
+                setattr(here, attribute, theirs)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_reg.groups.probing import constant_at, inputs_of
 from lightning_reg.groups.tracing import dependency_graph, unit_count
+from lightning_reg.groups.unit_sets import rms_norms
 
 __all__ = ["Uncut", "cut_layers_"]
 
@@ -55,12 +56,13 @@ def cut_layers_(
     graph = dependency_graph(model, probes[0], "compact(...)")
     kept: list[str] = []
     for name, layer in list(model.named_modules()):
-        if not isinstance(layer, (nn.Linear, _CONV)) or layer in heads or layer not in graph.module2node:
+        known = isinstance(layer, (nn.Linear, _CONV, nn.Embedding))
+        if not known or layer in heads or layer not in graph.module2node:
             continue
         dead = dead_units(layer, graph)
         if not dead:
             continue
-        if not _is_layer(layer):
+        if not (_is_layer(layer) or isinstance(layer, nn.Embedding)):
             if not _is_depthwise(layer):
                 kept.append(f"{len(dead)} of {name or 'the model'}, a grouped convolution")
             continue
@@ -90,8 +92,11 @@ def _cut_(
 ) -> Counter[str]:
     """Cut the dead units of one layer, and of those that are joined to it; count why others stay."""
     pruning = importlib.import_module("torch_pruning")
-    linear = isinstance(layer, nn.Linear)
-    prune = pruning.prune_linear_out_channels if linear else pruning.prune_conv_out_channels
+    prune = pruning.prune_conv_out_channels
+    if isinstance(layer, (nn.Linear, nn.Embedding)):
+        linear = isinstance(layer, nn.Linear)
+        prune = pruning.prune_linear_out_channels if linear else pruning.prune_embedding_out_channels
+    norms = rms_norms(model)
     names = {module: name for name, module in model.named_modules()}
     dead_of = cache(lambda module: frozenset(dead_units(module, graph)))
     removable: list[int] = []
@@ -99,7 +104,7 @@ def _cut_(
     why: Counter[str] = Counter()
     for unit in dead:
         members = list(graph.get_pruning_group(layer, prune, idxs=[unit]))
-        readers = _readers(members, seen, dead_of, heads, names)
+        readers = _readers(members, seen, dead_of, heads, names, norms)
         if isinstance(readers, str):
             why[readers] += 1
         elif _tells(readers):
@@ -117,8 +122,29 @@ def _cut_(
         border = next(iter(_tells(carried[0][1])))
         why[f"the border of {names.get(border)} would tell their constant"] += len(carried) - len(merged)
     if removable:
-        graph.get_pruning_group(layer, prune, idxs=removable).prune()
+        group = graph.get_pruning_group(layer, prune, idxs=removable)
+        ids = {id(dependency.target.module) for dependency, _ in group}
+        group.prune()
+        for norm in (norm for weight, norm in norms.items() if weight in ids):
+            _correct_(norm, len(removable))
     return why
+
+
+@torch.no_grad()
+def _correct_(norm: nn.Module, cut: int) -> None:
+    r"""Let an RMSNorm put out what it did before channels of zeros were cut out of what it reads.
+
+    With n channels before and m now, :math:`1/\sqrt{S/m + \epsilon n/m} = \sqrt{m/n}/\sqrt{S/n + \epsilon}`.
+    """
+    weight: Any = norm.weight
+    ratio = 1.0 + cut / len(weight)
+    weight.mul_(ratio**0.5)
+    for name in ("eps", "epsilon", "variance_epsilon"):
+        if hasattr(norm, name):
+            eps: Any = getattr(norm, name)
+            setattr(norm, name, (torch.finfo(weight.dtype).eps if eps is None else eps) * ratio)
+    if hasattr(norm, "normalized_shape"):
+        setattr(norm, "normalized_shape", tuple(weight.shape))  # noqa: B010 - a module's own
 
 
 def _readers(
@@ -127,6 +153,7 @@ def _readers(
     dead_of: Callable[[nn.Module], frozenset[int]],
     heads: set[nn.Module],
     names: dict[nn.Module, str],
+    norms: dict[int, nn.Module],
 ) -> Readers | str:
     """The layers that read a unit, where, and the constant they read; or why the unit must stay."""
     readers: Readers = []
@@ -140,7 +167,12 @@ def _readers(
             if constant is None:
                 return f"what {names.get(module)} reads of them is no constant"
             readers.append((module, places, constant))
-        elif isinstance(module, (nn.Linear, _CONV)):
+        elif id(module) in norms:
+            continue
+        elif isinstance(module, nn.Parameter):
+            if bool(module[..., places].any()):
+                return "a parameter that is joined to them is not zero there"
+        elif isinstance(module, (nn.Linear, _CONV, nn.Embedding)):
             if module in heads:
                 return f"{names.get(module)} has attention heads"
             if not _is_depthwise(module) and not dead_of(module).issuperset(places):
@@ -211,7 +243,7 @@ def _absorb(module: nn.Module, places: list[int], constant: Tensor) -> None:
 def dead_units(layer: nn.Module, graph: Any) -> list[int]:
     """Return units whose weights are all zero, or that only batch normalizations of scale 0 read."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-    if isinstance(layer, _TRANSPOSED) and layer.groups == 1:
+    if isinstance(layer, nn.Embedding) or (isinstance(layer, _TRANSPOSED) and layer.groups == 1):
         weight = weight.transpose(0, 1)
     if weight.shape[0] < 2:
         return []

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_reg import GroupLasso, LInf, SparseGroupLasso, TargetSparsity, Units, attach
 from lightning_reg.callbacks import MaxNorm, PenaltyCallback
 from lightning_reg.groups.layout import Labels, Slices
-from lightning_reg.groups.units import _layout
+from lightning_reg.groups.unit_sets import layout_along
 from lightning_reg.metrics import group_sparsity
 
 IMAGES = torch.zeros(2, 1, 8, 8)
@@ -277,8 +277,8 @@ def test_finding_leaves_the_model_and_the_generator_alone() -> None:
 
 
 def test_channels_in_another_order_are_labelled() -> None:
-    assert isinstance(_layout((3, 2), 0, torch.arange(3), 3), Slices)
-    permuted = _layout((3, 2), 0, torch.tensor([2, 0, 1]), 3)
+    assert isinstance(layout_along((3, 2), 0, torch.arange(3), 3), Slices)
+    permuted = layout_along((3, 2), 0, torch.tensor([2, 0, 1]), 3)
     assert isinstance(permuted, Labels)
     assert permuted.labels.tolist() == [[2, 2], [0, 0], [1, 1]]
 
