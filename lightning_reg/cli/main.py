@@ -93,7 +93,7 @@ def _options(command: str) -> str:
             if name not in NOT_OPTIONS:
                 text = " ".join(told.get(name, "").replace("``", "").split())
                 lines += textwrap.wrap(
-                    f"{name} ({parameter.default}): {re.sub(':[a-z]+:', '', text)}",
+                    f"{name} ({parameter.default}): {re.sub(':[a-z]+:`~?', '`', text)}",
                     width=79,
                     initial_indent="  ",
                     subsequent_indent="      ",

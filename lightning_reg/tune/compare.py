@@ -72,7 +72,7 @@ def compare(
         epochs: of each run, which are whole ones.
         batch_size: of training on a data set; all at once where None.
         directory: where finished runs are kept; a comparison that was stopped goes on from them.
-        seed: the first.
+        seed: the first of the seeds.
         trainer: options of the Trainer.
         map: runs the kinds: the builtin, an executor's, or ``ray_map(workers=2)``.
         on_run: called with kind, value, seed and score after each run, in the process that trained it.
