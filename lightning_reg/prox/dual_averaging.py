@@ -64,14 +64,17 @@ def hold_zeros_(weight: Tensor, average: Tensor, threshold: Tensor | float, shar
     else:
         ratio = wide(weight) * min(1.0 / max(threshold, 1.0 / MOST), MOST)
     # a lerp from 1 towards more than 1 is never rounded to less: what stays is not cut off
-    average.lerp_(ratio.to(average.dtype), share)
+    ratio = ratio.to(average.dtype)
+    average.lerp_(ratio, share)
     if average.is_complex():
         modulus = average.abs()
         weight.masked_fill_(modulus < 1.0 - 4 * torch.finfo(modulus.dtype).eps, 0.0)
         average.div_(modulus.clamp_(min=1.0))
         return
     average.clamp_(-1.0, 1.0)
-    weight.masked_fill_(average.abs() < 1.0, 0.0)
+    # a comparison in the dtype of numbers and a product: masked_fill takes three times as long on a CPU
+    stays = torch.ne(torch.trunc(average, out=ratio), 0.0, out=ratio)
+    weight.mul_(stays)
 
 
 @torch.no_grad()
