@@ -4,7 +4,7 @@ For each seed: the dense network; the same with a group lasso on its units, whos
 and held from a quarter of the run on ("lasso"); the same with its largest units kept ("largest"), both cut
 at the end; and torch-pruning's own group-norm pruner ("torch-pruning"), which regularizes for half of the
 epochs, cuts, and fine-tunes for the other half. All train for as many epochs. One line of JSON a run, and a
-table in the end.
+table in the end; ``--record benchmarks/structured.jsonl`` goes on from the runs that this file holds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import Path
 from statistics import mean
 from time import perf_counter
 from typing import Any
@@ -181,13 +182,23 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=[*METHODS, RIVAL], choices=[*METHODS, RIVAL])
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--record", type=Path, help="a file of rows: what it holds is not run again")
     options = parser.parse_args()
+    text = options.record.read_text() if options.record is not None and options.record.exists() else ""
+    known = {
+        (row["network"], row["data"], row["seed"], row["method"]): row
+        for row in map(json.loads, text.splitlines())
+    }
     rows = []
     for data, network, seed, method in product(
         options.data, options.networks, options.seeds, (None, *options.methods)
     ):
-        rows.append(recipe(network, data, seed, method, options.epochs))
+        row = known.get((network, data, seed, method))
+        rows.append(row or recipe(network, data, seed, method, options.epochs))
         print(json.dumps(rows[-1]), flush=True)
+        if row is None and options.record is not None:
+            with options.record.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
     print("\n".join(table(rows)))
 
 

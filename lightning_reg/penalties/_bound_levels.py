@@ -127,7 +127,7 @@ class BoundLevels(Bound):
         ]
 
     def _each_level(self, who: str, s: Selected, given: Any) -> list[float | Tensor]:
-        layouts, like = self._layouts(s), s.parameter.detach().reshape(-1)
+        layouts, like = self._layouts(s), local(s.parameter.detach()).reshape(-1)
         if not isinstance(given, (tuple, list)):
             return [float(factor_of(who, f"all levels of {s.name}", given, (), like))] * len(layouts)
         if len(given) != len(layouts):

@@ -12,6 +12,7 @@ from lightning_reg.penalties._factors import factor_of, find_factors
 from lightning_reg.penalties.bound import Bound, added_up
 from lightning_reg.penalties.reweighted import Reweighted
 from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.shards import local
 from lightning_reg.tensors.steps import StepSize
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class _EachTensor(Bound):
         self._selected = list(selected)  # keeps the tensors alive, so that an id is never used again
         self._factors: dict[int, Any] = {}
         for s, some in zip(selected, find_factors(who, given, selected), strict=True):
-            like = s.parameter.detach().reshape(-1)
+            like = local(s.parameter.detach()).reshape(-1)
             factor = factor_of(who, s.name, some, penalty.factor_shape(s.parameter), like)
             self._factors[id(s.parameter)] = factor if factor.numel() > 1 else float(factor)
 

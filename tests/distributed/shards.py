@@ -34,10 +34,12 @@ from lightning_reg import (
     LInf,
     NuclearNorm,
     Orthogonality,
+    OverlappingGroupLasso,
     Penalty,
     SparseGroupLasso,
     SpectralNorm,
     TargetSparsity,
+    TotalVariation,
     attach,
 )
 from lightning_reg.apply import Term
@@ -81,6 +83,12 @@ def labels(name: str, parameter: Tensor, module: nn.Module) -> Tensor:
     return torch.where(index % 7 == 0, -1, index % 3)
 
 
+def steps(name: str, parameter: Tensor, module: nn.Module) -> Tensor:
+    """A factor for each step along the last dimension."""
+    *rest, length = parameter.shape
+    return torch.linspace(0.0, 2.0, length - 1, dtype=torch.float64).expand(*rest, length - 1)
+
+
 UNIT = Coupled([{"linear.weight": "rows", "linear.bias": "rows", "next.weight": "columns"}])
 PENALTIES: dict[str, Penalty] = {
     "l1": L1(0.1, "all"),
@@ -103,6 +111,11 @@ PENALTIES: dict[str, Penalty] = {
     "l_inf_rows": LInf(0.3, groups="rows"),
     "l_inf_tensor": LInf(0.3),
     "l_inf_coupled": LInf(0.3, groups=UNIT),
+    "factors_of_tensors": NuclearNorm(0.3, factors=lambda name, parameter, module: 0.5),
+    "factors_of_steps": TotalVariation(0.1, factors=steps),
+    "factors_of_levels": OverlappingGroupLasso(
+        0.05, "linear.weight", factors=(0.5, torch.linspace(0.0, 2.0, 6))
+    ),
 }
 #: What the ways of sharding beyond the two simple ones are tried on.
 FEW = ("l1", "group_rows", "group_columns", "group_labels", "group_coupled", "l_inf_rows", "nuclear")
