@@ -66,46 +66,37 @@ def strength_study(
 
 
 def ray_map(workers: int) -> Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]:
-    """Return a ``map`` that runs on Ray Tune, for ``regularization_path(..., map=ray_map(workers=2))``.
+    """Return a ``map`` that runs on Ray, for ``regularization_path(..., map=ray_map(workers=2))``.
 
     A Ray that runs already is used, a cluster's too; the local one is started otherwise. The pieces are the
-    folds of a cross-validation and the whole path, or every point of a cold start. What a path with a
-    ``directory`` keeps must lie where every machine sees it.
+    folds of a cross-validation and the whole path, or every point of a cold start. Each has one CPU.
+    What a path with a ``directory`` keeps must lie where every machine sees it.
 
     Args:
-        workers: pieces that run at a time.
+        workers: pieces that run at a time; fewer where Ray has fewer CPUs.
 
     Raises:
-        ModuleNotFoundError: Ray Tune is not installed.
+        ModuleNotFoundError: Ray is not installed.
+        ValueError: less than one worker.
     """
+    check_counts(workers=workers)
     try:
         import ray
-        from ray import tune
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "ray_map needs Ray Tune; run: pip install 'ray[tune]'", name=error.name
-        ) from error
+        raise ModuleNotFoundError("ray_map needs Ray; run: pip install ray", name=error.name) from error
 
     def run(function: Callable[[Any], Any], pieces: Sequence[Any]) -> Iterator[Any]:
         if not ray.is_initialized():
             ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
-        job, pieces_there = ray.put(function), ray.put(list(pieces))
-
-        def trial(config: dict[str, Any]) -> dict[str, Any]:
-            index = config["piece"]
-            return {"piece": index, "result": ray.get(job)(ray.get(pieces_there)[index])}
-
-        tuner = tune.Tuner(
-            tune.with_resources(trial, {"cpu": 1}),
-            param_space={"piece": tune.grid_search(list(range(len(pieces))))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=workers),
-            run_config=tune.RunConfig(verbose=0),
-        )
-        results = list(tuner.fit())
-        for result in results:
-            if result.error is not None:
-                raise result.error
-        found = {result.metrics["piece"]: result.metrics["result"] for result in results}
-        return iter([found[index] for index in range(len(pieces))])
+        task = ray.remote(num_cpus=1)(lambda job, piece: job(piece))
+        job = ray.put(function)  # once, with the data that it holds
+        results: list[Any] = []
+        running: list[Any] = []
+        for piece in pieces:
+            if len(running) == workers:
+                _, running = ray.wait(running)
+            results.append(task.remote(job, piece))
+            running.append(results[-1])
+        return map(ray.get, results)
 
     return run

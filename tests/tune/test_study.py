@@ -87,6 +87,14 @@ def test_two_workers_and_one_process_give_the_same_frame(local_ray: None, how: d
         assert path(map=ray_map(workers=2), **how) == path(**how)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_more_workers_than_cpus_give_results_in_order_and_errors_as_they_are(local_ray: None) -> None:
+    assert list(ray_map(workers=3)(lambda number: 12 // number, [1, 2, 3])) == [12, 6, 4]
+    with pytest.raises(ZeroDivisionError):
+        list(ray_map(workers=2)(lambda number: 12 // number, [1, 0]))
+
+
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is not None, reason="Optuna is installed")
 def test_without_optuna_the_sentence_names_the_extra() -> None:
     with pytest.raises(ModuleNotFoundError, match="pip install optuna optuna-integration"):
@@ -95,5 +103,10 @@ def test_without_optuna_the_sentence_names_the_extra() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_the_sentence_names_the_extra() -> None:
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'ray\[tune\]'"):
+    with pytest.raises(ModuleNotFoundError, match="pip install ray"):
         ray_map(workers=2)
+
+
+def test_no_worker_does_nothing() -> None:
+    with pytest.raises(ValueError, match="workers=0 is too few"):
+        ray_map(workers=0)
