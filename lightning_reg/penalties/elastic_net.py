@@ -107,11 +107,12 @@ class ElasticNet(ElementwisePenalty):
 
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """Soft-threshold, then shrink, in place, in each tensor's metric."""
-        kernels.soft_threshold_in_metric_(
-            weights, steps, strength * self.l1_ratio, shrink=strength * (1.0 - self.l1_ratio)
-        )
+        kernels.soft_threshold_in_metric_(weights, steps, *self.soft(strength))
+
+    def soft(self, strength: float) -> tuple[float, float]:
+        """Return λρ and λ(1 − ρ)."""
+        return strength * self.l1_ratio, strength * (1.0 - self.l1_ratio)
 
     def loop(self, strength: float) -> tuple[str, str, float, float]:
         """The loop that is :meth:`prox`, and its parameters."""
-        lasso, ridge = strength * self.l1_ratio, strength * (1.0 - self.l1_ratio)
-        return "tensors.loops", "elastic_net", lasso, ridge
+        return "tensors.loops", "elastic_net", *self.soft(strength)

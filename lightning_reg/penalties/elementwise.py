@@ -13,9 +13,9 @@ from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.prox.dual_averaging import hold_zeros_
 from lightning_reg.select.parameters import Selected
-from lightning_reg.tensors import fused
+from lightning_reg.tensors import fused, kernels
 from lightning_reg.tensors.chunks import pieces
-from lightning_reg.tensors.packs import is_small, packs
+from lightning_reg.tensors.packs import is_small, packs, scratch
 from lightning_reg.tensors.precision import accumulator, wide
 from lightning_reg.tensors.steps import StepSize, in_one_metric
 
@@ -64,9 +64,17 @@ class ElementwisePenalty(Penalty):
         for i in left:
             packed = not apart and _is_packed(held.weights[i])
             (small.setdefault(held.shares[i], []) if packed else rest).append(i)
-        for i in rest:
-            step, share = held.steps[i], held.shares[i]
-            for piece, kept, *moments in pieces(held.weights[i], held.averages[i], *step.tensors):
+        soft = None if apart else self.soft(strength)
+        for i in [*rest]:
+            weight, step, share = held.weights[i], held.steps[i], held.shares[i]
+            if soft and step.tensors and weight.is_cpu and weight.dtype in (torch.float32, torch.float64):
+                rest.remove(i)  # the step of each weight is made once for both
+                for piece, kept, *moments in pieces(weight, held.averages[i], *step.tensors):
+                    tau = step.on(moments, out=scratch(0, piece), factor=soft[0])
+                    hold_zeros_(piece, kept, tau, share)
+                    kernels.soft_threshold_piece_(piece, tau, *soft)
+                continue
+            for piece, kept, *moments in pieces(weight, held.averages[i], *step.tensors):
                 eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
                 hold_zeros_(piece, kept, self.threshold(strength, eta), share)
         for share, chosen in small.items():
@@ -91,6 +99,10 @@ class ElementwisePenalty(Penalty):
         for step, alike in in_one_metric([row[0] for row in small], [row[1] for row in small]):
             for pack, *moments in packs(alike, changed=1):
                 pack.copy_(self.prox(pack, strength, step.on(moments) if moments else step.numerator))
+
+    def soft(self, strength: float) -> tuple[float, float] | None:
+        """Return the factors of |w| and of w²/2 where :meth:`prox` is a soft threshold, of real weights."""
+        return None
 
     def loop(self, strength: float) -> tuple[str, str, float, float] | None:
         """The loop that is :meth:`prox`: its module, its name and its two parameters."""

@@ -89,6 +89,10 @@ class L1(ElementwisePenalty):
         """Soft-threshold in place, in each tensor's metric."""
         kernels.soft_threshold_in_metric_(weights, steps, strength)
 
+    def soft(self, strength: float) -> tuple[float, float]:
+        """Return λ and 0."""
+        return strength, 0.0
+
     def loop(self, strength: float) -> tuple[str, str, float, float]:
         """The loop that is :meth:`prox`, and its parameters."""
         return "tensors.loops", "soft_threshold", strength, 0.0

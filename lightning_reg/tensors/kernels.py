@@ -20,7 +20,14 @@ from lightning_reg.tensors.chunks import BATCH, pieces
 from lightning_reg.tensors.packs import PACK, SMALL, in_bounds, is_small, packs, scratch
 from lightning_reg.tensors.steps import StepSize, in_one_metric
 
-__all__ = ["add_scaled_", "add_sign_", "scale_", "soft_threshold_", "soft_threshold_in_metric_"]
+__all__ = [
+    "add_scaled_",
+    "add_sign_",
+    "scale_",
+    "soft_threshold_",
+    "soft_threshold_in_metric_",
+    "soft_threshold_piece_",
+]
 
 #: Small tensors that are one batch whatever their sizes.
 FEW = PACK // SMALL
@@ -110,11 +117,11 @@ def soft_threshold_in_metric_(
         else:
             for piece, *moments in pieces(weight, *step.tensors):
                 eta = step.on(moments, out=scratch(0, piece), factor=threshold or shrink)
-                _soft_threshold_piece_(piece, eta, threshold, shrink)
+                soft_threshold_piece_(piece, eta, threshold, shrink)
     for shared, alike in in_one_metric([row[0] for row in together], [row[1] for row in together]):
         for weight, *moments in packs(alike, changed=1) if alike[0][0].is_cpu else ():
             eta = shared.on(moments, out=scratch(0, weight), factor=threshold or shrink)
-            _soft_threshold_piece_(weight, eta, threshold, shrink)
+            soft_threshold_piece_(weight, eta, threshold, shrink)
         for some_weights, moments in () if alike[0][0].is_cpu else _batches(alike):
             etas = list(torch._foreach_sqrt(moments))
             torch._foreach_add_(etas, shared.eps / shared.root_scale)
@@ -143,7 +150,7 @@ def _soft_threshold_(weight: Tensor, threshold: float) -> None:
         softshrink(weight, threshold, out=weight)  # type: ignore[call-arg]  # not in its stub
 
 
-def _soft_threshold_piece_(piece: Tensor, eta: Tensor, threshold: float, shrink: float) -> None:
+def soft_threshold_piece_(piece: Tensor, eta: Tensor, threshold: float, shrink: float) -> None:
     """Soft-threshold by ``eta``, which is scaled by ``threshold``, or by ``shrink`` where that is 0."""
     if threshold:
         moved = torch.neg(eta, out=scratch(1, piece))
