@@ -62,7 +62,7 @@ def unit_set(
             if isinstance(module, _CONV) and module.groups > 1:
                 return None
             reads = reads or isinstance(module, nn.Linear | _CONV)
-        elif norms is not None and id(module) in norms:
+        elif norms is not None and (id(module) in norms or _is_scale(module)):
             continue
         elif norms is not None and isinstance(module, (nn.Parameter, nn.Embedding)):
             parameter = module if isinstance(module, nn.Parameter) else module.weight
@@ -73,16 +73,16 @@ def unit_set(
         elif isinstance(module, nn.Parameter) or (
             isinstance(module, nn.Module)
             and not isinstance(module, (nn.Linear, _CONV, _NORM, nn.PReLU))
-            and type(module).__module__.startswith("torch.nn")
+            and (isinstance(module, nn.LayerNorm) or type(module).__module__.startswith("torch.nn"))
         ):
             if is_stream(members, norms):
                 what = f"{names.get(id(module), 'a module')}, a {type(module).__name__},"
                 why = (
-                    "takes mean and variance of the residual stream, dead channels too; use RMSNorm instead"
+                    "takes mean and variance of the residual stream, dead channels too; use RMSNorm, or"
                     if isinstance(module, nn.LayerNorm)
-                    else "needs all channels of the residual stream"
+                    else "needs all channels of the residual stream;"
                 )
-                raise ValueError(f"Units(stream=True): {what} {why}, or leave stream out")
+                raise ValueError(f"Units(stream=True): {what} {why} leave stream out")
             return None
         elif isinstance(module, (nn.Linear, _CONV, _NORM)):
             if isinstance(module, _CONV) and module.groups > 1 and not is_depthwise(module):
@@ -93,6 +93,11 @@ def unit_set(
                     return None  # a part of it is other units', as behind a concatenation
                 forms[names[id(parameter)]] = layout_along(tuple(parameter.shape), dim, units, count)
     return forms if reads and forms else None
+
+
+def _is_scale(module: object) -> bool:
+    """Whether it is a vector of the stream's width, which scales zeros; what adds it is found out later."""
+    return isinstance(module, nn.Parameter) and module.dim() == 1
 
 
 def layout_along(shape: tuple[int, ...], dim: int, units: Tensor, count: int) -> Layout:

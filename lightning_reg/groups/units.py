@@ -173,7 +173,8 @@ class Units:
         if self.stream and not any(one is found for one in silent for found in streams):
             raise ValueError(
                 f"Units(stream=True) finds no residual stream in {type(model).__name__}: no embedding whose "
-                "columns linear layers alone read, be it behind an RMSNorm; leave stream out"
+                "columns linear layers alone read, be it behind RMSNorm (a LayerNorm of any make needs all "
+                "of them); leave stream out"
             )
         return silent + heads
 

@@ -170,7 +170,7 @@ def _readers(
         elif id(module) in norms:
             continue
         elif isinstance(module, nn.Parameter):
-            if bool(module[..., places].any()):
+            if module.dim() > 1 and bool(module[..., places].any()):
                 return "a parameter that is joined to them is not zero there"
         elif isinstance(module, (nn.Linear, _CONV, nn.Embedding)):
             if module in heads:

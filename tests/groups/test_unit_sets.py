@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_reg import GroupLasso, Units
+from lightning_reg import GroupLasso, Units, compact
 from lightning_reg.metrics import group_sparsity
 
 TOKENS = torch.arange(10).view(2, 5)
@@ -120,6 +120,28 @@ def test_a_dead_channel_is_zero_behind_the_norm() -> None:
     assert group_sparsity(model, Units(TOKENS, stream=True)) == 4 / (8 + 6 + 2)
 
 
+class Scaled(Block):
+    """With a scale for each channel of a branch, as timm's LayerScale."""
+
+    def __init__(self) -> None:
+        super().__init__(8, rms_norm)
+        self.gamma = nn.Parameter(torch.full((8,), 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.gamma * self.attn(self.n1(x))
+        return x + self.down(torch.relu(self.up(self.n2(x))))
+
+
+def test_a_scale_of_a_branch_is_no_part_of_a_unit() -> None:
+    model = LanguageModel()
+    model.block = Scaled()
+    assert set(Units(TOKENS, stream=True).find(model)[0]) == set(STREAM)
+    half_dead(model)
+    smaller = compact(model.eval(), TOKENS)
+    assert smaller.block.gamma.shape == (4,)  # type: ignore[union-attr]
+    torch.testing.assert_close(smaller(TOKENS), model(TOKENS), rtol=0, atol=1e-6)
+
+
 def test_embeddings_that_linear_layers_read() -> None:
     net = nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     found = Units(TOKENS, stream=True).find(net)
@@ -127,10 +149,50 @@ def test_embeddings_that_linear_layers_read() -> None:
     assert repr(Units(TOKENS, stream=True)) == "Units(example=(2, 5), stream=True)"
 
 
-def test_what_needs_all_channels_is_refused_by_name() -> None:
-    says = r"block\.n1, a LayerNorm, takes mean and variance .* use RMSNorm instead, or leave stream out"
+class OfAnotherMake(nn.LayerNorm):
+    """As timm's."""
+
+
+OfAnotherMake.__module__ = "another.layers"
+
+
+class ByHand(nn.Module):
+    """A layer norm that nothing tells but what it does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1) * self.weight + self.bias
+
+
+@pytest.mark.parametrize(
+    ("norm", "says"),
+    [
+        (
+            nn.LayerNorm,
+            r"block\.n1, a LayerNorm, takes mean and variance .*; use RMSNorm, or leave stream out",
+        ),
+        (OfAnotherMake, r"block\.n1, a OfAnotherMake, takes mean and variance"),
+        (ByHand, r"finds no residual stream in LanguageModel: .* LayerNorm of any make needs all of them"),
+    ],
+)
+def test_what_needs_all_channels_is_refused_by_name(norm: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        GroupLasso(0.1, groups=Units(TOKENS, stream=True))(LanguageModel(nn.LayerNorm))
+        GroupLasso(0.1, groups=Units(TOKENS, stream=True))(LanguageModel(norm))
+
+
+def test_other_layers_of_the_stream_are_named_too() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 6, batch_first=True)
+    net = nn.Sequential(nn.Embedding(12, 8), layer, nn.Linear(8, 2))
+    says = "1.self_attn, a MultiheadAttention, needs all channels of the residual stream; leave stream out"
+    with pytest.raises(ValueError, match=says):
+        GroupLasso(0.1, groups=Units(TOKENS, stream=True))(net)
+
+
+def test_a_network_without_a_stream_is_refused() -> None:
     net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="finds no residual stream in Sequential"):
         GroupLasso(0.1, groups=Units(TOKENS.float(), stream=True))(net)
