@@ -93,12 +93,11 @@ class Units:
         Raises:
             ValueError: no example, one that the model rejects, or a model that was never seen whole.
         """
-        now = _Seen([id(p) for p in model.parameters()], _shapes(model), self.example, self.stream)
-        before, sets = _FOUND.get(model, (None, []))
-        if before is None or not now.is_like(before, any(map(is_sharded, model.parameters()))):
-            sets = self._find(model)
-            _FOUND[model] = now, sets
-        return sets
+        found = _FOUND.get(model)
+        if found is None or not found.fit(model, self):
+            found = _Found(_identities(model), _shapes(model), self.example, self.stream, self._find(model))
+            _FOUND[model] = found
+        return found.sets
 
     def choose(self, parameters: Sequence[Selected], select: Select) -> list[Selected]:
         """Return the parameters of units whose weights ``select`` takes; all units where it is not given.
@@ -191,22 +190,30 @@ class Units:
 _EXAMPLES = ("example_input_array", "dummy_inputs")
 
 
-class _Seen(NamedTuple):
-    """A model as it was when its units were found."""
+class _Found(NamedTuple):
+    """The units of a model, as it was when they were found."""
 
     identities: list[int]
     shapes: list[tuple[str, torch.Size]]
     example: Any
     stream: bool
+    sets: list[UnitSet]
 
-    def is_like(self, before: _Seen, in_parts: bool) -> bool:
-        """Whether it has the same units; of a model in parts the tensors are others than of the whole."""
-        same = self.shapes == before.shapes if in_parts else self.identities == before.identities
-        return same and self.example is before.example and self.stream == before.stream
+    def fit(self, model: nn.Module, units: Units) -> bool:
+        """Whether they are still its own; of a model in parts the tensors are others than of the whole."""
+        if self.example is not units.example or self.stream != units.stream:
+            return False
+        if self.identities == _identities(model):
+            return True
+        return any(map(is_sharded, model.parameters())) and self.shapes == _shapes(model)
 
 
 # what was found for a model
-_FOUND: WeakKeyDictionary[nn.Module, tuple[_Seen, list[UnitSet]]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[nn.Module, _Found] = WeakKeyDictionary()
+
+
+def _identities(model: nn.Module) -> list[int]:
+    return [id(parameter) for parameter in model.parameters()]
 
 
 def _shapes(model: nn.Module) -> list[tuple[str, torch.Size]]:
