@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, final
@@ -126,6 +127,12 @@ class SparseMLP(SupervisedModule):
         self._total_steps = run_length(self.trainer) if callable(self.strength) else None
         check_schedule(self.strength, self._total_steps)
         self._unhook()
+        if self.trainer.gradient_clip_val:
+            warnings.warn(
+                "SparseMLP doesn't know by how much gradients are clipped, and where they are, "
+                "strength counts for more; leave gradient_clip_val= out, or lower the learning rate instead",
+                stacklevel=2,
+            )
         for optimizer in self.trainer.optimizers:
             if not has_one_step(optimizer):
                 raise ValueError(

@@ -160,6 +160,12 @@ def test_it_selects_features_and_keeps_the_hierarchy() -> None:
     assert accuracy > 0.9
 
 
+def test_clipping_is_warned_of() -> None:
+    module = SparseMLP(10, 1, (4,), strength=0.1, task="regression")
+    with pytest.warns(UserWarning, match="strength counts for more; leave gradient_clip_val= out"):
+        pl.Trainer(**QUIET, max_steps=1, gradient_clip_val=0.5).fit(module, batches())
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="task='ranking'"):
         SparseMLP(3, 2, strength=0.1, task="ranking")  # type: ignore[arg-type]
