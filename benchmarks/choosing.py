@@ -208,6 +208,11 @@ def summary(splits: dict[str, Any]) -> dict[str, Any]:
     runs = list(splits.values())
     over = [run["over none"] for run in runs]
     grids = [(run["test"], max(run["grid"], key=lambda row: row["test"])) for run in runs if "grid" in run]
+    of_grids = {
+        "grids": len(grids),
+        "within an error of the grids": sum(test >= row["test"] - row["error"] for test, row in grids),
+        "less the grids": _mean(test - row["test"] for test, row in grids),
+    }
     return {
         "splits": len(runs),
         "picked": dict(Counter(run["picked"] for run in runs)),
@@ -222,17 +227,15 @@ def summary(splits: dict[str, Any]) -> dict[str, Any]:
         "better than none": sum(difference > error for difference, error in over),
         "worse than none": sum(difference < -error for difference, error in over),
         "of kinds": {kind: _mean(run["tests"][kind] for run in runs) for kind in runs[0]["tests"]},
-        "grids": len(grids),
-        "within an error of the grids": sum(test >= row["test"] - row["error"] for test, row in grids),
-        "less the grids": _mean(test - row["test"] for test, row in grids),
+        **(of_grids if grids else {}),
     }
 
 
 def _mean(numbers: Iterable[float]) -> list[float]:
-    """Return the mean and its standard error."""
+    """Return the mean and, of more than one, its standard error."""
     known = list(numbers)
     if len(known) < 2:
-        return [*known, math.nan][:2]
+        return known
     return [statistics.fmean(known), statistics.stdev(known) / len(known) ** 0.5]
 
 
