@@ -26,11 +26,11 @@ def has_its_turn(parts: int, part: int, number: int | None) -> bool:
     return number is None or number % parts == part
 
 
-def everyday(first: int, cells: Sequence[Any]) -> list[Any]:
-    """Cells as parameters: on every run so many of the first, and in the slow tests the others."""
+def everyday(first: int, cells: Sequence[Any], parts: int = 1) -> list[Any]:
+    """Cells as parameters: on every run so many of the first, and in slow tests the turn of the others."""
     rest = [
         pytest.param(*(cell if isinstance(cell, tuple) else [cell]), marks=pytest.mark.slow)
-        for cell in cells[first:]
+        for cell in part_of(cells[first:], parts, turn())
     ]
     return [*cells[:first], *rest]
 

@@ -135,18 +135,15 @@ def settles(variant: Variant) -> bool:
     return not (variant.options.get("centered") and variant.options.get("momentum"))
 
 
-def firsts(variants: list[Variant], every: int, turn: int) -> list[Any]:
-    """On every run the first variant of one optimizer in so many; the others are slow tests."""
+def firsts(variants: list[Variant], every: int, number: int) -> list[Any]:
+    """On every run the first variant of one optimizer in so many; of the others a third are slow tests."""
     settled = [variant for variant in variants if settles(variant)]
     classes = list(dict.fromkeys(variant.optimizer for variant in settled))
-    chosen = [next(v for v in settled if v.optimizer is cls) for cls in classes[turn::every]]
-    return [
-        pytest.param(variant, id=str(variant), marks=() if variant in chosen else pytest.mark.slow)
-        for variant in settled
-    ]
+    chosen = [next(v for v in settled if v.optimizer is cls) for cls in classes[number::every]]
+    return everyday(len(chosen), [*chosen, *(v for v in settled if v not in chosen)], 3)
 
 
-@pytest.mark.parametrize("variant", firsts(PLAIN, 5, 0))
+@pytest.mark.parametrize("variant", firsts(PLAIN, 5, 0), ids=str)
 def test_every_optimizer(variant: Variant) -> None:
     check(train(variant))
 
@@ -160,6 +157,7 @@ def test_every_optimizer(variant: Variant) -> None:
         *firsts(CAPTURABLE, 5, 3),
         *firsts(MAXIMIZE, 5, 4),
     ],
+    ids=str,
 )
 def test_every_implementation(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     allow_capturable(monkeypatch)

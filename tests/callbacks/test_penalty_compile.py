@@ -78,6 +78,7 @@ def run(how: str, *made: tuple[Penalty, Any]) -> tuple[Tensor, dict[str, int]]:
             ("module.compile", "decoupled"),
             ("module.compile", "proximal"),
         ],
+        parts=3,
     ),
 )
 def test_a_penalty_adds_nothing_to_compile(how: str, apply: Any) -> None:

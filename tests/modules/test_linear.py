@@ -85,7 +85,9 @@ def every_combination() -> Iterator[Any]:
             yield bias, with_weights, fraction, ratio
 
 
-@pytest.mark.parametrize(("bias", "with_weights", "fraction", "ratio"), everyday(3, [*every_combination()]))
+@pytest.mark.parametrize(
+    ("bias", "with_weights", "fraction", "ratio"), everyday(3, [*every_combination()], 3)
+)
 def test_linear_regression_is_lasso_and_elastic_net(
     bias: bool, with_weights: bool, fraction: float, ratio: float
 ) -> None:
