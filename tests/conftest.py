@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.ports import free_port
 from tests.turns import has_its_turn, turn
@@ -20,6 +21,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, threads would 
     torch.set_num_threads(1)
 
 
+# the same examples on every machine and every day
+settings.register_profile("fixed", derandomize=True, database=None)
+settings.load_profile("fixed")
 # every Trainer asks for them, and 150 packages are read to answer; before Lightning takes the name
 importlib.metadata.entry_points = cache(importlib.metadata.entry_points)
 for accelerator in (torch.cuda, torch.xpu, torch.mtia):  # torch.manual_seed queues a stack trace for each

@@ -44,7 +44,8 @@ def test_the_mean_is_the_number_and_the_result_a_neighbour(dtype: torch.dtype, x
     low, high = rounded.aminmax()
     nearest = torch.tensor(x).to(dtype)
     spacing = float((nearest.view(torch.int16) + 1).view(dtype).float().sub(nearest.float()).abs())
-    assert high - low <= spacing and low <= x + 2**-38 and high >= x - 2**-38
+    # beside a number of the format one of the neighbours may not come up
+    assert high - low <= spacing and low > x - spacing - 2**-38 and high < x + spacing + 2**-38
     deviation = spacing / 2 / count**0.5  # at most
     assert abs(float(rounded.double().mean()) - x) <= 6 * deviation + 2**-38
 
