@@ -164,14 +164,6 @@ class BoundLevels(Bound):
         return self._levels[id(weight)].gradient(whole(weight), strength)
 
     @torch.no_grad()
-    def add_gradient_(
-        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
-    ) -> None:
-        """``targets += alpha · gradient(weights)``."""
-        for target, weight in zip(targets, weights, strict=True):
-            local(target).add_(part(self.gradient(weight, strength), weight), alpha=alpha)
-
-    @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)`` for each tensor."""
         for weight, step in zip(weights, steps, strict=True):

@@ -13,7 +13,7 @@ from lightning_reg.penalties._each_tensor import each_tensor
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound, added_up
 from lightning_reg.select.parameters import Selected
-from lightning_reg.tensors.shards import local, part, whole
+from lightning_reg.tensors.shards import whole
 from lightning_reg.tensors.spectra import as_matrix, start_vector
 from lightning_reg.tensors.steps import StepSize
 
@@ -89,14 +89,6 @@ class _Iterations(Bound):
         matrix = as_matrix(whole(weight.detach()))
         gradient = self.penalty.gradient_at(matrix, self._next(weight, matrix, keep=True), strength)
         return gradient.to(weight.dtype).view(weight.shape)
-
-    @torch.no_grad()
-    def add_gradient_(
-        self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
-    ) -> None:
-        """``targets += alpha · gradient(weights)``."""
-        for target, weight in zip(targets, weights, strict=True):
-            local(target).add_(part(self.gradient(weight, strength), weight), alpha=alpha)
 
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``; exact, and without the vectors."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.tensors.precision import real_dtype
-from lightning_reg.tensors.shards import entries, whole
+from lightning_reg.tensors.shards import entries, local, part, whole
 from lightning_reg.tensors.steps import StepSize
 
 if TYPE_CHECKING:
@@ -80,11 +80,16 @@ class Bound(ABC):
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         """Return the gradient of one tensor."""
 
-    @abstractmethod
+    @torch.no_grad()
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
     ) -> None:
-        """``targets += alpha · gradient(weights)``; a target may be the weight itself."""
+        """``targets += alpha · gradient(weights)``; a target may be the weight itself.
+
+        For where :meth:`gradient` is that of a sharded tensor as a whole.
+        """
+        for target, weight in zip(targets, weights, strict=True):
+            local(target).add_(part(self.gradient(weight, strength), weight), alpha=alpha)
 
     @abstractmethod
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:

@@ -20,7 +20,7 @@ from lightning_reg.tune._jackknife import ALL, HALVES, part_of
 from lightning_reg.tune._loss import Score, batches_of, mean_loss, same_order
 from lightning_reg.tune._point import make, seed_all
 from lightning_reg.tune._precision import TrainingPrecision
-from lightning_reg.tune._quiet import quiet
+from lightning_reg.tune._quiet import STILL, quiet
 from lightning_reg.tune.kinds import Kind
 
 __all__ = ["OnRun", "Recipe", "leave_out", "rank", "restored", "trained"]
@@ -81,7 +81,8 @@ def _train(recipe: Recipe, kind: Kind, value: float, seed: int) -> dict[str, Any
 
             parts = (ALL, *HALVES) if _has_halves(recipe.validation) else (ALL,)
             callbacks = [BestEpoch([partial(held, blocks=blocks) for blocks in parts])]
-        options = _still(recipe.epochs, recipe.trainer, callbacks)
+        options = {**STILL, **recipe.trainer, "max_epochs": recipe.epochs}
+        options["callbacks"] = [*options.get("callbacks", []), *callbacks]
         seed_all(seed)
         began = time.perf_counter()
         runner = Trainer(**options)
@@ -174,18 +175,3 @@ def _has_halves(validation: Any) -> bool:
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part.cpu().clone() for name, part in state.items()}
-
-
-def _still(epochs: int, options: dict[str, Any], callbacks: list[Any]) -> dict[str, Any]:
-    """Options of a Trainer that writes, draws and validates nothing."""
-    return {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "limit_val_batches": 0,
-        "log_every_n_steps": 2**31,
-        **options,
-        "max_epochs": epochs,
-        "callbacks": [*options.get("callbacks", []), *callbacks],
-    }

@@ -14,7 +14,7 @@ from lightning_reg.apply import DualAveraging, Term
 from lightning_reg.penalties import Penalty
 from lightning_reg.tune._loss import batches_of, clone, mean_loss
 from lightning_reg.tune._precision import TrainingPrecision
-from lightning_reg.tune._quiet import quiet
+from lightning_reg.tune._quiet import STILL, quiet
 from lightning_reg.tune._whole_data import WholeData
 from lightning_reg.tune.frame import Row
 from lightning_reg.tune.lambda_max import is_linear
@@ -93,14 +93,9 @@ def train_point(
             whole=whole,
         )
         options = {
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
+            **STILL,
             "max_epochs": recipe.max_epochs,
             "check_val_every_n_epoch": None,
-            "limit_val_batches": 0,
-            "log_every_n_steps": 2**31,
             **recipe.trainer,
         }
         options["callbacks"] = [

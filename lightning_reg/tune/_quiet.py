@@ -6,10 +6,21 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from lightning_reg.hosts.requested import nothing_attached
 
-__all__ = ["quiet"]
+__all__ = ["STILL", "quiet"]
+
+#: Options of a Trainer that writes, draws and validates nothing.
+STILL: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "limit_val_batches": 0,
+    "log_every_n_steps": 2**31,
+}
 
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 #: Advice about loaders and logging that would come once a point.

@@ -27,7 +27,7 @@ from lightning_reg.tune._checks import (
 from lightning_reg.tune._last_epochs import LastEpochs
 from lightning_reg.tune._loss import Data, Score, batches_of, clone, mean_loss, same_order
 from lightning_reg.tune._precision import TrainingPrecision
-from lightning_reg.tune._quiet import quiet
+from lightning_reg.tune._quiet import STILL, quiet
 from lightning_reg.tune.kinds import strength_range
 from lightning_reg.tune.sweep import Sweep
 
@@ -214,12 +214,7 @@ def _sweep(
 ) -> Sweep:
     data, validation, batch_size, epochs, seed, options, on_point, score, seeds, progress = how
     options = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "limit_val_batches": 0,
-        "log_every_n_steps": 2**31,
+        **STILL,
         **(options or {}),
         "max_epochs": epochs,
     }

@@ -138,21 +138,27 @@ def test_so_they_are_in_a_metric(pair: tuple[str, str]) -> None:
     torch.testing.assert_close(found, operator_of_sum(pair, "RMSprop"), rtol=0.0, atol=1e-9)
 
 
+def after_a_step(penalties: Sequence[Any]) -> Tensor:
+    """The weights after one step of SGD along a gradient of 0."""
+    layer = nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    layer.weight.data.copy_(START)
+    host = torch.optim.SGD(layer.parameters(), lr=0.5)
+    for penalty in penalties:
+        attach(layer, host, penalty, apply="proximal", dual_averaging=False)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    host.step()
+    return layer.weight.detach()
+
+
 def test_total_variation_comes_between_a_quadratic_and_a_threshold() -> None:
     """With a quadratic the steps are shorter, and the fused lasso is its two operators in their order."""
     penalties = [ElasticNet(STRENGTH, l1_ratio=0.4), TotalVariation(0.2), L2(STRENGTH)]
     for order in itertools.permutations(penalties):
-        layer = nn.Linear(6, 4, bias=False, dtype=torch.float64)
-        layer.weight.data.copy_(START)
-        host = torch.optim.SGD(layer.parameters(), lr=0.5)
-        for penalty in order:
-            attach(layer, host, penalty, apply="proximal", dual_averaging=False)
-        layer.weight.grad = torch.zeros_like(layer.weight)
-        host.step()
+        weight = after_a_step(order)
         ridge = 1.0 + 0.5 * STRENGTH * 1.6
         eta = 0.5 / ridge
         expected = soft(TotalVariation(0.2).prox(START / ridge, 0.2, eta), eta * 0.4 * STRENGTH)
-        torch.testing.assert_close(layer.weight.detach(), expected, rtol=0.0, atol=1e-12)
+        torch.testing.assert_close(weight, expected, rtol=0.0, atol=1e-12)
 
 
 def test_three_quadratics_and_a_norm() -> None:
@@ -212,14 +218,7 @@ NESTED: list[tuple[Any, ...]] = [
 
 @pytest.mark.parametrize("pair", NESTED, ids=str)
 def test_nested_groups_are_the_sum_and_need_no_warning(pair: tuple[Any, Any]) -> None:
-    layer = nn.Linear(6, 4, bias=False, dtype=torch.float64)
-    layer.weight.data.copy_(START)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
-    for penalty in pair:
-        attach(layer, optimizer, penalty, apply="proximal", dual_averaging=False)
-    layer.weight.grad = torch.zeros_like(layer.weight)
-    optimizer.step()
-    weight = layer.weight.detach().requires_grad_()
+    weight = after_a_step(pair).requires_grad_()
     cost = (weight - START).square().sum() / (2 * 0.5) + sum(p.value(weight, p.strength) for p in pair)
     (slope,) = torch.autograd.grad(cost, weight)
     assert bool(weight.all()) and float(slope.abs().max()) < 1e-9
