@@ -72,9 +72,12 @@ def hold_zeros_(weight: Tensor, average: Tensor, threshold: Tensor | float, shar
         average.div_(modulus.clamp_(min=1.0))
         return
     average.clamp_(-1.0, 1.0)
-    # a comparison in the dtype of numbers and a product: masked_fill takes three times as long on a CPU
-    stays = torch.ne(torch.trunc(average, out=ratio), 0.0, out=ratio)
-    weight.mul_(stays)
+    # one pass with the result of where(|s| > below, w, 0), which takes five times as long on a CPU
+    below = 1.0 - torch.finfo(average.dtype).eps / 2
+    if weight.dtype == average.dtype:
+        torch.ops.aten.hardshrink_backward.grad_input(weight, average, below, grad_input=weight)
+    else:
+        weight.copy_(torch.ops.aten.hardshrink_backward(wide(weight), average, below))
 
 
 @torch.no_grad()

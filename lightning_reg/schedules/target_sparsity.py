@@ -151,7 +151,7 @@ class Controller:
             error = 20.0 * (wanted_share - share)
         else:
             speed = (edge - self._last) / scale / passed
-            error = 8.0 * (edge / scale - wanted) + (speed + (progress < 1.0))
+            error = 8.0 * (edge / scale - wanted) + (speed + 1.0)
         if progress >= 1.1:  # the share arrives shortly after the last weight's size
             self._warn_once()
         self._log += self.target.gain * passed * max(-1.0, min(1.0, error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lightning_reg.apply.reached import NotReached
+from lightning_reg.apply.reached import _LOSSES, NotReached
 
 
 def test_what_the_first_loss_does_not_reach_is_known_until_a_gradient_comes() -> None:
@@ -40,6 +40,17 @@ def test_losses_in_turn_reach_what_the_first_does_not() -> None:
     assert set(not_reached.ids) == {id(target)}
     not_reached.ask(critic.sum(), [generator])  # the first loss alone leaves out
     assert set(not_reached.ids) == {id(target)}
+
+
+def test_so_many_losses_are_asked_and_no_more() -> None:
+    student, teacher = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    not_reached, asked = NotReached(), 0
+    while not_reached.asks:
+        asked += 1
+        not_reached.ask(student.sum(), [student, teacher])
+    assert asked == _LOSSES
+    not_reached.ask(teacher.sum(), [student, teacher])
+    assert set(not_reached.ids) == {id(teacher)}
 
 
 def test_what_has_no_gradient_at_the_first_step_is_left_out_until_it_has_one() -> None:

@@ -61,6 +61,10 @@ Step = Callable[[Tensor, float], Tensor]
 #: A penalty, and its operator in the Euclidean metric, by hand.
 CASES: dict[str, tuple[Any, Step]] = {
     "L1": (L1(STRENGTH), lambda w, s: soft(w, s * STRENGTH)),
+    "L1, factors": (
+        L1(STRENGTH, factors={"weight": FACTORS}),
+        lambda w, s: soft(w, s * STRENGTH * FACTORS),
+    ),
     "L2": (L2(STRENGTH), lambda w, s: w / (1.0 + s * STRENGTH)),
     "L2, factors": (
         L2(STRENGTH, factors={"weight": FACTORS}),
@@ -122,7 +126,7 @@ def operator_of_sum(names: Sequence[str], optimizer: str) -> Tensor:
 
 
 PAIRS = [pair for pair in itertools.combinations(CASES, 2) if set(pair) not in APART]
-SINGLE = ["L1", "L2", "L2, factors", "L2SP", "elastic net", "non-negative", "box"]
+SINGLE = ["L1", "L1, factors", "L2", "L2, factors", "L2SP", "elastic net", "non-negative", "box"]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)

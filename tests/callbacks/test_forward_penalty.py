@@ -25,6 +25,7 @@ from lightning_reg import (
 )
 from lightning_reg.callbacks import ForwardPenaltyCallback, PenaltyCallback
 from lightning_reg.penalties.jacobian import jacobian_penalty
+from lightning_reg.penalties.r_drop import symmetric_divergence
 from tests.support import (
     QUIET,
     Net,
@@ -197,6 +198,13 @@ def test_r_drop_is_torch_distributions_divergence() -> None:
     torch.testing.assert_close(value, expected)
     assert value > 0
     assert recorded(RDrop(0.7), nn.Linear(10, 4), x) == 0
+
+
+def test_the_divergence_of_sequences_is_over_their_classes() -> None:
+    first, second = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    p, q = Categorical(logits=first), Categorical(logits=second)
+    expected = 0.5 * (kl_divergence(p, q) + kl_divergence(q, p)).mean()
+    torch.testing.assert_close(symmetric_divergence(first, second), expected)
 
 
 def test_only_training_steps_are_seen_and_nothing_is_left() -> None:

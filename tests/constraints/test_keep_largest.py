@@ -93,9 +93,10 @@ def test_of_equal_weights_the_first_are_kept(scope: Any) -> None:
     assert weight.tolist() == [[1.0, 2.0, -1.0, 0.0], [0.0, 3.0, 0.0, 0.0]]
 
 
-def test_at_least_one_weight_stays_and_what_is_no_number_shows() -> None:
+@pytest.mark.parametrize("scope", ["tensor", "all"])
+def test_at_least_one_weight_stays_and_what_is_no_number_shows(scope: Any) -> None:
     net = nn.Linear(3, 1, bias=False)
-    (weight,) = cut(net, KeepLargest(0.99))
+    (weight,) = cut(net, KeepLargest(0.99, scope=scope))
     assert int((weight != 0).sum()) == 1
     net.weight.data = torch.tensor([[torch.nan, 1.0, torch.nan]])
     assert bool(cut(net, KeepLargest(0.9))[0].isnan().any())

@@ -94,3 +94,5 @@ def test_the_range_of_a_run_is_that_of_its_steps() -> None:
     assert schedule_range(rises, 5_001) == (0.0, 5_000 / 10_000)  # of up to a thousand steps, and the last
     assert schedule_range(rises, None) == (0.0, 999 / 10_000)
     assert schedule_range(0.3, 10) == (0.3, 0.3)
+    assert schedule_range(lambda step, total: 0.5 * (step == 3), 10) == (0.0, 0.5)  # each of a few steps
+    assert schedule_range(lambda step, total: 0.5 * (step == 4_999), 5_000) == (0.0, 0.5)

@@ -20,7 +20,7 @@ from lightning_reg import (
     Polynomial,
     Schedule,
 )
-from lightning_reg.schedules.base import check_schedule, evaluate, needs_total_steps
+from lightning_reg.schedules.base import check_schedule, evaluate, in_steps, needs_total_steps
 
 EVERY: list[Schedule] = [
     Constant(0.3),
@@ -122,6 +122,7 @@ def test_ramps_are_monotone_and_stay_between_their_ends(shape: Any, start: float
         (lambda: Linear(0.0, 1.0, begin=0.6, until=0.5), "ends before it begins"),
         (lambda: Cosine(0.0, 1.0, begin=5, until=5), "ends before it begins"),
         (lambda: Exponential(0.0, 1.0), "two positive ends"),
+        (lambda: Exponential(-1.0, 1.0), "two positive ends"),
         (lambda: Exponential(1.0, -1.0), "two positive ends"),
         (lambda: Polynomial(0.0, 1.0, power=0.0), "positive power"),
         (lambda: Polynomial(0.0, 1.0, power=math.inf), "not a finite number"),
@@ -177,6 +178,23 @@ def test_a_bad_value_at_step_700_is_found_before_the_run(bad: Any) -> None:
     check_schedule(schedule, 700)  # its last step is 699
     with pytest.raises(ValueError, match="strength at step 700"):
         evaluate(schedule, 700, 1000)
+
+
+def test_each_step_of_a_short_run_is_looked_at() -> None:
+    asked: list[int] = []
+    check_schedule(lambda step, total: float(not asked.append(step)), 6)
+    assert asked == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_beginning_of_a_run_needs_no_length_of_it() -> None:
+    assert in_steps(Constant(1.0), 0.0, None) == 0
+    assert in_steps(Constant(1.0), 0.5, 10) == 5.0
+    with pytest.raises(ValueError, match="fraction of the run"):
+        in_steps(Constant(1.0), 0.5, None)
+
+
+def test_an_exponential_of_ends_below_one() -> None:
+    assert Exponential(0.5, 0.125)(50, 100) == pytest.approx(0.25)
 
 
 def test_a_class_in_the_place_of_a_schedule_is_named() -> None:

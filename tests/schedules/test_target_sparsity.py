@@ -123,6 +123,22 @@ def test_a_look_moves_the_strength_by_its_formula() -> None:
     assert looks(target, [sizes, gone], [0, 1], 100)[1] - start == pytest.approx(-10.0 * 0.01)
 
 
+def test_a_ramp_is_as_short_as_one_step() -> None:
+    """At its half, which is a step of no run, the second look asks for half of the size."""
+    target = TargetSparsity(0.5, until=0.01, gain=0.1, every=1)  # of 100 steps
+    sizes = torch.arange(1.0, 101.0)
+    before, after = looks(target, [sizes, sizes], [0, 1], 100)  # at its end: all of 0.5 is missing
+    assert after - before == pytest.approx(0.1 * 1.0)
+    before, after = looks(target, [sizes, 0.5 * sizes], [0, 1], 100)
+    assert after - before == pytest.approx(0.1 * 1.0)
+
+
+def test_weights_that_are_all_zero_from_the_first_on_are_no_error() -> None:
+    gone, back = torch.zeros(10), torch.cat([torch.zeros(2), torch.ones(8)])
+    before, after = looks(TargetSparsity(0.5, until=1.0, every=1), [gone, back], [0, 1], 100)
+    assert math.isfinite(after) and after > before
+
+
 def test_after_until_the_share_itself_is_steered() -> None:
     target = TargetSparsity(0.5, until=10, gain=10.0, every=1)
     sizes = torch.arange(1.0, 101.0)
@@ -201,9 +217,9 @@ def test_a_share_that_is_missed_at_until_is_said_once_with_its_layers() -> None:
     )
 
 
-@pytest.mark.parametrize("zeros", [48, 52])
-def test_a_share_within_two_points_is_not_said(zeros: int) -> None:
-    sizes = torch.cat([torch.zeros(zeros), torch.ones(100 - zeros)])
+@pytest.mark.parametrize(("zeros", "of"), [(48, 100), (52, 100), (2, 5), (3, 5)])
+def test_a_share_within_two_points_or_one_group_is_not_said(zeros: int, of: int) -> None:
+    sizes = torch.cat([torch.zeros(zeros), torch.ones(of - zeros)])
     control = Controller(TargetSparsity(0.5, until=10, every=1), lambda: sizes, lambda: [("0", sizes)])
     for step in range(12):
         control.strength(step, 20)
@@ -466,6 +482,12 @@ def test_a_share_of_nothing_or_of_all_is_refused(share: float) -> None:
 def test_numbers_of_the_controller_are_above_zero(how: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="give numbers above 0"):
         TargetSparsity(0.5, **how)
+
+
+@pytest.mark.parametrize("floor", [-1, -0.5, 1.0, 1.5])
+def test_a_floor_is_a_number_of_groups_or_a_share(floor: float) -> None:
+    with pytest.raises(ValueError, match=r"is out of range; give a number of groups, 0 or more"):
+        TargetSparsity(0.5, floor=floor)
 
 
 def test_the_strength_stays_within_eighty_powers_of_e() -> None:

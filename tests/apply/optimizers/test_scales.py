@@ -117,6 +117,21 @@ class OfTheLayer(Unknown):
         return float(0.8**place)
 
 
+class OfItsGroup(Unknown):
+    """Group by group, of the same options."""
+
+    def scale(self, group: dict[str, Any], p: Tensor, direction: Tensor, place: int) -> float:
+        return float(0.8 ** next(i for i, some in enumerate(self.param_groups) if some is group))
+
+
+class DecayInGradient(OfTheGroup):
+    """Without a momentum, and so as if it were decoupled."""
+
+    def direction(self, group: dict[str, Any], p: Tensor) -> Tensor:
+        assert p.grad is not None
+        return p.grad + group["weight_decay"] * p
+
+
 class Relative(Unknown):
     """Adafactor's rate: of the number of steps, not of the group."""
 
@@ -160,6 +175,7 @@ REFUSED = [
     (Estimate, {}, "steps grow from the first on"),
     (OwnDecay, {"weight_decay": 0.0}, "the weight decay of its own shows"),
     (OfTheGroup, {"lr_scale": 0.5}, "scales its steps by its option lr_scale"),
+    (DecayInGradient, {"lr_scale": 3.0, "weight_decay": 0.0}, "scales its steps by its option lr_scale"),
     (OfTheLayer, {}, "scales the steps of some layers"),
     (Relative, {}, "steps do not follow the learning rate of its groups"),
     (Subclass, {}, "scales its steps by the size of the weights"),
@@ -177,6 +193,13 @@ def test_steps_that_are_not_the_learning_rate_are_refused(cls: Any, options: Any
         attach(model, optimizer, L1(0.1), apply="proximal", metric="euclidean")
     attach(model, optimizer, L1(0.1)).remove()
     attach(model, optimizer, NonNegative()).remove()  # a projection asks for no step
+
+
+def test_groups_of_one_set_of_options_are_compared() -> None:
+    model = network()
+    optimizer = OfItsGroup([{"params": [parameter]} for parameter in model.parameters()])
+    with pytest.raises(ValueError, match="scales the steps of some layers"):
+        attach(model, optimizer, L2(0.1), apply="decoupled")
 
 
 TAKEN: list[tuple[Any, dict[str, Any]]] = [
