@@ -61,7 +61,7 @@ def prox_(
         weights, steps = [weights[i] for i in here], [steps[i] for i in here]
     left = hold_(term, optimizer, weights, steps, strength)
     weights, steps = [weights[i] for i in left], [steps[i] for i in left]
-    for bound, some, theirs in rounded_after(term, weights, steps, clock):
+    for bound, some, theirs in rounded_after(term, weights, steps, clock) if weights else ():
         bound.prox_(some, strength, theirs)
     floors.put_back_()
     term.observe()

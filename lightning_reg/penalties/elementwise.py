@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,36 +56,46 @@ class ElementwisePenalty(Penalty):
 
     @torch.no_grad()
     def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
-        """Set to zero what the averages keep there, and do the prox too, in a fused loop; else by pieces."""
+        """Set to zero what the averages keep there, and do the prox too where it takes no other pass."""
         apart = any(isinstance(share, Tensor) for share in held.shares)  # of rows, which no loop takes
         loop = None if apart else self.loop(strength)
         left = range(len(held.weights)) if loop is None else fused.hold_and_act_(*held, *loop)
         rest: list[int] = []
         small: dict[float, list[int]] = {}
         for i in left:
-            packed = not apart and _is_packed(held.weights[i])
-            (small.setdefault(held.shares[i], []) if packed else rest).append(i)
-        soft = None if apart else self.soft(strength)
-        for i in [*rest]:
-            weight, step, share = held.weights[i], held.steps[i], held.shares[i]
-            if soft and step.tensors and weight.is_cpu and weight.dtype in (torch.float32, torch.float64):
-                rest.remove(i)  # the step of each weight is made once for both
-                for piece, kept, *moments in pieces(weight, held.averages[i], *step.tensors):
-                    tau = step.on(moments, out=scratch(0, piece), factor=soft[0])
-                    hold_zeros_(piece, kept, tau, share)
-                    kernels.soft_threshold_piece_(piece, tau, *soft)
+            weight, average = held.weights[i], held.averages[i]
+            step, share = held.steps[i], held.shares[i]
+            if not apart and _is_packed(weight):
+                small.setdefault(share, []).append(i)
                 continue
-            for piece, kept, *moments in pieces(weight, held.averages[i], *step.tensors):
+            act = None if apart else self._soft_step(weight, strength)
+            if act is None:
+                rest.append(i)
+            for piece, kept, *moments in pieces(weight, average, *step.tensors):
+                if act is not None:
+                    act(piece, kept, step, moments, share)
+                    continue
                 eta = step.on([wide(moment) for moment in moments]) if moments else step.numerator
                 hold_zeros_(piece, kept, self.threshold(strength, eta), share)
         for share, chosen in small.items():
             weights, averages = [held.weights[i] for i in chosen], [held.averages[i] for i in chosen]
             for step, rows in in_one_metric(weights, [held.steps[i] for i in chosen], averages):
+                act = self._soft_step(rows[0][0], strength)
                 for pack, kept, *moments in packs(rows, changed=2):
+                    if act is not None:
+                        act(pack, kept, step, moments, share)
+                        continue
                     eta = step.on(moments) if moments else step.numerator
                     hold_zeros_(pack, kept, self.threshold(strength, eta), share)
                     pack.copy_(self.prox(pack, strength, eta))
         return rest
+
+    def _soft_step(self, weight: Tensor, strength: float) -> Callable[..., None] | None:
+        """Return what holds zeros and soft-thresholds a piece of a weight, where that is the whole step."""
+        soft = self.soft(strength)
+        if soft is None or not weight.is_cpu or weight.dtype not in (torch.float32, torch.float64):
+            return None
+        return partial(_hold_and_soft_threshold_, soft)
 
     @torch.no_grad()
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
@@ -107,6 +118,22 @@ class ElementwisePenalty(Penalty):
     def loop(self, strength: float) -> tuple[str, str, float, float] | None:
         """The loop that is :meth:`prox`: its module, its name and its two parameters."""
         return None
+
+
+def _hold_and_soft_threshold_(
+    soft: tuple[float, float],
+    piece: Tensor,
+    kept: Tensor,
+    step: StepSize,
+    moments: Sequence[Tensor],
+    share: float,
+) -> None:
+    """The threshold of each weight is computed once for both."""
+    threshold: float | Tensor = step.numerator * soft[0]
+    if moments:
+        threshold = step.on(moments, out=scratch(0, piece), factor=soft[0])
+    hold_zeros_(piece, kept, threshold, share)
+    kernels.soft_threshold_piece_(piece, threshold, *soft)
 
 
 def _is_packed(weight: Tensor) -> bool:

@@ -40,6 +40,8 @@ __all__ = ["hold_bounds_", "hold_groups_", "hold_zeros_"]
 
 #: Weights that are worked on together on the CPU, so that temporaries stay in a core's cache.
 PIECE = 2**15
+#: ``where(t > below, w, 0)`` for its arguments ``w, t, below``, in a fifth of the time on a CPU; NaN stays.
+_where_above = torch.ops.aten.threshold_backward
 #: What a weight divided by its threshold is multiplied with at most: a threshold of 0 gives no NaN.
 MOST = 1e30
 
@@ -59,10 +61,11 @@ def hold_zeros_(weight: Tensor, average: Tensor, threshold: Tensor | float, shar
     >>> weight, average
     (tensor([0.3000, 0.0000]), tensor([1.0000, 0.7500]))
     """
+    whole = wide(weight)
     if isinstance(threshold, Tensor):
-        ratio = threshold.reciprocal().clamp_(max=MOST).mul_(wide(weight))
+        ratio = threshold.reciprocal().clamp_(max=MOST).mul_(whole)
     else:
-        ratio = wide(weight) * min(1.0 / max(threshold, 1.0 / MOST), MOST)
+        ratio = whole * min(1.0 / max(threshold, 1.0 / MOST), MOST)
     # a lerp from 1 towards more than 1 is never rounded to less: what stays is not cut off
     ratio = ratio.to(average.dtype)
     average.lerp_(ratio, share)
@@ -72,12 +75,12 @@ def hold_zeros_(weight: Tensor, average: Tensor, threshold: Tensor | float, shar
         average.div_(modulus.clamp_(min=1.0))
         return
     average.clamp_(-1.0, 1.0)
-    # one pass with the result of where(|s| > below, w, 0), which takes five times as long on a CPU
-    below = 1.0 - torch.finfo(average.dtype).eps / 2
+    # the square of the largest number below 1 is no more than that number
+    size, below = torch.square(average, out=ratio), 1.0 - torch.finfo(average.dtype).eps / 2
     if weight.dtype == average.dtype:
-        torch.ops.aten.hardshrink_backward.grad_input(weight, average, below, grad_input=weight)
+        _where_above.grad_input(weight, size, below, grad_input=weight)
     else:
-        weight.copy_(torch.ops.aten.hardshrink_backward(wide(weight), average, below))
+        weight.copy_(_where_above(whole, size, below))
 
 
 @torch.no_grad()

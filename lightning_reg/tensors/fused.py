@@ -93,6 +93,8 @@ def hold_and_act_(
     *numbers: float,
 ) -> list[int]:
     """The same where averages do not hold weights at zero; return the positions left to do."""
+    if not _enabled or not _is_large(weights):
+        return [*range(len(weights))]
     left = act_(
         module,
         loop,

@@ -108,9 +108,7 @@ def soft_threshold_in_metric_(
     together: list[tuple[Tensor, StepSize]] = []
     for weight, step in rows:
         if step.second_moment is None:
-            _soft_threshold_(weight, step.numerator * threshold)
-            if shrink:
-                weight.div_(1.0 + step.numerator * shrink)
+            soft_threshold_piece_(weight, step.numerator * (threshold or shrink), threshold, shrink)
         elif step.mean is None and not _is_large(weight) and weight.element_size() > 2:
             # 16-bit numbers are rounded in each operation, and the other way takes fewer
             together.append((weight, step))
@@ -150,8 +148,14 @@ def _soft_threshold_(weight: Tensor, threshold: float) -> None:
         softshrink(weight, threshold, out=weight)  # type: ignore[call-arg]  # not in its stub
 
 
-def soft_threshold_piece_(piece: Tensor, eta: Tensor, threshold: float, shrink: float) -> None:
+def soft_threshold_piece_(piece: Tensor, eta: float | Tensor, threshold: float, shrink: float) -> None:
     """Soft-threshold by ``eta``, which is scaled by ``threshold``, or by ``shrink`` where that is 0."""
+    if not isinstance(eta, Tensor):
+        if threshold:
+            _soft_threshold_(piece, eta)
+        if shrink:
+            piece.div_(1.0 + eta * shrink / (threshold or shrink))
+        return
     if threshold:
         moved = torch.neg(eta, out=scratch(1, piece))
         # w − clamp(w, −τ, τ) is S(w, τ) without rounding the weights it leaves alone

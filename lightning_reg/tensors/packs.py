@@ -21,6 +21,8 @@ __all__ = ["PACK", "SMALL", "end_to_end", "in_bounds", "is_small", "packs", "scr
 SMALL = 2**14
 #: Elements in a pack, and packs that each thread keeps: 4 MiB in float32.
 PACK, PACKS = 2**17, 8
+#: Shapes in which a thread remembers its buffers, since a view takes as long as an operation on it.
+VIEWS = 256
 
 
 def is_small(tensor: Tensor) -> bool:
@@ -77,18 +79,29 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._views: dict[tuple[int, torch.dtype, torch.Size], Tensor] = {}
         self._packs: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
 
     def __call__(self, index: int, like: Tensor) -> Tensor:
         """Return buffer ``index`` in the shape of ``like``; what it held is gone."""
-        size = like.numel()
         if not like.is_cpu:  # torch's allocator keeps accelerator memory at hand
             return torch.empty_like(like)
-        key = (index, like.dtype)
-        buffer = self._kept.get(key)
+        key = (index, like.dtype, like.shape)
+        found = self._views.get(key)
+        if found is None:
+            found = self._views[key] = self._view(*key)
+        return found
+
+    @torch.inference_mode(False)  # whose tensors could not be written to outside of it
+    def _view(self, index: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+        size = shape.numel()
+        buffer = self._kept.get((index, dtype))
         if buffer is None or buffer.numel() < size:
-            buffer = self._kept[key] = _empty(size, like.dtype)
-        return buffer[:size].view(like.shape)
+            buffer = self._kept[index, dtype] = torch.empty(size, dtype=dtype)
+            self._views.clear()  # of smaller buffers, which go
+        elif len(self._views) >= VIEWS:
+            self._views.clear()
+        return buffer[:size].view(shape)
 
     def pack(self, index: int, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Copy CPU tensors of one dtype into one vector; return it, and views of it in their shapes."""

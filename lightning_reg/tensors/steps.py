@@ -64,7 +64,7 @@ class StepSize(NamedTuple):
         # n/(a√x + ε) is (n/a)/(√x + ε/a), with one pass less
         if self.eps:
             eta.add_(self.eps / self.root_scale)
-        numerator = torch.tensor(factor * self.numerator / self.root_scale, dtype=torch.float64)
+        numerator = torch.full((), factor * self.numerator / self.root_scale, dtype=torch.float64)
         return torch.div(numerator, eta, out=eta)
 
     def beside(self, ridge: float | Tensor) -> StepSize:

@@ -108,8 +108,10 @@ def test_a_proximal_step(
         return weights
 
     found, expected = both_ways(act)
-    # SCAD divides by what may be a small difference
-    close(found, expected, tensors(dtype), ulp=16 if isinstance(penalty, SCAD) else 2)
+    # SCAD divides by what may be a small difference; LHalf takes a root, where torch is off by an ulp
+    # if MKL does it on an AMD processor, and multiplies such an error at its jump
+    ulp = {SCAD: 16, LHalf: 6}.get(type(penalty), 2)
+    close(found, expected, tensors(dtype), ulp)
     if not isinstance(penalty, L2):
         assert any(bool((weight == 0).any()) for weight in found[4:])
 
@@ -226,7 +228,7 @@ def test_averages_hold_zeros_in_the_same_pass(
     monkeypatch.setattr(packs, "SMALL", -1)
     plain = [weight.clone() for weight in others]
     left = penalty.hold_zeros_(Held(others, kept, steps, shares), 0.3)
-    at_once = kind == "adam" and isinstance(penalty, L1 | ElasticNet)
+    at_once = isinstance(penalty, L1 | ElasticNet)
     assert [*left] == ([] if at_once else [*range(len(others))])
     penalty.prox_([others[i] for i in left], 0.3, [steps[i] for i in left])
     penalty.prox_(plain, 0.3, steps)
