@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 
@@ -30,27 +30,31 @@ PLOTTED = [
 def write() -> None:
     """Write tables and plot anew."""
     measured: list[Row] = []
-    machines = []
+    stamps: dict[str, set[str]] = {}  # of each table: when and on what its records were made
     for path in sorted(RESULTS.glob("*.json")):
         content = json.loads(path.read_text())
         measured += content["rows"]
-        machines.append(content["machine"])
-    tables = "\n\n".join(_tables(measured))
+        machine = content["machine"]
+        stamp = (
+            f"torch {machine['torch']}, lightning {machine['lightning']}, {machine['cpu']}, {machine['date']}"
+        )
+        for row in content["rows"]:
+            stamps.setdefault(row["group"], set()).add(stamp)
+    tables = "\n\n".join(_tables(measured, stamps))
     text = README.read_text()
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    newest = max(machines, key=lambda machine: machine["date"])
-    stamp = f"torch {newest['torch']}, lightning {newest['lightning']}, {newest['cpu']}, {newest['date']}."
-    README.write_text(f"{before}{BEGIN}\n\n{stamp}\n\n{tables}\n\n{END}{after}")
+    README.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
     plot([row for row in measured if row["group"] == "ResNet-50"])
 
 
-def _tables(measured: list[Row]) -> Iterable[str]:
+def _tables(measured: list[Row], stamps: Mapping[str, Iterable[str]]) -> Iterable[str]:
     order = list(dict.fromkeys(row["group"] for row in measured))
     for group, some in groupby(
         sorted(measured, key=lambda row: order.index(row["group"])), lambda r: r["group"]
     ):
-        yield f"## {group[0].upper()}{group[1:]}\n\n{_table(list(some))}"
+        made = "; ".join(sorted(stamps[group]))
+        yield f"## {group[0].upper()}{group[1:]}\n\n{made}.\n\n{_table(list(some))}"
 
 
 def _table(measured: list[Row]) -> str:

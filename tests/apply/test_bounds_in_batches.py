@@ -109,6 +109,19 @@ def test_the_rule_by_hand() -> None:
     torch.testing.assert_close(average, torch.tensor([0.0, -0.1]))
 
 
+def test_one_end_is_the_other_mirrored() -> None:
+    weight, average = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    mirrored, kept = -weight, -average
+    for _ in range(3):
+        hold_bounds_(weight, average, -math.inf, 0.5, 0.3)
+        hold_bounds_(mirrored, kept, -0.5, math.inf, 0.3)
+        assert torch.equal(weight, -mirrored) and torch.equal(average, -kept)
+        assert bool((weight <= 0.5).all()) and 0 < int((weight == 0.5).sum()) < 50
+        assert bool((average >= 0.0).all())
+        weight += 0.1
+        mirrored -= 0.1
+
+
 def test_a_rate_of_zero_moves_no_average() -> None:
     net = torch.nn.Linear(3, 1, bias=False)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)

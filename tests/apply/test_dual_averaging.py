@@ -24,6 +24,7 @@ from lightning_reg import (
     SparseGroupLasso,
     attach,
 )
+from lightning_reg.apply import Term, added_bytes
 from lightning_reg.prox.dual_averaging import hold_zeros_
 from tests.turns import everyday, part_of, turn
 
@@ -463,3 +464,26 @@ if __name__ == "__main__":  # the table of docs/exact_zeros.md
         row[constant, batch] = f"{score:.2f} ({moved:.0%}, {gap:.0e})"
         if len(row) == 4:
             print(f"| {kind} | {optimizer} |", *(f"{row[cell]} |" for cell in sorted(row)), flush=True)
+
+
+def test_what_the_averages_take_is_a_tensor_a_weight_and_two_in_16_bits() -> None:
+    for dtype, tensors in ((torch.float32, 1), (torch.float64, 1), (torch.bfloat16, 2)):
+        layer = nn.Linear(5, 3).to(dtype)
+        term = Term(L1(0.1), layer)
+        assert added_bytes(term, "proximal") == tensors * layer.weight.nbytes
+        assert added_bytes(term, "gradient") == 0
+        term.dual_averaging = False
+        assert added_bytes(term, "proximal") == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("share", [1.0, 0.25])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_shows(dtype: torch.dtype, share: float, number: float) -> None:
+    """In the lanes of a vector and beside them."""
+    weight = torch.zeros(37, dtype=dtype)
+    weight[[3, 36]] = number
+    average = torch.zeros(37, dtype=torch.float32 if dtype == torch.bfloat16 else dtype)
+    hold_zeros_(weight, average, 0.1, share)
+    assert torch.equal(weight[[3, 36]].isfinite(), torch.tensor([False, False]))
+    assert int(weight.count_nonzero()) == 2

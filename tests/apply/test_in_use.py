@@ -269,3 +269,27 @@ def test_a_weight_normed_layer_meets_the_group_lasso_of_the_plain_one() -> None:
         weight = moved * (norms - 0.3 * 0.05 * 6**0.5).clamp(min=0) / norms
     torch.testing.assert_close(net.weight.detach(), weight, atol=1e-4, rtol=1e-3)
     assert int((weight.norm(dim=1) == 0).sum()) == 2
+
+
+class _Unused(nn.Module):
+    """A map of two tensors, one of which does not count."""
+
+    def forward(self, weight: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+    def right_inverse(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return weight / 2, torch.zeros(1)
+
+
+def test_a_source_that_the_map_leaves_out_gets_nothing() -> None:
+    layer = nn.Linear(4, 3)
+    parametrize.register_parametrization(layer, "weight", _Unused())
+    used, unused = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
+    optimizer = SGD(layer.parameters(), lr=0.1)
+    attach(layer, optimizer, L2(0.1))
+    before = used.detach().clone()
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(used.detach(), before * (1 - 0.1 * 0.1 * 4))
+    assert not bool(unused.any())

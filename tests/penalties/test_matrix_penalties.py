@@ -228,3 +228,14 @@ def test_a_weight_that_is_not_finite_is_said_in_a_sentence(penalty) -> None:
     weight = torch.full((3, 4), float("nan"))
     with pytest.raises(torch.linalg.LinAlgError, match=r"shape \(3, 4\) holds NaN or infinity"):
         penalty.prox(weight, 1.0, 0.1)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (6, 3)])
+def test_power_iteration_goes_on_where_the_matrix_is_orthogonal(shape) -> None:
+    penalty = Orthogonality(1.0, form="srip")
+    vector = torch.nn.functional.normalize(torch.ones(3), dim=0)
+    matrix = torch.eye(*shape)  # nothing deviates
+    assert torch.equal(penalty.iterate(matrix, vector), vector)
+    assert float(penalty.value_at(matrix, vector, 1.0)) == 0.0
+    matrix[0, 0] = 2.0
+    assert float(penalty.iterate(matrix, vector).norm()) == pytest.approx(1.0)
