@@ -14,7 +14,6 @@ shape begins anew, with a plain proximal step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +36,6 @@ __all__ = [
     "is_average",
     "key_of",
     "make_averages_",
-    "moved_averages",
 ]
 
 _PREFIX = "lightning_reg/"
@@ -150,30 +148,6 @@ def _in_pieces(row: _Row) -> Iterator[tuple[Sequence[int], Held]]:
         kept = _opened((high, low))
         yield [row.position], Held([piece], [kept], [step.taking(moments)], [row.share])
         _close_((high, low), kept)
-
-
-@contextmanager
-def moved_averages(
-    optimizer: Optimizer, key: str, weights: Sequence[Tensor], value: DualAveraging
-) -> Iterator[tuple[tuple[Tensor, ...], float] | None]:
-    """Yield the averages of weights that one operator takes together, and the share of this step in them.
-
-    Args:
-        optimizer: holds the averages, after its step.
-        key: of these in its state, under which no term has others.
-        weights: that have one step size, not 0.
-        value: what ``dual_averaging=`` was given; None is yielded where it is False.
-    """
-    k = forgetting(value)
-    if k is None:
-        yield None
-        return
-    whole = StepSize(1.0)
-    rows = [_moved_on(i, w, whole, optimizer.state[w], _PREFIX + key, k) for i, w in enumerate(weights)]
-    kept = tuple(_opened(row.average) for row in rows)
-    yield kept, rows[0].share
-    for row, result in zip(rows, kept, strict=True):
-        _close_(row.average, result)
 
 
 @torch.no_grad()

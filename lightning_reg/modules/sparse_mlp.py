@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torchmetrics import MeanAbsoluteError, Metric, R2Score
 
-from lightning_reg.apply import DualAveraging, check_dual_averaging
-from lightning_reg.apply.dual_averaging import moved_averages
-from lightning_reg.apply.optimizers import has_one_step, step_size
-from lightning_reg.hosts.trainer import run_length, values_this_step
+from lightning_reg.apply import DualAveraging
+from lightning_reg.apply.optimizers import has_one_step
+from lightning_reg.hosts.trainer import values_this_step
 from lightning_reg.modules._batch import check_features, check_labels, check_targets
+from lightning_reg.modules._feature_hierarchy import FeatureHierarchy
 from lightning_reg.modules._supervised import LearningRateSchedule, MakeOptimizer, SupervisedModule
 from lightning_reg.modules.classifier import classification_metrics
-from lightning_reg.prox.hierarchical import hierarchical_prox, hold_features_
-from lightning_reg.schedules.base import ScheduleLike, check_schedule, evaluate
+from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.schedules.shapes import Cosine
 
 __all__ = ["SparseMLP"]
@@ -41,7 +38,7 @@ class SparseMLP(SupervisedModule):
         outputs: classes, or outputs of a regression.
         hidden: widths of the hidden layers.
         strength: λ, a number or a schedule; one that grows, as in ``Exponential(1e-3, 1.0)``, goes from dense
-            to sparse as LassoNet's path does.
+            to sparse as LassoNet's path does; at 0 the layers are free.
         hierarchy: M; 0 is a linear model, and a large one leaves the hidden layers free.
         task: ``"classification"`` or ``"regression"``.
         dropout: rate after each hidden layer.
@@ -81,10 +78,6 @@ class SparseMLP(SupervisedModule):
             raise ValueError(f"task={task!r} is unknown; it is 'classification' or 'regression'")
         if not hidden:
             raise ValueError("hidden=() has no layer; give some widths, or use LogisticRegression")
-        if not 0.0 < hierarchy < float("inf"):
-            raise ValueError(f"hierarchy={hierarchy} is out of range; give a positive number, such as 10")
-        if not callable(strength):
-            check_schedule(strength, None)
         if metrics is None:
             classifies = task == "classification"
             metrics = (
@@ -92,11 +85,9 @@ class SparseMLP(SupervisedModule):
                 if classifies
                 else {"r2": R2Score(), "mae": MeanAbsoluteError()}
             )
-        check_dual_averaging(dual_averaging, "proximal")
-        super().__init__((), "proximal", dual_averaging, optimizer, lr_schedule, metrics)
-        self._hooks: list[Any] = []
-        self.in_features, self.outputs, self.task = in_features, outputs, task
-        self.strength, self.hierarchy = strength, hierarchy
+        penalty = FeatureHierarchy(strength, hierarchy)
+        super().__init__(penalty, "proximal", dual_averaging, optimizer, lr_schedule, metrics)
+        self.in_features, self.outputs, self.task, self.hierarchy = in_features, outputs, task, hierarchy
         self.skip = nn.Linear(in_features, outputs)
         widths = [in_features, *hidden]
         layers: list[nn.Module] = []
@@ -122,51 +113,24 @@ class SparseMLP(SupervisedModule):
         return used
 
     def on_fit_start(self) -> None:
-        """Bind to the optimizer."""
-        super().on_fit_start()
-        self._total_steps = run_length(self.trainer) if callable(self.strength) else None
-        check_schedule(self.strength, self._total_steps)
-        self._unhook()
-        if self.trainer.gradient_clip_val:
-            warnings.warn(
-                "SparseMLP doesn't know by how much gradients are clipped, and where they are, "
-                "strength counts for more; leave gradient_clip_val= out, or lower the learning rate instead",
-                stacklevel=2,
-            )
+        """Refuse an optimizer, or frozen layers, that the proximal operator is not known for."""
         for optimizer in self.trainer.optimizers:
             if not has_one_step(optimizer):
                 raise ValueError(
                     f"SparseMLP's proximal operator is known for one step, and {type(optimizer).__name__} "
                     "takes a step of its own for each weight; use SGD"
                 )
-            self._hooks.append(optimizer.register_step_post_hook(self._prox))
+        pair = {self.skip.weight, self.first.weight}
+        groups = [g for optimizer in self.trainer.optimizers for g in optimizer.param_groups]
+        if not any(pair <= {p for p in group["params"] if p.requires_grad} for group in groups):
+            raise ValueError(
+                "SparseMLP's proximal operator moves skip.weight and first.weight in one step, and no "
+                "parameter group trains both; freeze neither, and give them one group"
+            )
+        super().on_fit_start()
 
-    def on_fit_end(self) -> None:
-        """Leave no hook on the optimizer."""
-        super().on_fit_end()
-        self._unhook()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_hooks": []}
-
-    def _unhook(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    @torch.no_grad()
-    def _prox(self, optimizer: Optimizer, *_: object) -> None:
-        strength = evaluate(self.strength, self.global_step, self._total_steps)
-        group = next(g for g in optimizer.param_groups if any(p is self.skip.weight for p in g["params"]))
-        threshold = step_size(optimizer, group, self.skip.weight).numerator * strength
-        weights: tuple[Any, Any] = self.skip.weight, self.first.weight
-        if threshold > 0.0:
-            with moved_averages(optimizer, "features", weights, self.dual_averaging) as found:
-                if found is not None:
-                    (skip, hidden), share = found
-                    hold_features_(weights, (skip, hidden), threshold, self.hierarchy, share)
-        for weight, new in zip(weights, hierarchical_prox(*weights, threshold, self.hierarchy), strict=True):
-            weight.copy_(new)
+    def on_train_batch_end(self, *given: Any) -> None:
+        """Log the number of features in use."""
         if values_this_step(self.trainer):
             self.log("features", float(len(self.selected_features())))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 from functools import partial
 from pathlib import Path
@@ -86,8 +87,8 @@ def test_a_killed_run_goes_on_with_its_averages(tmp_path: Path) -> None:
             checkpoint = tmp_path / f"{epochs}.ckpt"
             trainer.save_checkpoint(checkpoint)
         state = trainer.optimizers[0].state[module.first.weight]
-        assert state["lightning_reg/features/step"] == 16
-        ends.append([module.skip.weight, module.first.weight, state["lightning_reg/features"]])
+        assert state["lightning_reg/0 feature_hierarchy/step"] == 16
+        ends.append([module.skip.weight, module.first.weight, state["lightning_reg/0 feature_hierarchy"]])
     assert 0 < len(module.selected_features()) < 10
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
@@ -160,10 +161,36 @@ def test_it_selects_features_and_keeps_the_hierarchy() -> None:
     assert accuracy > 0.9
 
 
-def test_clipping_is_warned_of() -> None:
+def test_a_clipped_step_is_as_long_as_the_gradient_makes_it() -> None:
+    """λ means λ beside clipping by norm: the operator goes as far as the clipped step does."""
+    module = SparseMLP(
+        10, 1, (4,), strength=0.5, hierarchy=1.0, task="regression", metrics={}, lr_schedule=None,
+        dual_averaging=False, optimizer=partial(torch.optim.SGD, lr=0.1),
+    )  # fmt: skip
+    by_hand, data = copy.deepcopy(module), batches()
+    pl.Trainer(**QUIET, max_epochs=1, gradient_clip_val=0.5).fit(module, data)
+    factors = []
+    for x, y in data:
+        by_hand.zero_grad()
+        (by_hand(x) - y).square().sum(1).mean().backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 0.5))
+        factors.append(min(1.0, 0.5 / norm))
+        with torch.no_grad():
+            for p in by_hand.parameters():
+                p -= 0.1 * p.grad
+            pair = by_hand.skip.weight, by_hand.first.weight
+            for p, new in zip(pair, hierarchical_prox(*pair, 0.1 * factors[-1] * 0.5, 1.0), strict=True):
+                p.copy_(new)
+    assert min(factors) < 0.5
+    for (name, mine), theirs in zip(module.named_parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_frozen_layer_is_refused_before_the_first_step() -> None:
     module = SparseMLP(10, 1, (4,), strength=0.1, task="regression")
-    with pytest.warns(UserWarning, match="strength counts for more; leave gradient_clip_val= out"):
-        pl.Trainer(**QUIET, max_steps=1, gradient_clip_val=0.5).fit(module, batches())
+    module.first.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter group trains both; freeze neither"):
+        pl.Trainer(**QUIET, max_steps=1).fit(module, batches())
 
 
 def test_bad_input() -> None:
