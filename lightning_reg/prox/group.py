@@ -44,7 +44,7 @@ __all__ = [
 #: Newton steps at most: from the better of two lower bounds, over 20 decades of steps, 7 reached rounding.
 NEWTON_STEPS = 7
 #: Weights that are worked on together on the CPU, so that temporaries stay in a core's cache.
-PIECE = 2**15
+PIECE = 2**17
 #: The same where there are no temporaries, and calls cost more than a cache that is missed.
 NORM_PIECE = 2**18
 
@@ -186,8 +186,8 @@ def shrink_with_etas_(
         return
     device = views[0].device
     dtype = accumulator(views[0].dtype) or views[0].dtype
-    tiny, resolution = torch.finfo(dtype).tiny, torch.finfo(dtype).eps ** 0.5 / 8
-    targets, parts = views, list(zip(layouts, views, etas, strict=True))
+    tiny = torch.finfo(dtype).tiny
+    parts = list(zip(layouts, views, etas, strict=True))
     values, taus = [], []
     for layout, view, eta in parts:
         value, eta = view.to(dtype), eta.to(dtype)
@@ -196,35 +196,71 @@ def shrink_with_etas_(
         values.append(value)
         taus.append(eta.mul_(per_weight(threshold, layout, value)).clamp_(min=tiny))
 
-    both = list(zip(values, taus, strict=True))
-    # ‖v/(μη)‖ > 1 says that the group stays; NaN stays NaN
-    alive = ~(view_norms([v / tau for v, tau in both], layouts) <= 1.0)
     # φ ≥ (‖v‖/(θ + m))² by Jensen's inequality, with the mean m of μη weighted by v²; hence θ ≥ ‖v‖ - m
     length = view_norms(values, layouts)
     shares = [v / layout.spread(length.to(v.device), v) for layout, v in zip(layouts, values, strict=True)]
-    mean = sum_over(layouts, [q.square_().mul_(tau) for q, tau in zip(shares, taus, strict=True)])
-    theta = torch.maximum(length - mean, largest_over(layouts, [v.abs().sub_(tau) for v, tau in both]))
-    # from 0 no weight's v/(μη) is above 1; a dead group climbs from 1, to no effect
-    theta = torch.where(alive, theta.clamp_(min=0.0), 1.0)
+    theta = length - sum_over(layouts, [q.square_().mul_(tau) for q, tau in zip(shares, taus, strict=True)])
     # to look costs a wait for the device, and processes that share groups must take the same steps
     looks = device.type == "cpu" and all(isinstance(layout, (Slices, Labels)) for layout in layouts)
+    alive = None  # all groups, where the bound is good enough to say so
+    if not (looks and bool((theta > 0.5 * length).all())):
+        both = list(zip(values, taus, strict=True))
+        # ‖v/(μη)‖ > 1 says that the group stays; NaN stays NaN
+        alive = ~(view_norms([v / tau for v, tau in both], layouts) <= 1.0)
+        theta = torch.maximum(theta, largest_over(layouts, [v.abs().sub_(tau) for v, tau in both]))
+        # from 0 no weight's v/(μη) is above 1; a dead group climbs from 1, to no effect
+        theta = torch.where(alive, theta.clamp_(min=0.0), 1.0)
+    theta, totals = _at_root(values, taus, layouts, theta, length, alive, looks)
+    if alive is not None:
+        theta = torch.where(alive, theta, 0.0)
+    for layout, view, value, total in zip(layouts, views, values, totals, strict=True):
+        view.copy_(value.mul_(layout.spread(theta.to(value.device), value) / total))
+
+
+def _at_root(
+    values: Sequence[Tensor],
+    taus: Sequence[Tensor],
+    layouts: Sequence[Layout],
+    theta: Tensor,
+    length: Tensor,
+    alive: Tensor | None,
+    looks: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Climb from a bound below the root θ; return it, and each weight's θ + μη.
+
+    The slope of 1/√φ lies between 1/‖v‖ and 1/θ, so a step that takes it for 1/‖v‖ is wrong by a share of
+    (‖v‖ - θ)/θ at most. Where the steps are short, that is less than rounding, and there is no other.
+    """
+    eps = torch.finfo(theta.dtype).eps
+    totals = _plus(taus, layouts, theta)
     for _ in range(NEWTON_STEPS):
-        inverse, squares = [], []
-        for (value, tau), layout in zip(both, layouts, strict=True):
-            q = (tau + layout.spread(theta.to(tau.device), tau)).reciprocal_()
-            inverse.append(q)
-            squares.append((value * q).square_())
-        phi = sum_over(layouts, squares)
-        slope = sum_over(layouts, [square.mul_(q) for square, q in zip(squares, inverse, strict=True)])
-        climb = torch.where(alive, phi * (phi.sqrt() - 1.0) / slope, 0.0)
+        quotients = [value / total for value, total in zip(values, totals, strict=True)]
+        root = view_norms(quotients, layouts)
+        if looks:
+            climb = _where(alive, length - length / root)
+            if bool((climb * (length - theta) <= 0.5 * eps * theta * theta).all()):
+                if bool((climb <= 0.25 * eps * theta).all()):
+                    return theta, totals
+                theta = theta + climb
+                break
+        slope = sum_over(
+            layouts, [q.square_().div_(total) for q, total in zip(quotients, totals, strict=True)]
+        )
+        climb = _where(alive, root.square() * (root - 1.0) / slope)
         theta = theta + climb
         # what is left to climb is the square of this, by the order of the method
-        if looks and bool((climb <= resolution * theta).all()):
+        if looks and bool((climb <= eps**0.5 / 8 * theta).all()):
             break
-    for layout, target, value, tau in zip(layouts, targets, values, taus, strict=True):
-        spread = layout.spread(torch.where(alive, theta, 0.0).to(value.device), value)
-        # θ/(θ + μη) is 0 for a dead group, since μη is not
-        target.copy_(value.mul_(spread / (tau.add_(spread))))
+        totals = _plus(taus, layouts, theta)
+    return theta, _plus(taus, layouts, theta)
+
+
+def _plus(taus: Sequence[Tensor], layouts: Sequence[Layout], theta: Tensor) -> list[Tensor]:
+    return [tau + layout.spread(theta.to(tau.device), tau) for layout, tau in zip(layouts, taus, strict=True)]
+
+
+def _where(alive: Tensor | None, climb: Tensor) -> Tensor:
+    return climb if alive is None else torch.where(alive, climb, 0.0)
 
 
 def per_weight(number: float | Tensor, layout: Layout, view: Tensor) -> Any:
