@@ -232,15 +232,13 @@ def _at_root(
     (‖v‖ - θ)/θ at most. Where the steps are short, that is less than rounding, and there is no other.
     """
     eps = torch.finfo(theta.dtype).eps
-    totals = _plus(taus, layouts, theta)
     for _ in range(NEWTON_STEPS):
+        totals = _plus(taus, layouts, theta)
         quotients = [value / total for value, total in zip(values, totals, strict=True)]
         root = view_norms(quotients, layouts)
         if looks:
             climb = _where(alive, length - length / root)
             if bool((climb * (length - theta) <= 0.5 * eps * theta * theta).all()):
-                if bool((climb <= 0.25 * eps * theta).all()):
-                    return theta, totals
                 theta = theta + climb
                 break
         slope = sum_over(
@@ -251,7 +249,6 @@ def _at_root(
         # what is left to climb is the square of this, by the order of the method
         if looks and bool((climb <= eps**0.5 / 8 * theta).all()):
             break
-        totals = _plus(taus, layouts, theta)
     return theta, _plus(taus, layouts, theta)
 
 
