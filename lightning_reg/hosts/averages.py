@@ -70,6 +70,7 @@ class AveragesKeepZeros:
 
     turn = 1000
     repeats = False
+    asks_of_clipping = False
 
     def __init__(
         self,

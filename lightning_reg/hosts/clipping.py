@@ -19,27 +19,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply.replaced import Replaced
+from lightning_reg.hosts.seems_clipped import BY_VALUE, norms_of_gradients
 from lightning_reg.hosts.step_hooks import found_hooks
 from lightning_reg.hosts.wrappers import bare_optimizer, scaler_of
-from lightning_reg.tensors.shards import is_sharded, local, max_over_shards
+from lightning_reg.tensors.shards import local
 
-__all__ = [
-    "BY_VALUE",
-    "BetweenBackwardAndStep",
-    "SeemsClipped",
-    "clipping_noticed",
-    "notice_clipping_of",
-    "notice_no_more",
-]
+__all__ = ["BetweenBackwardAndStep", "clipping_noticed", "notice_clipping_of", "notice_no_more"]
 
-BY_VALUE = (
-    "clipping by value changes the direction of gradients, so that apply='proximal' solves another problem "
-    "than the one stated; clip by norm"
-)
-BY_NORM = (
-    "every gradient has the norm {norm:.4g}, as after clipping; apply='proximal' takes λ for λ only where it "
-    "sees by how much: clip in `with handle.clipping():`, or in Lightning by self.clip_gradients"
-)
 #: Up to which a tensor's own factor is taken for rounding of the common one.
 ROUNDING = 1e-4
 #: The same for the largest entries, which 16-bit gradients round more.
@@ -55,43 +41,21 @@ def clipping_noticed(optimizer: Optimizer) -> Iterator[None]:
         yield
         return
     held = [p for group in bare.param_groups for p in group["params"] if p.grad is not None]
-    before, largest = _norms(held), _norms(held, math.inf)
+    before, largest = norms_of_gradients(held), norms_of_gradients(held, math.inf)
     hooks.measures = True
     try:
         yield
     finally:
         hooks.measures = False
-    after = _norms(held)
+    after = norms_of_gradients(held)
     factors = _factors(before, after)
     if any(abs(c - 1.0) > ROUNDING for c in factors) and _bent(
-        before, after, largest, _norms(held, math.inf)
+        before, after, largest, norms_of_gradients(held, math.inf)
     ):
         warnings.warn(BY_VALUE, stacklevel=4)
         return
     for parameter, *noticed in zip(held, before, after, factors, strict=True):
         hooks.note_clipping(parameter, *noticed)
-
-
-@torch.no_grad()
-def _norms(parameters: Sequence[Tensor], order: float = 2.0) -> list[float]:
-    """The norm of each gradient, over all processes that hold a part of it."""
-    found: list[Tensor] = []
-    for parameter in parameters:
-        gradient = parameter.grad
-        assert gradient is not None
-        values = gradient.coalesce().values() if gradient.is_sparse else gradient
-        if order == math.inf:  # which an empty part has not
-            mine = local(values)
-            largest = mine.abs().max() if mine.numel() else mine.new_zeros(())
-            found.append(max_over_shards(largest, values) if is_sharded(values) else largest)
-            continue
-        dtype = torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else None
-        norm: Any = torch.linalg.vector_norm(values, order, dtype=dtype)
-        found.append(norm.full_tensor() if is_sharded(norm) else norm)
-    if not found:
-        return []
-    stacked: list[float] = torch.stack([n.to(found[0].device, torch.float64) for n in found]).tolist()
-    return stacked
 
 
 def _factors(before: Sequence[float], after: Sequence[float]) -> list[float]:
@@ -146,58 +110,6 @@ def notice_no_more(module: nn.Module, user: object) -> None:
 
 def _way(module: Any) -> type[_Clips]:
     return _ConfigureGradientClipping if module.automatic_optimization else _ClipGradients
-
-
-class SeemsClipped:
-    """Warns where gradients look clipped, and nobody has said by how much: all have the same norm.
-
-    It does not look at sharded gradients: their norms need the other processes, at each step.
-    """
-
-    #: Steps that it looks at.
-    LOOKS = 12
-    #: Steps in a row of one norm.
-    ENOUGH = 3
-
-    def __init__(self) -> None:
-        self.looks = 0
-        self._norm = -1.0
-        self._same = 0
-        self._direction: Tensor | None = None
-
-    def look(self, optimizer: Optimizer) -> None:
-        """Look at the gradients of a step to come."""
-        if self.looks == self.LOOKS:
-            return
-        self.looks += 1
-        hooks = found_hooks(optimizer)
-        held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not held or hooks is None or hooks.factors:
-            return
-        if any(p.grad.is_sparse or is_sharded(p.grad) for p in held):
-            return
-        norms = _norms(held)
-        norm, largest = math.hypot(*norms), held[max(range(len(norms)), key=norms.__getitem__)]
-        if not 0.0 < norm < math.inf:
-            return
-        direction = largest.grad.detach().flatten()[:1000].clone()
-        turned = _is_cut(norm) or (
-            self._direction is not None
-            and self._direction.shape == direction.shape
-            and bool(((direction - self._direction).abs() > 1e-3 * norm).any())
-        )
-        self._same = self._same + 1 if turned and abs(norm - self._norm) <= 1e-5 * norm else 0
-        self._norm, self._direction = norm, direction
-        if self._same == self.ENOUGH:
-            self.looks = self.LOOKS
-            warnings.warn(BY_NORM.format(norm=norm), stacklevel=2)
-        if self.looks == self.LOOKS:
-            self._direction = None
-
-
-def _is_cut(norm: float) -> bool:
-    """Whether a norm is a little less than a number that one writes: torch divides by the norm and 1e-6."""
-    return 1e-7 < 1.0 - norm / float(f"{norm:.2g}") < 1e-5
 
 
 class BetweenBackwardAndStep:

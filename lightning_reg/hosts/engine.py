@@ -30,7 +30,6 @@ from lightning_reg.apply.decoupled import Awaited
 from lightning_reg.apply.term import found_inf
 from lightning_reg.apply.together import warn_of_sums
 from lightning_reg.apply.warm_up import warm_up
-from lightning_reg.hosts.clipping import SeemsClipped
 from lightning_reg.hosts.own_gradients import OwnGradients
 from lightning_reg.hosts.step_hooks import StepHooks
 from lightning_reg.hosts.watch import Undone
@@ -137,7 +136,8 @@ class Engine:
         self.added = False  # the gradient of the coming step
         #: whether it acts anew on the gradients of each call of a closure, and not once a step
         self.repeats = apply in ("gradient", "loss")
-        self.steps_seen, self._checked, self._clipping = 0, False, SeemsClipped()
+        self.asks_of_clipping = apply == "proximal" and not penalty.is_constraint
+        self.steps_seen, self._checked = 0, False
         self._own_gradients, self._undone = OwnGradients(self.term), Undone(self)
         self._hooked: dict[int, _Hooked] = {}
         self._announces = host.announces() and not penalty.is_constraint
@@ -235,8 +235,6 @@ class Engine:
                 self.strength()  # it looks at the weights, which the update then moves away from zero
             if self.penalty.is_constraint:
                 look_before_(self.term, optimizer, self.strength())
-            elif self._clipping.looks < SeemsClipped.LOOKS:
-                self._clipping.look(optimizer)
         elif self.apply == "decoupled":
             self._awaited[id(optimizer)] = decay_(self.term, optimizer, self.strength(), self.host.step)
         elif self.apply == "gradient":

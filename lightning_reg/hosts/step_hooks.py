@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_reg.hosts.seems_clipped import SeemsClipped
+
 __all__ = ["InStep", "StepHooks", "found_hooks"]
 
 
@@ -23,6 +25,10 @@ class InStep(Protocol):
     @property
     def repeats(self) -> bool:
         """Whether it acts after each call of a closure, and not after the first of a step alone."""
+
+    @property
+    def asks_of_clipping(self) -> bool:
+        """Whether gradients that somebody has clipped by an unknown factor would make it wrong."""
 
     def acts_inside(self, optimizer: Optimizer) -> bool:
         """Whether it acts before the update, and inside the step, where the gradients are complete."""
@@ -48,6 +54,7 @@ class StepHooks:
         #: By identity of a parameter: the quadratics whose operators have acted on it after this update.
         self.ridges: dict[int, float | Tensor] = {}
         self.measures = False  # a clipping under way
+        self._seems_clipped = SeemsClipped()
         self._clipped: dict[int, float] = {}  # the norms that it has left
         self._step: FrameType | None = None  # the call of the outermost step under way
         self._handles = [
@@ -103,12 +110,17 @@ class StepHooks:
             return None  # torch wraps a step and that of the base class, and one calls the other
         self._step = sys._getframe(1)
         acting = [member for member in self.members if member.acts_inside(optimizer)]
-        if not acting:
+        looks = self._seems_clipped.looks < SeemsClipped.LOOKS and any(
+            m.asks_of_clipping for m in self.members
+        )
+        if not acting and not looks:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):  # some take losses
             for member in acting:
                 member.before_step(optimizer)
+            if looks and not self.factors:
+                self._seems_clipped.look(optimizer)
             return None
         # the gradients come to be inside the closure
 
@@ -117,6 +129,8 @@ class StepHooks:
             for member in acting:
                 member.before_step(optimizer)
             acting[:] = [member for member in acting if member.repeats]
+            if looks and not self.factors:
+                self._seems_clipped.look(optimizer)
             return loss
 
         if len(args) > 1:  # by whatever name

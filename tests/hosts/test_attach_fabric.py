@@ -112,6 +112,7 @@ def run(
     return weights(bare)
 
 
+@pytest.mark.filterwarnings("ignore:clipping by value")
 @pytest.mark.parametrize("apply", MODES)
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("clip", CLIPS)

@@ -137,6 +137,48 @@ def test_clipping_by_value_is_warned_of(clip: Any) -> None:
         loop("sgd", steps=3, clip=clip)
 
 
+@pytest.mark.parametrize("bound", [0.1, 0.02])
+def test_clipping_by_value_that_nobody_says_is_warned_of(bound: float) -> None:
+    layer = nn.Linear(20, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    attach(layer, optimizer, L1(0.1), apply="proximal")
+    generator = torch.Generator().manual_seed(0)
+    with pytest.warns(UserWarning, match="clipping by value"):
+        for _ in range(6):
+            optimizer.zero_grad()
+            layer(torch.randn(16, 20, generator=generator)).square().mean().backward()
+            clip_grad_value_(layer.parameters(), bound)
+            optimizer.step()
+
+
+def test_gradients_whose_largest_entry_is_one_by_nature_are_not_taken_for_clipped() -> None:
+    """A bias under an absolute error has a slope of 1 while all residuals have one sign."""
+    layer = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    attach(layer, optimizer, L1(0.1), apply="proximal")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(20):
+            optimizer.zero_grad()
+            (layer(torch.rand(16, 3)) - 100.0).abs().mean().backward()
+            optimizer.step()
+
+
+class _Clips(pl.Callback):
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, *given: Any) -> None:
+        clip_grad_norm_(module.parameters(), 0.15)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_callback_that_clips_is_warned_of_wherever_it_stands(first: bool) -> None:
+    ours = L1PenaltyCallback(STRENGTH, apply="proximal", log=False)
+    batches = DataLoader(TensorDataset(X, Y), batch_size=16, shuffle=True)
+    with pytest.warns(UserWarning, match=r"norm 0\.15, as after clipping"):
+        pl.Trainer(max_epochs=20, callbacks=[ours, _Clips()] if first else [_Clips(), ours], **QUIET).fit(
+            Lasso(), batches
+        )
+
+
 def test_gradients_that_stay_the_same_are_not_taken_for_clipped() -> None:
     layer = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
