@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 __all__ = [
     "Data",
@@ -88,6 +88,19 @@ def batches_of(data: Any, batch_size: int | None = None) -> Any:
     if hasattr(data, "__iter__") and not isinstance(data, Iterator):
         return data
     raise TypeError(f"{data!r} is not data; give a Dataset, a DataLoader, or a list of batches")
+
+
+def _all_of(batches: Any) -> Any:
+    """Return batches of all samples in place of a loader that leaves out others each time."""
+    sampler = getattr(batches, "sampler", None)
+    if not (isinstance(batches, DataLoader) and batches.drop_last and isinstance(sampler, RandomSampler)):
+        return batches
+    data: Any = batches.dataset
+    if sampler.replacement or sampler.num_samples != len(data):
+        return batches
+    return DataLoader(
+        data, batches.batch_size, collate_fn=batches.collate_fn, num_workers=batches.num_workers
+    )
 
 
 @contextmanager
@@ -169,12 +182,13 @@ def _silent(*_: object, **__: object) -> None:
 def mean_loss(module: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
     """Return the loss over all of ``batches``, weighted by their sizes, in eval mode."""
     with torch.no_grad():
-        return float(_mean(module, batches, loss, lambda value: value))
+        return float(_mean(module, _all_of(batches), loss, lambda value: value))
 
 
 def mean_gradient_(module: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
     """Replace every ``.grad`` by the gradient of :func:`mean_loss`, and return that loss."""
     module.zero_grad()
+    batches = _all_of(batches)
     total = sum(size_of(batch) for batch in batches)
 
     def backward(value: Tensor) -> Tensor:

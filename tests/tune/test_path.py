@@ -123,6 +123,25 @@ def test_in_batches_its_zeros_are_the_lassos(deviation: int, strengths: list[flo
     assert max(frame["epochs"]) < 60
 
 
+def test_a_loader_that_drops_a_part_of_the_data_each_time_is_measured_on_all_of_it() -> None:
+    """Batches of 32 of 442 samples leave out 26, others in each epoch."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    inputs, targets = diabetes().tensors
+    strengths = STRENGTHS[2:8:3]
+    path = linear_model.lasso_path(
+        inputs.numpy(),
+        (targets - targets.mean()).ravel().numpy(),
+        alphas=strengths,
+        tol=1e-14,
+        max_iter=10**6,
+    )[1].T
+    examples = TensorDataset(inputs, targets - targets.mean())
+    loader = DataLoader(examples, batch_size=32, shuffle=True, drop_last=True)
+    frame = regularization_path(Linear(10), L1(1.0), loader, strengths, max_epochs=30, trainer=CPU)
+    compare(frame, path)
+    assert all(frame["converged"])
+
+
 def test_in_batches_the_residual_is_that_of_all_the_data() -> None:
     inputs, targets = diabetes().tensors
     targets = targets - targets.mean()
