@@ -19,6 +19,10 @@ __all__ = ["Controller", "TargetSparsity"]
 
 #: Looks of a ramp, at least: what is steered at fewer swings between none and all.
 _LOOKS = 20
+#: Where on the way to ``until`` the size of the last weight to be cut arrives at zero; the share comes later.
+_ARRIVAL = 0.8
+#: How far below the line that size may be; the strength would fall for long, and then be missing.
+_BELOW = 0.8
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,15 @@ class Controller:
             # where the first step has cut it already, the largest says in what units sizes are
             self._first, self._last = edge or float(sizes[sizes.isfinite()].max()), edge
             return
-        scale = self._first or 1.0
-        wanted = max(1.0 - progress, 0.0)
-        if share > wanted_share or progress >= 1.0:
-            error = 20.0 * (wanted_share - share)
+        wanted = max(1.0 - progress / _ARRIVAL, 0.0)
+        if 0.0 < edge < _BELOW * self._first * wanted:  # the data have shrunk it: the line comes after
+            self._first = edge / (_BELOW * wanted)
+        if share > wanted_share or not wanted:
+            error = min(10.0 * (wanted_share - share), 1.0 - 8.0 * wanted)
         else:
+            scale = self._first or 1.0
             speed = (edge - self._last) / scale / passed
-            error = 8.0 * (edge / scale - wanted) + (speed + 1.0)
+            error = 8.0 * (edge / scale - wanted) + (_ARRIVAL * speed + 1.0)
         if progress >= 1.1:  # the share arrives shortly after the last weight's size
             self._warn_once()
         self._log += self.target.gain * passed * max(-1.0, min(1.0, error))
