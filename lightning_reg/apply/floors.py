@@ -25,7 +25,8 @@ def check_floors(term: Term) -> None:
     if target is None:
         return
     sizes = [s.parameter.numel() for s in term.selected]
-    check_share(f"{type(term.penalty).__name__}({target!r})", target, sizes, "weights")
+    free = [term.bound.free(s.parameter) for s in term.selected]
+    check_share(f"{type(term.penalty).__name__}({target!r})", target, sizes, "weights", free)
 
 
 class Floors:

@@ -144,8 +144,9 @@ class _Pruned(BoundConstraint):
     def _find_floors(self, counts: Sequence[int]) -> list[int]:
         """How many of each set always stay."""
         constraint = self.constraint
-        if constraint.floor is not None:
-            for some in [counts] if constraint.scope == "all" else [[count] for count in counts]:
+        whole = constraint.of == "groups" and max(counts) == 1  # whole layers, of which none may go
+        if constraint.floor is not None or whole:
+            for some in [counts] if constraint.scope == "all" or whole else [[count] for count in counts]:
                 check_share(repr(constraint), constraint, some, constraint.of)
             return [floor_of(constraint, count, constraint.of) for count in counts]
         if constraint.of == "weights" and constraint.scope == "all":

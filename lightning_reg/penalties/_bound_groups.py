@@ -19,6 +19,7 @@ from lightning_reg.penalties.bound import Bound, Held, added_up
 from lightning_reg.penalties.guards import Share, check_steered, warn_of_norm_alone
 from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import group_norms, group_weights
+from lightning_reg.schedules.floors import check_share
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors.shards import local, part, split_dims, sum_over_shards, whole
@@ -71,6 +72,10 @@ class BoundGroups(Bound):
                 )
             like = s.parameter.detach().reshape(-1)
             self._factors[i] = factor_of_groups(who, s.name, factor, layout, like)
+        if self._share is not None and self._rounds.rule is None:
+            counts = [layout.count for _, layout in firsts]
+            free = [int((self._factors[i] == 0).sum()) for i in range(len(sets))]
+            check_share(f"{who}({self._share.target!r})", self._share.target, counts, "groups", free)
 
     def levels(self, weight: Tensor) -> Sequence[Layout]:
         """Return the groups of one tensor, of each kind."""

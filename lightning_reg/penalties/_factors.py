@@ -182,6 +182,13 @@ class WithFactors(Bound):
         twin._factors = {id(other): self._factors[id(weight)] for weight, other in pairs}
         return twin
 
+    def free(self, weight: Tensor) -> int:
+        """Return how many weights have a factor of 0."""
+        factor = self._factors.get(id(weight))
+        if factor is None or self._rounds.rule is not None:
+            return 0
+        return int((factor == 0).expand(local(weight).shape).sum())
+
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Return the sum over all weights, each times its factor."""
 

@@ -72,6 +72,10 @@ class Bound(ABC):
         """Return the groups of one tensor whose norms count, of each kind; none where others do."""
         return ()
 
+    def free(self, weight: Tensor) -> int:
+        """Return how many weights of a tensor no strength cuts, since their factor is 0."""
+        return 0
+
     @abstractmethod
     def total(self, weights: Sequence[Tensor], strength: float, like: Tensor) -> Tensor:
         """Return the penalty of ``weights``, a differentiable scalar; 0 on ``like``'s device if none."""

@@ -124,6 +124,7 @@ class Share:
     """
 
     def __init__(self, target: TargetSparsity, counts: Sequence[int]) -> None:
+        self.target = target
         self._most = math.ceil(target.share * sum(counts) - 1e-9)
         self._floors = [floor_of(target, count, "groups") for count in counts]
         #: Dead groups of each set after its last step.

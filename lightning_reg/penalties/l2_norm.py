@@ -18,6 +18,7 @@ from lightning_reg.penalties.group_lasso import GroupLasso
 from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import shrink_groups_in_metric_, shrink_views_
 from lightning_reg.schedules.base import ScheduleLike
+from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Select, Selected
 from lightning_reg.tensors.precision import norm, real_dtype
 from lightning_reg.tensors.shards import local
@@ -62,6 +63,15 @@ class L2Norm(Penalty):
     _: KW_ONLY
     factors: Factors | None = field(default=None, repr=False, compare=False)
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        super().__post_init__()
+        if isinstance(self.strength, TargetSparsity) and self.strength.floor != 0:
+            raise ValueError(
+                f"L2Norm({self.strength!r}) makes whole tensors zero, which only a network with a way around "
+                "them survives; allow it by floor=0, or use GroupLasso"
+            )
 
     def bind(self, selected: Sequence[Selected]) -> Bound:
         """Return this penalty itself, or what gives each tensor a strength of its own: one group each."""

@@ -35,7 +35,7 @@ def check_floor(who: str, floor: int | float | None) -> None:
 
 
 def floor_of(target: HasFloor, count: int, of: Literal["weights", "groups"]) -> int:
-    """Return how many of ``count`` stay; none of a single one.
+    """Return how many of ``count`` stay.
 
     Where no floor is given, of groups half as many as an even cut would leave: one layer may lose more than
     another, and none becomes a bottleneck. Of weights, one.
@@ -44,18 +44,34 @@ def floor_of(target: HasFloor, count: int, of: Literal["weights", "groups"]) -> 
         floor = max(int((1.0 - target.share) / 2 * count), 1) if of == "groups" else 1
     else:
         floor = math.ceil(target.floor * count) if isinstance(target.floor, float) else target.floor
-    return min(floor, count) if count > 1 else 0
+    return min(floor, count)
 
 
-def check_share(who: str, target: HasFloor, counts: Sequence[int], of: Literal["weights", "groups"]) -> None:
-    """Refuse a share that the floors of layers with these ``counts`` forbid.
+def check_share(
+    who: str,
+    target: HasFloor,
+    counts: Sequence[int],
+    of: Literal["weights", "groups"],
+    free: Sequence[int] | None = None,
+) -> None:
+    """Refuse a share that the floors of layers with these ``counts`` forbid, or factors of 0.
+
+    Args:
+        who: asks for it.
+        target: the share and the floor.
+        counts: how many weights or groups each layer has.
+        of: which of the two.
+        free: how many of them no strength cuts.
 
     Raises:
         ValueError: the sentence says how many may be zero.
     """
-    most = sum(count - floor_of(target, count, of) for count in counts)
+    free = free or [0] * len(counts)
+    floors = [max(floor_of(target, count, of), some) for count, some in zip(counts, free, strict=True)]
+    most = sum(counts) - sum(floors)
     if most < math.floor(target.share * sum(counts)):
+        factors = f" and {sum(free)} factors of 0" if any(free) else ""
         raise ValueError(
-            f"{who} cannot be met: with floor={target.floor} at most {most} of {sum(counts)} {of} may be "
-            "zero; ask for a smaller share or floor"
+            f"{who} cannot be met: with floor={target.floor}{factors} at most {most} of {sum(counts)} {of} "
+            "may be zero; ask for a smaller share, or for a smaller floor (at 0 whole layers may die)"
         )

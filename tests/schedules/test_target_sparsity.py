@@ -19,6 +19,8 @@ from lightning_reg import (
     Coupled,
     ElasticNet,
     GroupLasso,
+    KeepLargest,
+    L2Norm,
     LInf,
     NuclearNorm,
     RegularizedModule,
@@ -488,7 +490,7 @@ def test_no_tensor_loses_all_of_its_weights(floor: float, left: int, averaged: b
     model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 4, bias=False))
     before = model[0].weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    strength = TargetSparsity(0.4, initial=1e3, floor=floor)
+    strength = TargetSparsity(0.3, initial=1e3, floor=floor)
     penalty = L1(strength, select="*.weight", factors={"2.weight": 0.0})
     attach(model, optimizer, penalty, apply="proximal", total_steps=10, dual_averaging=averaged)
     (0.0 * model(torch.zeros(1, 3)).sum()).backward()
@@ -504,6 +506,38 @@ def test_a_share_of_weights_that_the_floor_forbids_is_refused() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with pytest.raises(ValueError, match=r"with floor=0\.5 at most 7 of 15 weights may be zero"):
         attach(model, optimizer, L1(TargetSparsity(0.9, floor=0.5)), apply="proximal", total_steps=10)
+
+
+def test_a_share_that_factors_of_0_forbid_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    free = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0])
+    for penalty, most in (
+        (L1(TargetSparsity(0.5), factors={"2.weight": 0.0}), "and 20 factors of 0 at most 14 of 35 weights"),
+        (L1(TargetSparsity(0.9), factors={"0.weight": free[:, None]}), "at most 25 of 35 weights"),
+        (GroupLasso(TargetSparsity(0.7), factors={"0.weight": free}), "at most 5 of 9 groups"),
+    ):
+        with pytest.raises(ValueError, match=most):
+            attach(model, optimizer, penalty, apply="proximal", total_steps=10)
+
+
+def test_whole_layers_go_only_where_that_is_allowed() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    proximal: dict[str, Any] = {"apply": "proximal", "total_steps": 10}
+    none = r"at most 0 of 2 groups may be zero.*at 0 whole layers may die"
+    with pytest.raises(ValueError, match=none):
+        attach(model, optimizer, GroupLasso(TargetSparsity(0.5), groups="tensor"), **proximal)
+    for scope in ("all", "tensor"):
+        with pytest.raises(ValueError, match=none):
+            attach(
+                model, optimizer, KeepLargest(0.5, of="groups", groups="tensor", scope=scope), total_steps=10
+            )
+    with pytest.raises(ValueError, match=r"L2Norm.*allow it by floor=0"):
+        L2Norm(TargetSparsity(0.5))
+    allowed = TargetSparsity(0.5, floor=0)
+    for penalty in (L2Norm(allowed), GroupLasso(allowed, groups="tensor")):
+        attach(model, optimizer, penalty, **proximal)
 
 
 @pytest.mark.parametrize("share", [-0.5, 0.0, 1.0, 1.5])
