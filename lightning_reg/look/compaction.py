@@ -15,6 +15,7 @@ from lightning_reg.groups.forms import layout_of
 from lightning_reg.groups.layout import Slices
 from lightning_reg.groups.probing import probes_of
 from lightning_reg.groups.tracing import call_with
+from lightning_reg.look.attention import SmallerAttention
 from lightning_reg.look.cutting import Uncut, cut_layers_
 from lightning_reg.look.heads import cut_heads_
 from lightning_reg.select.derived import store_in_use_
@@ -35,9 +36,11 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
     moved into the bias of the layer that reads it, where this is linear or an unpadded convolution; where a
     padded one reads it, which tells where it ends, one unit stays and carries the constants of all. An
     attention head is dead where its queries, keys and values are all zero; a ``MultiheadAttention`` that
-    loses heads becomes a module of our own, called in the same way. One unit of each layer is always kept. A
-    warning names the layers whose dead units cannot be cut, such as those that a grouped convolution or a
-    layer normalization reads, and says why.
+    loses heads becomes a module of our own, called in the same way. A ``TransformerEncoder`` that holds one
+    takes no nested tensors, so that without gradients it puts out at padded positions what it does with
+    gradients, and not zeros; it can be traced and exported, but not scripted. One unit of each layer is
+    always kept. A warning names the layers whose dead units cannot be cut, such as those that a grouped
+    convolution or a layer normalization reads, and says why.
 
     To have units die as a whole, penalize them with ``groups="units"``, see :class:`~lightning_reg.Units`.
     :func:`~lightning_reg.size_table` says what was won.
@@ -66,6 +69,9 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
         model = model._orig_mod  # type: ignore[assignment]
     _refuse(model)
     whole = _with_weights_in_use(model).eval()
+    for module in whole.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # that path reads the weights of a whole attention
     probes = probes_of(whole, example_input, "compact(...)")
     with torch.no_grad():
         before = [call_with(whole, probe) for probe in probes]
@@ -98,7 +104,21 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in smaller.named_modules():
         module.training = modes.get(name, model.training)
+    _nest_again_(smaller, model)
     return smaller
+
+
+def _nest_again_(smaller: nn.Module, model: nn.Module) -> None:
+    """Let encoders that have lost no heads take nested tensors where they did."""
+    before = dict(model.named_modules())
+    for name, module in smaller.named_modules():
+        cut = any(isinstance(one, SmallerAttention) for one in module.modules())
+        if (
+            isinstance(module, nn.TransformerEncoder)
+            and not cut
+            and hasattr(before[name], "use_nested_tensor")
+        ):
+            module.use_nested_tensor = before[name].use_nested_tensor
 
 
 def _with_weights_in_use(model: nn.Module) -> nn.Module:

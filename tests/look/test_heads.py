@@ -97,6 +97,25 @@ def test_a_layer_that_does_not_run_with_fewer_heads_keeps_them() -> None:
     torch.testing.assert_close(small(x), before(x))
 
 
+@pytest.mark.parametrize("mask_in_example", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_without_some_heads_takes_a_padding_mask(mask_in_example: bool, grad: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True)
+    whole = nn.TransformerEncoder(layer, 2).eval()
+    dead_heads(whole.layers[1].self_attn)  # the first layer stays, and would nest
+    x, padding = torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    small = compact(whole, {"src": x, "src_key_padding_mask": padding} if mask_in_example else x)
+    assert isinstance(small.layers[1].self_attn, SmallerAttention)
+    assert whole.use_nested_tensor
+    with torch.set_grad_enabled(grad):
+        before, after = (one(x, src_key_padding_mask=padding)[~padding] for one in (whole, small))
+    torch.testing.assert_close(after, before)
+    assert compact(nn.TransformerEncoder(layer, 2).eval(), x).use_nested_tensor
+
+
 class Projections(nn.Module):
     """Attention with projections of its own, and heads as wide as it says."""
 
