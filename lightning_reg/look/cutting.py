@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ _CONV = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 _NORM = nn.modules.batchnorm._NormBase
 _PASSES = (_NORM, nn.PReLU)
+# what makes of a constant something that depends on the size of an input, or on a mask
+_SIZED = re.compile(r"(Sum|Mul|Div|Prod|Cumsum|Cumprod|Bmm|Mm|Norm|Logsumexp|Where|MaskedFill|ConstantPad)")
 _COMPUTED = "the model needs as many as there are"
 
 
@@ -157,6 +160,8 @@ def _readers(
 ) -> Readers | str:
     """The layers that read a unit, where, and the constant they read; or why the unit must stay."""
     readers: Readers = []
+    passed = [str(getattr(one[0].target.module, "_grad_fn", "")) for one in members]
+    sized = next((match[1] for one in passed if (match := _SIZED.search(one))), None)
     for dependency, places in sorted(members, key=lambda one: one[0].handler.__name__ == "prune_in_channels"):
         module, places = dependency.target.module, list(places)
         handler = dependency.handler.__name__
@@ -166,6 +171,8 @@ def _readers(
             constant = constant_at(seen.get(module, []), places)
             if constant is None:
                 return f"what {names.get(module)} reads of them is no constant"
+            if sized and constant.any():
+                return f"the constant that {names.get(module)} reads may depend on sizes or masks ({sized})"
             readers.append((module, places, constant))
         elif id(module) in norms:
             continue

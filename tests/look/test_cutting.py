@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_reg import GroupLasso, TargetSparsity, Units, attach, compact
 from lightning_reg.metrics import group_sparsity
@@ -80,3 +80,43 @@ def test_from_a_penalty_to_a_smaller_model() -> None:
         smaller = compact(model.eval(), TOKENS)
     assert dead > 0 and smaller.embed.embedding_dim == 8 - dead  # type: ignore[union-attr]
     torch.testing.assert_close(smaller(OTHERS), model(OTHERS), rtol=0, atol=1e-5)
+
+
+class Summed(nn.Module):
+    """Sums what a convolution puts out, so that a constant counts as often as there are pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.conv(x)).relu().sum((2, 3)))
+
+
+class Bag(nn.Module):
+    """Sums over the tokens that are not 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.conv, self.out = nn.Embedding(20, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out((self.conv(self.table(x)).relu() * (x != 0).unsqueeze(-1)).sum(1))
+
+
+def test_a_constant_that_depends_on_size_or_mask_is_not_folded() -> None:
+    torch.manual_seed(0)
+    summed, bag = Summed().eval(), Bag().eval()
+    with torch.no_grad():
+        summed.norm.weight[::2], summed.norm.bias[:] = 0.0, torch.randn(8).abs()
+        bag.conv.weight[::2], bag.conv.bias[:] = 0.0, 1.0
+    words = torch.randint(1, 20, (3, 5))
+    padded = words.clone()
+    padded[:, 3:] = 0
+    for model, example, other in (
+        (summed, torch.randn(2, 3, 8, 8), torch.randn(2, 3, 12, 12)),
+        (bag, words, padded),
+    ):
+        with pytest.warns(UserWarning, match=r"4 of conv, as the constant that out reads may depend on siz"):
+            small = compact(model, example)
+        torch.testing.assert_close(small(other), model(other))
