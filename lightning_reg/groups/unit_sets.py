@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from lightning_reg.groups.layout import Labels, Layout, Slices
 from lightning_reg.groups.tracing import Member, is_depthwise
 
-__all__ = ["UnitSet", "is_stream", "layout_along", "rms_norms", "unit_set"]
+__all__ = ["UnitSet", "is_response_normed", "is_stream", "layout_along", "rms_norms", "unit_set"]
 
 _CONV = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
@@ -30,6 +30,12 @@ def rms_norms(model: nn.Module) -> dict[int, nn.Module]:
         for module in model.modules()
         if "rmsnorm" in type(module).__name__.lower() and isinstance(module.weight, nn.Parameter)
     }
+
+
+def is_response_normed(modules: Iterable[object]) -> bool:
+    """Whether units pass a local response normalization, which mixes neighbours: told by its operators."""
+    passed = [str(getattr(module, "_grad_fn", "")) for module in modules]
+    return all(any(part in one for one in passed) for part in ("AvgPool", "Pow", "Div"))
 
 
 def is_stream(members: Sequence[Member], norms: Mapping[int, nn.Module] | None) -> bool:
@@ -54,6 +60,8 @@ def unit_set(
     Raises:
         ValueError: a stream is asked for, and something in it needs all of its channels.
     """
+    if is_response_normed(module for module, _, _ in members):
+        return None
     forms: UnitSet = {}
     reads = False
     for module, handler, units in members:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_reg.groups.probing import constant_at, inputs_of
 from lightning_reg.groups.tracing import dependency_graph, unit_count
-from lightning_reg.groups.unit_sets import rms_norms
+from lightning_reg.groups.unit_sets import is_response_normed, rms_norms
 
 __all__ = ["Uncut", "cut_layers_"]
 
@@ -160,6 +160,8 @@ def _readers(
 ) -> Readers | str:
     """The layers that read a unit, where, and the constant they read; or why the unit must stay."""
     readers: Readers = []
+    if is_response_normed(one[0].target.module for one in members):
+        return "a LocalResponseNorm mixes them with their neighbours"
     passed = [str(getattr(one[0].target.module, "_grad_fn", "")) for one in members]
     sized = next((match[1] for one in passed if (match := _SIZED.search(one))), None)
     for dependency, places in sorted(members, key=lambda one: one[0].handler.__name__ == "prune_in_channels"):

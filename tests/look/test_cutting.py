@@ -120,3 +120,15 @@ def test_a_constant_that_depends_on_size_or_mask_is_not_folded() -> None:
         with pytest.warns(UserWarning, match=r"4 of conv, as the constant that out reads may depend on siz"):
             small = compact(model, example)
         torch.testing.assert_close(small(other), model(other))
+
+
+def test_units_before_a_local_response_norm_stay() -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.LocalResponseNorm(3), nn.Conv2d(8, 4, 3), nn.Flatten(2)
+    model, x = nn.Sequential(*layers).eval(), torch.randn(2, 3, 8, 8)
+    assert not any("0.weight" in forms for forms in Units(x).find(model))
+    with torch.no_grad():
+        model[0].weight[::2], model[0].bias[::2] = 0.0, 0.0
+    with pytest.warns(UserWarning, match="4 of 0, as a LocalResponseNorm mixes them"):
+        small = compact(model, x)
+    torch.testing.assert_close(small(100 * x), model(100 * x))
