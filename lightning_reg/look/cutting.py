@@ -141,13 +141,19 @@ def _correct_(norm: nn.Module, cut: int) -> None:
     """
     weight: Any = norm.weight
     ratio = 1.0 + cut / len(weight)
-    weight.mul_(ratio**0.5)
     for name in ("eps", "epsilon", "variance_epsilon"):
         if hasattr(norm, name):
             eps: Any = getattr(norm, name)
             setattr(norm, name, (torch.finfo(weight.dtype).eps if eps is None else eps) * ratio)
     if hasattr(norm, "normalized_shape"):
         setattr(norm, "normalized_shape", tuple(weight.shape))  # noqa: B010 - a module's own
+    scale = weight.clone()
+    weight.zero_()
+    try:
+        offset = float(bool(norm(torch.ones_like(weight)[None]).any()))  # Gemma's scale is 1 + weight
+    except TypeError:  # it reads something beside
+        offset = 0.0
+    weight.copy_((scale + offset) * ratio**0.5 - offset)
 
 
 def _readers(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg import GroupLasso, TargetSparsity, Units, attach, compact
+from lightning_reg.look.cutting import _correct_
 from lightning_reg.metrics import group_sparsity
 from tests.groups.test_unit_sets import TOKENS, HandWritten, LanguageModel, half_dead, rms_norm
 
@@ -132,3 +133,23 @@ def test_units_before_a_local_response_norm_stay() -> None:
     with pytest.warns(UserWarning, match="4 of 0, as a LocalResponseNorm mixes them"):
         small = compact(model, x)
     torch.testing.assert_close(small(100 * x), model(100 * x))
+
+
+class Offset(nn.Module):
+    """Gemma's RMSNorm, whose scale is 1 + weight."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(weight), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.pow(2).mean(-1, keepdim=True) + self.eps).rsqrt() * (1.0 + self.weight)
+
+
+def test_a_norm_that_scales_by_one_and_its_weight_is_corrected() -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(8), torch.randn(3, 8)
+    x[:, 4:] = 0.0
+    before, after = Offset(weight.clone()), Offset(weight[:4].clone())
+    _correct_(after, 4)
+    torch.testing.assert_close(after(x[:, :4]), before(x)[:, :4])
