@@ -29,9 +29,9 @@ _BELOW = 0.8
 class TargetSparsity(Schedule):
     r"""A strength that adapts until a given share of weights, or of groups, is zero.
 
-    Nothing is penalized before ``begin``. From there to ``until`` the strength is steered so that the weight
-    (or group) that is to be the last one cut shrinks on a straight line to zero; after ``until`` the share is
-    held. Shortly after ``until`` a warning says, layer by layer, where it was missed by more than 2 points.
+    Nothing is penalized before ``begin``. From there on the strength is steered so that the weight (or group)
+    that is to be the last one cut shrinks on a straight line to zero, at four fifths of the way to ``until``;
+    then the share itself is steered. Shortly after ``until`` a warning says, layer by layer, where it was missed by more than 2 points.
     It works with ``apply="proximal"``, which makes zeros; what it has found is kept in checkpoints.
 
     Args:
@@ -94,8 +94,7 @@ class Controller:
     """The state of a :class:`TargetSparsity` in one run.
 
     The share of zeros answers late, and then all at once; so what is steered is the size of the weight (or
-    group) that is to be the last one cut: on a straight line to 0 at ``until``, and from then on the share
-    itself.
+    group) that is to be the last one cut: on a straight line to 0, and from then on the share itself.
 
     Args:
         target: what is wanted.
