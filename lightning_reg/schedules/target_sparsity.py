@@ -29,10 +29,11 @@ _BELOW = 0.8
 class TargetSparsity(Schedule):
     r"""A strength that adapts until a given share of weights, or of groups, is zero.
 
-    Nothing is penalized before ``begin``. From there on the strength is steered so that the weight (or group)
-    that is to be the last one cut shrinks on a straight line to zero, at four fifths of the way to ``until``;
-    then the share itself is steered. Shortly after ``until`` a warning says, layer by layer, where it was missed by more than 2 points.
-    It works with ``apply="proximal"``, which makes zeros; what it has found is kept in checkpoints.
+    Nothing is penalized before ``begin``. From there on the strength is steered so that the weight (or
+    group) that is to be the last one cut shrinks on a straight line to zero, at four fifths of the way to
+    ``until``; then the share itself is steered. Shortly after ``until`` a warning says, layer by layer,
+    where it was missed by more than 2 points. It works with ``apply="proximal"``, which makes zeros; what it
+    has found is kept in checkpoints.
 
     Args:
         share: s in (0, 1), the share of zeros wanted.
