@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from lightning_reg.groups.tracing import call_with
+from lightning_reg.groups.tracing import call_with, tensors_in
 
 __all__ = ["constant_at", "inputs_of", "probes_of"]
 
@@ -44,7 +44,7 @@ def probes_of(model: nn.Module, example: Any, asker: str) -> list[Any]:
 
     other = tree_map(moved, example)
     try:
-        results = [leaf for leaf in tree_leaves(call_with(model, other)) if isinstance(leaf, Tensor)]
+        results = tensors_in(call_with(model, other))
     except Exception:  # it takes some numbers only
         return [example]
     return [example, other] if all(bool(one.isfinite().all()) for one in results) else [example]

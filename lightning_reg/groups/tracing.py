@@ -19,6 +19,8 @@ __all__ = [
     "call_with",
     "dependency_graph",
     "is_depthwise",
+    "prunes",
+    "tensors_in",
     "traceable_copy",
     "unit_count",
     "unit_members",
@@ -46,7 +48,7 @@ def dependency_graph(model: nn.Module, example: Any, asker: str) -> Any:
         with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng():
             warnings.simplefilter("ignore")  # of tensors that belong to no module: those units are left out
             return pruning.DependencyGraph().build_dependency(
-                model, example, forward_fn=call_with, output_transform=_tensors
+                model, example, forward_fn=call_with, output_transform=_traced
             )
     except Exception as error:
         raise ValueError(
@@ -102,8 +104,28 @@ def call_with(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple) else model(example)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+def tensors_in(output: Any) -> list[Tensor]:
+    """Return the tensors of what a model puts out, in containers, dataclasses and other objects."""
+    found: list[Tensor] = []
+    left, seen = [output], set[int]()
+    while left:
+        for leaf in tree_leaves(left.pop(0)):
+            if isinstance(leaf, Tensor):
+                found.append(leaf)
+            elif isinstance(getattr(leaf, "__dict__", None), dict) and not isinstance(leaf, nn.Module):
+                left += [vars(leaf)] if id(leaf) not in seen else []
+                seen.add(id(leaf))
+    return found
+
+
+def _traced(output: Any) -> list[Tensor]:
+    found = tensors_in(output)
+    if not found:
+        raise TypeError(
+            f"it puts out a {type(output).__name__}, in which no tensor is seen; let forward return tensors, "
+            "or tuples, dicts or dataclasses of them"
+        )
+    return [tensor for tensor in found if tensor.requires_grad]
 
 
 def unit_members(graph: Any, layer: nn.Module, count: int) -> list[Member]:
@@ -115,16 +137,7 @@ def unit_members(graph: Any, layer: nn.Module, count: int) -> list[Member]:
     Raises:
         ValueError: a channel belongs to two units.
     """
-    pruning = importlib.import_module("torch_pruning")
-    prune = pruning.prune_linear_out_channels
-    if isinstance(layer, nn.Embedding):
-        prune = pruning.prune_embedding_out_channels
-    if isinstance(layer, _CONV):
-        prune = (
-            pruning.prune_depthwise_conv_out_channels
-            if is_depthwise(layer)
-            else pruning.prune_conv_out_channels
-        )
+    prune = prunes(layer)
     found: dict[tuple[int, str], tuple[Any, dict[int, int]]] = {}
 
     def ask(units: list[int]) -> Iterable[tuple[Any, str, set[int]]]:
@@ -155,10 +168,22 @@ def unit_members(graph: Any, layer: nn.Module, count: int) -> list[Member]:
     return members
 
 
+def prunes(layer: nn.Module) -> Any:
+    """Return the package's function that cuts units of a layer, or channels of a batch normalization."""
+    kind = "linear"
+    if isinstance(layer, _CONV):
+        kind = "depthwise_conv" if is_depthwise(layer) else "conv"
+    elif not isinstance(layer, nn.Linear):
+        kind = "embedding" if isinstance(layer, nn.Embedding) else "batchnorm"
+    return getattr(importlib.import_module("torch_pruning"), f"prune_{kind}_out_channels")
+
+
 def unit_count(layer: nn.Module) -> int:
-    """Return how many units a linear layer, a convolution or an embedding has."""
+    """Return how many units a linear layer, a convolution, an embedding or a batch normalization has."""
     if isinstance(layer, nn.Embedding):
         return layer.embedding_dim
+    if isinstance(layer, nn.modules.batchnorm._NormBase):
+        return layer.num_features
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from lightning_reg.groups.forms import layout_of
 from lightning_reg.groups.layout import Slices
 from lightning_reg.groups.probing import probes_of
-from lightning_reg.groups.tracing import call_with
+from lightning_reg.groups.tracing import call_with, tensors_in
 from lightning_reg.look.attention import SmallerAttention
 from lightning_reg.look.cutting import Uncut, cut_layers_
 from lightning_reg.look.heads import cut_heads_
@@ -80,7 +79,7 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
         with torch.no_grad():
             return all(_equal(old, call_with(one, p)) for old, p in zip(before, probes, strict=True))
 
-    cut_heads_(whole, lambda: is_same(whole))
+    with_heads = cut_heads_(whole, lambda: is_same(whole))
     for parameter in whole.parameters():
         if parameter.is_floating_point() or parameter.is_complex():
             parameter.requires_grad_(True)  # the package follows autograd's graph
@@ -93,6 +92,7 @@ def compact(model: nn.Module, example_input: Any = None) -> nn.Module:
         except Uncut as layer:
             skip.add(str(layer))
     _tie_(smaller, whole)
+    kept = with_heads + kept
     if kept:
         shown = "; ".join(kept[:4]) + ("; and more" if len(kept) > 4 else "")
         warnings.warn(f"compact(...) keeps dead units that it cannot cut: {shown}", stacklevel=2)
@@ -136,9 +136,8 @@ def _with_weights_in_use(model: nn.Module) -> nn.Module:
 
 
 def _equal(before: Any, after: Any) -> bool:
-    pairs = zip(tree_leaves(before), tree_leaves(after), strict=True)
-    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
-    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in tensors)
+    pairs = zip(tensors_in(before), tensors_in(after), strict=True)
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
 
 def _refuse(model: nn.Module) -> None:

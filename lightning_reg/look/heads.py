@@ -34,23 +34,28 @@ class _Attention:
 
 
 @torch.no_grad()
-def cut_heads_(model: nn.Module, is_same: Callable[[], bool]) -> None:
-    """Cut the heads whose queries, keys and values are zero, where the model's outputs stay what they are.
+def cut_heads_(model: nn.Module, is_same: Callable[[], bool]) -> list[str]:
+    """Cut the heads whose queries, keys and values are zero; return where they stay, a line a layer.
+
+    They stay where the model would not put out what it did.
 
     Args:
         model: a copy, changed in place.
         is_same: whether the model's outputs are what they were. It may raise.
     """
+    kept: list[str] = []
     for attention in list(_attentions(model)):
         layouts = [layout for _, layout in attention.into]
         alive = group_maxima([s.parameter for s, _ in attention.into], layouts) > 0
         if bool(alive.all()) or len(alive) < 2:
             continue
+        dead = int((~alive).sum())
         if not bool(alive.any()):
             alive[0] = True  # one stays
-        for out in attention.out:
-            if _try(model, attention, out, alive, is_same):
-                break
+        if not any(_try(model, attention, out, alive, is_same) for out in attention.out):
+            name = next(name for name, module in model.named_modules() if module is attention.owner)
+            kept.append(f"{dead} heads of {name or 'the model'}, which does not run with fewer")
+    return kept
 
 
 def _attentions(model: nn.Module) -> Iterator[_Attention]:

@@ -153,3 +153,142 @@ def test_a_norm_that_scales_by_one_and_its_weight_is_corrected() -> None:
     before, after = Offset(weight.clone()), Offset(weight[:4].clone())
     _correct_(after, 4)
     torch.testing.assert_close(after(x[:, :4]), before(x)[:, :4])
+
+
+def slimmed(*layers: nn.Module, at: int, share: int = 2) -> nn.Sequential:
+    """A network whose batch normalization at a place has scales of 0, and shifts."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        model[at].weight[::share] = 0.0
+        model[at].bias.normal_()
+    return model
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_what_dies_behind_a_depthwise_convolution_is_cut_or_named(multiplier: int) -> None:
+    wide = 24 * multiplier
+    model = slimmed(
+        nn.Conv2d(3, 24, 1, bias=False),
+        nn.BatchNorm2d(24),
+        nn.ReLU6(),
+        nn.Conv2d(24, wide, 3, padding=1, groups=24, bias=False),
+        nn.BatchNorm2d(wide),
+        nn.ReLU6(),
+        nn.Conv2d(wide, 8, 1),
+        nn.Flatten(2),
+        at=4,
+    )
+    x = torch.randn(2, 3, 8, 8)
+    if multiplier == 1:
+        small = compact(model, x)
+        assert [small[i].out_channels for i in (0, 3)] == [12, 12] and small[6].in_channels == 12
+    else:
+        with pytest.warns(UserWarning, match=r"24 of 3, a grouped convolution"):
+            small = compact(model, x)
+    torch.testing.assert_close(small(2.0 * x), model(2.0 * x))
+
+
+def test_filters_of_zeros_of_a_depthwise_convolution_are_cut() -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    model, x = nn.Sequential(*layers).eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        model[2].weight[::2], model[2].bias[:] = 0.0, 1.0
+    small = compact(model, x)
+    assert small[0].out_channels == small[2].groups == 4
+    torch.testing.assert_close(small(2.0 * x), model(2.0 * x))
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.MaxPool2d(2)])
+def test_what_dies_in_a_norm_behind_something_else_is_cut(between: nn.Module) -> None:
+    model = slimmed(nn.Conv2d(3, 8, 3), between, nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), at=2)
+    x = torch.randn(2, 3, 12, 12)
+    small = compact(model, x)
+    assert small[0].out_channels == small[2].num_features == 4
+    torch.testing.assert_close(small(2.0 * x), model(2.0 * x))
+
+
+class PreActivated(nn.Module):
+    """Two norms of one sum, as in a ResNet that norms before it convolves: of many units, or of a few."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(width), nn.BatchNorm2d(width)])
+        self.convs = nn.ModuleList([nn.Conv2d(width, width, 1), nn.Conv2d(width, 4, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.convs[0](self.norms[0](x).relu())
+        return self.convs[1](self.norms[1](x).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("width", [8, 32])
+def test_what_one_of_several_norms_kills_stays_and_is_named(width: int) -> None:
+    torch.manual_seed(0)
+    model, x = PreActivated(width).eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        model.norms[0].weight[::2] = 0.0
+        model.norms[1].weight[::4] = 0.0
+        for norm in model.norms:
+            norm.bias.normal_()
+    with pytest.warns(UserWarning, match=rf"{width // 4} of norms.0, as what .* no constant"):
+        small = compact(model, x)
+    assert small.stem.out_channels == width - width // 4
+    torch.testing.assert_close(small(2.0 * x), model(2.0 * x))
+
+
+class Answer:
+    """What a model of one's own may put out; it knows itself."""
+
+    def __init__(self, logits: Any) -> None:
+        self.logits, self.me = logits, self
+
+
+class Answering(nn.Module):
+    def __init__(self, hides: bool) -> None:
+        super().__init__()
+        self.p, self.q, self.hides = nn.Linear(6, 8), nn.Linear(8, 2), hides
+
+    def forward(self, x: Tensor) -> Answer:
+        logits = self.q(self.p(x).relu())
+        return Answer((lambda: logits) if self.hides else {"of": logits})
+
+
+def test_what_an_object_holds_is_an_output() -> None:
+    torch.manual_seed(0)
+    model, x = Answering(False).eval(), torch.randn(3, 6)
+    with torch.no_grad():
+        model.p.weight[::2], model.p.bias[::2] = 0.0, 0.0
+    small = compact(model, x)
+    assert small.p.out_features == 4
+    torch.testing.assert_close(small(x).logits["of"], model(x).logits["of"])
+    assert "p.weight" in Units(x).find(Answering(False))[0]
+    for asks in (lambda: compact(Answering(True), x), lambda: Units(x).find(Answering(True))):
+        with pytest.raises(ValueError, match="it puts out a Answer, in which no tensor is seen"):
+            asks()
+
+
+@pytest.mark.parametrize("how", [{"kdim": 10, "vdim": 10}, {"add_bias_kv": True}])
+def test_dead_heads_that_stay_are_named(how: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m, self.out = nn.MultiheadAttention(16, 4, batch_first=True, **how), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.out(self.m(x, y, y)[0])
+
+    example = torch.randn(2, 7, 16), torch.randn(2, 5, how.get("kdim", 16))
+    model = Reads().eval()
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for forms in Units(example).find(model):
+            for name, layout in forms.items():
+                view = layout.view(parameters[name])
+                view.mul_(layout.spread(torch.arange(layout.count) % 2 == 0, view))
+    with pytest.warns(UserWarning, match="2 heads of m, which does not run with fewer"):
+        compact(model, example)
