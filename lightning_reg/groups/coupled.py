@@ -35,6 +35,10 @@ class Coupled:
     sets: Sequence[Mapping[str, GroupForm]]
 
     def __post_init__(self) -> None:
+        if isinstance(self.sets, Mapping) or not all(isinstance(forms, Mapping) for forms in self.sets):
+            raise ValueError(
+                f"Coupled(sets={self.sets!r}) is no list of sets; give a list of dicts by parameter name"
+            )
         if not self.sets or not all(self.sets):
             raise ValueError("Coupled(sets=...) needs a list of sets of parameter names, none of them empty")
         for forms in self.sets:

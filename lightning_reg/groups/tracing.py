@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ __all__ = [
     "Member",
     "call_with",
     "dependency_graph",
+    "group_of",
     "is_depthwise",
-    "prunes",
     "tensors_in",
     "traceable_copy",
     "unit_count",
@@ -28,6 +29,8 @@ __all__ = [
 
 _CONV = nn.modules.conv._ConvNd
 
+#: How often the package may come by each module on its way through a group.
+STEPS = 20
 #: A module, what of it is concerned (``"prune_out_channels"`` or another handler's name), and a unit or −1
 #: for each of its channels.
 Member = tuple[Any, str, Tensor]
@@ -128,6 +131,29 @@ def _traced(output: Any) -> list[Tensor]:
     return [tensor for tensor in found if tensor.requires_grad]
 
 
+def group_of(graph: Any, layer: nn.Module, units: Sequence[int]) -> Any:
+    """Return the package's group of some units of a layer: all that is joined to them.
+
+    Raises:
+        ValueError: it grows without an end in sight, as where halves of a head change places (Phi-3).
+    """
+    package: Any = sys.modules[type(graph).__module__]
+    whole: Any = package.Group
+    most = STEPS * len(graph.module2node)
+
+    class Bounded(whole):  # type: ignore[misc]
+        def add_dep(self, dep: Any, idxs: Any) -> None:
+            if len(self) > most:
+                raise ValueError(f"more than {most} layers are joined to units of a {type(layer).__name__}")
+            super().add_dep(dep, idxs)
+
+    package.Group = Bounded
+    try:
+        return graph.get_pruning_group(layer, _prunes(layer), idxs=units)
+    finally:
+        package.Group = whole
+
+
 def unit_members(graph: Any, layer: nn.Module, count: int) -> list[Member]:
     """Return what goes with the units of a layer, and which channel of it belongs to which unit.
 
@@ -137,12 +163,11 @@ def unit_members(graph: Any, layer: nn.Module, count: int) -> list[Member]:
     Raises:
         ValueError: a channel belongs to two units.
     """
-    prune = prunes(layer)
     found: dict[tuple[int, str], tuple[Any, dict[int, int]]] = {}
 
     def ask(units: list[int]) -> Iterable[tuple[Any, str, set[int]]]:
         if units:
-            for dependency, channels in graph.get_pruning_group(layer, prune, idxs=units):
+            for dependency, channels in group_of(graph, layer, units):
                 yield dependency.target.module, dependency.handler.__name__, set(channels)
 
     for module, handler, channels in ask(list(range(count))):
@@ -168,7 +193,7 @@ def unit_members(graph: Any, layer: nn.Module, count: int) -> list[Member]:
     return members
 
 
-def prunes(layer: nn.Module) -> Any:
+def _prunes(layer: nn.Module) -> Any:
     """Return the package's function that cuts units of a layer, or channels of a batch normalization."""
     kind = "linear"
     if isinstance(layer, _CONV):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.groups.probing import constant_at, inputs_of
-from lightning_reg.groups.tracing import dependency_graph, is_depthwise, prunes, unit_count
+from lightning_reg.groups.tracing import dependency_graph, group_of, is_depthwise, unit_count
 from lightning_reg.groups.unit_sets import is_response_normed, rms_norms
 from lightning_reg.look.constants import Readers, absorb_, is_layer, merge_, read_as_constants, tells
 
@@ -94,7 +94,6 @@ def _cut_(
     model: nn.Module,
 ) -> Counter[str]:
     """Cut the dead units of one layer, and of those that are joined to it; count why others stay."""
-    prune = prunes(layer)
     through = is_depthwise(layer) or isinstance(layer, _NORM)
     norms = rms_norms(model)
     names = {module: name for name, module in model.named_modules()}
@@ -107,7 +106,7 @@ def _cut_(
         why["what other layers read of them is no constant"] += len(dead) - len(steady)
         dead = steady
     for unit in dead:
-        members = list(graph.get_pruning_group(layer, prune, idxs=[unit]))
+        members = list(group_of(graph, layer, [unit]))
         readers = _readers(members, seen, dead_of, heads, names, norms, through)
         if isinstance(readers, str):
             why[readers] += 1
@@ -126,7 +125,7 @@ def _cut_(
         border = next(iter(tells(carried[0][1])))
         why[f"the border of {names.get(border)} would tell their constant"] += len(carried) - len(merged)
     if removable:
-        group = graph.get_pruning_group(layer, prune, idxs=removable)
+        group = group_of(graph, layer, removable)
         ids = {id(dependency.target.module) for dependency, _ in group}
         group.prune()
         for norm in (norm for weight, norm in norms.items() if weight in ids):

@@ -111,6 +111,9 @@ def test_bad_sets_are_refused():
     for sets in ([], [{}]):
         with pytest.raises(ValueError, match="none of them empty"):
             Coupled(sets)
+    for sets in ({"0.weight": "rows"}, ["0.weight"]):
+        with pytest.raises(ValueError, match="no list of sets; give a list of dicts by parameter name"):
+            Coupled(sets)
     with pytest.raises(ValueError, match="in two sets"):
         Coupled([{"a": "rows"}, {"a": "rows"}])
     with pytest.raises(ValueError, match="is in no set"):

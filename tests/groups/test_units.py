@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_reg import GroupLasso, LInf, SparseGroupLasso, TargetSparsity, Units, attach
 from lightning_reg.callbacks import MaxNorm, PenaltyCallback
 from lightning_reg.groups.layout import Labels, Slices
+from lightning_reg.groups.tracing import dependency_graph, group_of, traceable_copy
 from lightning_reg.groups.unit_sets import layout_along
 from lightning_reg.metrics import group_sparsity
 
@@ -367,3 +368,14 @@ def _selected(model: nn.Module) -> list:
     from lightning_reg.select.parameters import named_parameters
 
     return named_parameters(model)
+
+
+def test_a_group_without_an_end_in_sight_is_no_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
+    assert len(Units(x).find(net)) == 1
+    twin = traceable_copy(net, "this")
+    graph = dependency_graph(twin, x, "this")
+    monkeypatch.setattr("lightning_reg.groups.tracing.STEPS", 0)
+    with pytest.raises(ValueError, match="more than 0 layers are joined to units of a Linear"):
+        group_of(graph, twin[0], [0])
+    assert Units(x).find(copy.deepcopy(net)) == []

@@ -42,3 +42,22 @@ def test_llamas_stream_is_cut(tied: bool) -> None:
     assert (smaller.lm_head.weight is smaller.model.embed_tokens.weight) == tied
     tokens = torch.randint(50, (3, 6))
     torch.testing.assert_close(smaller(tokens).logits, model(tokens).logits, rtol=0, atol=1e-6)
+
+
+def test_units_of_phi3_come_to_an_end() -> None:
+    """Halves of its heads change places, which the package would follow without an end."""
+    config = transformers.Phi3Config(
+        vocab_size=64,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=64,
+    )
+    model = transformers.Phi3ForCausalLM(config).eval()
+    found = Units({"input_ids": torch.randint(3, 60, (2, 9))}).find(model)
+    assert not any("qkv_proj" in name for forms in found for name in forms)
