@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lightning_reg.penalties.bound import Bound, Held
@@ -94,8 +95,11 @@ class _TwoLayers(Bound):
         return strength * norms(whole(self._pair[0]), 0).sum().to(like.device)
 
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
-        """There is none."""
-        raise NotImplementedError("a hierarchy of features has a proximal operator, and no gradient")
+        """Return that of the skip layer's part, which a monitor shows; 0 at 0."""
+        full = whole(weight)
+        if weight is not self._pair[0]:
+            return torch.zeros_like(full)
+        return strength * full / norms(full, 0).clamp(min=torch.finfo(full.dtype).tiny)
 
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """Act on both layers, whose steps are one."""
