@@ -50,14 +50,22 @@ def images(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x[1000:3000], y[1000:3000], x[:1000], y[:1000]
 
 
-def train(net: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float, act: Callable[..., Any]) -> None:
+def train(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    epochs: int,
+    rate: float,
+    act: Callable[..., Any],
+    batch: int = BATCH,
+) -> None:
     """Adam with a warm-up and a cosine; ``act`` is given the optimizer and the number of steps."""
     optimizer = torch.optim.AdamW(net.train().parameters(), lr=rate, weight_decay=1e-4)
-    steps = epochs * -(-len(x) // BATCH)
+    steps = epochs * -(-len(x) // batch)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
     act(optimizer, steps)
     for _ in range(epochs):
-        for part in torch.randperm(len(x)).split(BATCH):
+        for part in torch.randperm(len(x)).split(batch):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x[part]), y[part]).backward()
             optimizer.step()
@@ -131,7 +139,9 @@ def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
         return float((net(x).argmax(1) == y).float().mean())
 
 
-def recipe(network: str, data: str, seed: int, method: str | None, epochs: int = 10) -> dict[str, Any]:
+def recipe(
+    network: str, data: str, seed: int, method: str | None, epochs: int = 10, batch: int = BATCH
+) -> dict[str, Any]:
     """Train a network, dense or to half of its units by a method; return what came of it."""
     x, y, test_x, test_y = images(data)
     example, start = x[:2], perf_counter()
@@ -147,7 +157,7 @@ def recipe(network: str, data: str, seed: int, method: str | None, epochs: int =
     if method == RIVAL:
         rival(net, x, y, epochs, rate)
     else:
-        train(net, x, y, epochs, rate, act)
+        train(net, x, y, epochs, rate, act, batch)
     row = {"network": network, "data": data, "seed": seed, "method": method}
     if method is None:
         return {**row, "accuracy": accuracy(net, test_x, test_y), "seconds": round(perf_counter() - start, 1)}
@@ -192,6 +202,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=[*METHODS, RIVAL], choices=[*METHODS, RIVAL])
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=BATCH, help="images; of the pruner always the default")
     parser.add_argument("--record", type=Path, help="a file of rows: what it holds is not run again")
     options = parser.parse_args()
     text = options.record.read_text() if options.record is not None and options.record.exists() else ""
@@ -204,7 +215,7 @@ def main() -> None:
         options.data, options.networks, options.seeds, (None, *options.methods)
     ):
         row = known.get((network, data, seed, method))
-        rows.append(row or recipe(network, data, seed, method, options.epochs))
+        rows.append(row or recipe(network, data, seed, method, options.epochs, options.batch))
         print(json.dumps(rows[-1]), flush=True)
         if row is None and options.record is not None:
             with options.record.open("a") as file:
