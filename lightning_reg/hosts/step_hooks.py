@@ -119,8 +119,7 @@ class StepHooks:
         if not callable(closure):  # some take losses
             for member in acting:
                 member.before_step(optimizer)
-            if looks and not self.factors:
-                self._seems_clipped.look(optimizer)
+            self._look(optimizer, looks)
             return None
         # the gradients come to be inside the closure
 
@@ -129,13 +128,17 @@ class StepHooks:
             for member in acting:
                 member.before_step(optimizer)
             acting[:] = [member for member in acting if member.repeats]
-            if looks and not self.factors:
-                self._seems_clipped.look(optimizer)
+            self._look(optimizer, looks)
             return loss
 
         if len(args) > 1:  # by whatever name
             return (args[0], with_terms, *args[2:]), kwargs
         return args, {**kwargs, "closure": with_terms}
+
+    def _look(self, optimizer: Optimizer, looks: bool) -> None:
+        """Look whether somebody has clipped the gradients unseen."""
+        if looks and not self.factors:
+            self._seems_clipped.look(optimizer)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if sys._getframe(1) is not self._step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, final
 
@@ -87,7 +88,7 @@ class SparseMLP(SupervisedModule):
             )
         penalty = FeatureHierarchy(strength, hierarchy)
         super().__init__(penalty, "proximal", dual_averaging, optimizer, lr_schedule, metrics)
-        self.in_features, self.outputs, self.task, self.hierarchy = in_features, outputs, task, hierarchy
+        self.in_features, self.outputs, self.task = in_features, outputs, task
         self.skip = nn.Linear(in_features, outputs)
         widths = [in_features, *hidden]
         layers: list[nn.Module] = []
@@ -95,6 +96,30 @@ class SparseMLP(SupervisedModule):
             layers += [nn.Linear(width, following), nn.ReLU(), nn.Dropout(dropout)]
         self.first = layers[0]
         self.rest = nn.Sequential(*layers[1:], nn.Linear(widths[-1], outputs, bias=False))
+
+    @property
+    def strength(self) -> ScheduleLike:
+        """λ; another one acts from the next step on."""
+        return self._penalty.strength
+
+    @strength.setter
+    def strength(self, value: ScheduleLike) -> None:
+        self.penalties = (replace(self._penalty, strength=value),)
+
+    @property
+    def hierarchy(self) -> float:
+        """M; another one acts from the next step on."""
+        return self._penalty.hierarchy
+
+    @hierarchy.setter
+    def hierarchy(self, value: float) -> None:
+        self.penalties = (replace(self._penalty, hierarchy=value),)
+
+    @property
+    def _penalty(self) -> FeatureHierarchy:
+        (penalty,) = self.penalties
+        assert isinstance(penalty, FeatureHierarchy)
+        return penalty
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits or values, ``(batch, outputs)``."""

@@ -19,7 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import Cosine, SparseMLP
 from lightning_reg.prox.hierarchical import hierarchical_prox, hold_features_
+from lightning_reg.select.parameters import named_parameters
 from tests.support import QUIET, STRICT, batches
+
+PAIR = ("skip.weight", "first.weight")
 
 
 def objective(theta: Tensor, w: Tensor, v: Tensor, u: Tensor, threshold: float) -> Tensor:
@@ -184,6 +187,50 @@ def test_a_clipped_step_is_as_long_as_the_gradient_makes_it() -> None:
     assert min(factors) < 0.5
     for (name, mine), theirs in zip(module.named_parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_its_value_and_gradient_are_those_of_the_norms_of_the_features() -> None:
+    """The rest is a constraint, which adds nothing to a value; a feature that is out has a slope of 0."""
+    module = SparseMLP(6, 2, (4,), strength=0.3)
+    with torch.no_grad():
+        module.skip.weight[:, 1] = 0.0
+    expected = 0.3 * module.skip.weight.square().sum(0).clamp(min=1e-30).sqrt().sum()
+    torch.testing.assert_close(module.penalty(), expected)
+    (slope,) = torch.autograd.grad(expected, module.skip.weight)
+    bound = module.penalties[0].bind([s for s in named_parameters(module) if s.name in PAIR])
+    torch.testing.assert_close(bound.gradient(module.skip.weight, 0.3), slope)
+    assert not bound.gradient(module.first.weight, 0.3).any()
+
+
+def test_an_average_of_it_leaves_out_the_features_that_it_does() -> None:
+    averaging = getattr(pl.callbacks, "EMAWeightAveraging", None)
+    if averaging is None:
+        pytest.skip("Lightning 2.6 brought EMAWeightAveraging")
+    found = []
+    for callbacks in ([], [averaging(decay=0.9)]):
+        torch.manual_seed(0)
+        module = SparseMLP(10, 1, (4,), strength=0.5, hierarchy=1.0, task="regression", metrics={})
+        pl.Trainer(**QUIET, max_epochs=10, callbacks=callbacks).fit(module, batches())
+        found.append(module.selected_features())
+        assert (module.first.weight != 0).any(0).nonzero()[:, 0].tolist() == found[-1]
+    assert found[0] == found[1] and 0 < len(found[0]) < 10
+
+
+def test_another_strength_acts_from_the_next_step_on() -> None:
+    torch.manual_seed(0)
+    module = SparseMLP(10, 1, (4,), strength=0.0, task="regression", metrics={}, dual_averaging=False)
+
+    class Raises(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *given: Any) -> None:
+            if trainer.global_step == 4:
+                assert len(module.selected_features()) == 10
+                module.strength, module.hierarchy = 1e6, 2.0
+
+    pl.Trainer(**QUIET, max_steps=6, callbacks=[Raises()]).fit(module, batches())
+    assert (module.strength, module.hierarchy) == (1e6, 2.0)
+    assert module.selected_features() == []
+    with pytest.raises(ValueError, match="hierarchy=-1"):
+        module.hierarchy = -1.0
 
 
 def test_a_frozen_layer_is_refused_before_the_first_step() -> None:
