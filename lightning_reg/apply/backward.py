@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.shards import is_sharded, local, placed_as
 
 __all__ = ["GradientInBackward"]
@@ -56,7 +57,7 @@ class GradientInBackward:
             hook.remove()
         self._hooks, self._awaited, self._coupled = {}, {}, {}
 
-    @torch.no_grad()
+    @without_grad
     def _add(self, parameter: Tensor) -> None:
         bound, key = self._term.bound, id(parameter)
         if key not in self._awaited:

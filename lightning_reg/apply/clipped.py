@@ -41,15 +41,17 @@ def clipped_steps(
         steps: for each, of a gradient that nobody has clipped.
         factors: by identity, what the gradients of this step were multiplied with; 1 where missing.
     """
-    memory = _memory(group)
+    memory, mean_key, count_key = _memory(group), f"{key}/clip", f"{key}/clips"
+    if not factors and not (memory and any(mean_key in optimizer.state[weight] for weight in weights)):
+        return list(steps)
     shorter = []
     for weight, step in zip(weights, steps, strict=True):
         factor, state = factors.get(id(weight)), optimizer.state[weight] if memory else {}
-        if memory and (factor is not None or f"{key}/clip" in state):
-            mean, count = state.get(f"{key}/clip", 1.0), state.get(f"{key}/clips", 0.0)
+        if memory and (factor is not None or mean_key in state):
+            mean, count = state.get(mean_key, 1.0), state.get(count_key, 0.0)
             count = memory * count + 1.0
             mean += ((1.0 if factor is None else factor) - mean) / count
-            state[f"{key}/clip"], state[f"{key}/clips"] = mean, count
+            state[mean_key], state[count_key] = mean, count
             factor = mean
         shorter.append(
             step if factor in (None, 1.0) else step._replace(numerator=step.numerator * float(factor or 0.0))

@@ -18,6 +18,7 @@ from lightning_reg.apply.optimizers import decay_rates
 from lightning_reg.apply.stochastic_rounding import generator_at, round_, rounded_after
 from lightning_reg.apply.term import Term, found_inf
 from lightning_reg.penalties.l2 import L2
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.shards import local
 from lightning_reg.tensors.steps import StepSize
@@ -34,7 +35,7 @@ class Awaited(NamedTuple):
     factor: float
 
 
-@torch.no_grad()
+@without_grad
 def decay_(term: Term, optimizer: Optimizer, strength: float, clock: Callable[[], int]) -> list[Awaited]:
     """``w ← w − lr · ∂Ω(w)`` for each tensor that ``optimizer`` is about to step; D-Adaptation's lr is d·lr.
 
@@ -77,7 +78,7 @@ def decay_(term: Term, optimizer: Optimizer, strength: float, clock: Callable[[]
     return []
 
 
-@torch.no_grad()
+@without_grad
 def decay_where_agreed_(awaited: Sequence[Awaited], clock: Callable[[], int]) -> None:
     r"""``w ← w − ρ λ w₀`` where the update has not moved the weight :math:`w_0` away from zero.
 

@@ -14,7 +14,7 @@ shape begins anew, with a plain proximal step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from lightning_reg.apply.term import DualAveraging, Term
 from lightning_reg.penalties.bound import Held
 from lightning_reg.tensors.chunks import pieces
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import accumulator, wide
 from lightning_reg.tensors.shards import local, local_parts
 from lightning_reg.tensors.steps import StepSize
@@ -101,56 +102,49 @@ def _with_averages(
     These move on, and 16-bit ones are put together from their two parts, and taken apart when control comes
     back.
     """
-    rows = [
-        row
-        for i, (weight, step) in enumerate(zip(weights, steps, strict=True))
-        if step.numerator != 0.0
-        for row in [_moved_on(i, weight, step, optimizer.state[weight], key_of(term), k)]
-    ]
-    elementwise = term.bound.elementwise
-    for row in [row for row in rows if elementwise and len(row.average) == 2]:
-        yield from _in_pieces(row)
-    rest = [row for row in rows if not elementwise or len(row.average) == 1]
-    if not rest:
+    key, elementwise = key_of(term), term.bound.elementwise
+    counter = f"{key}/step"
+    positions: list[int] = []
+    averages: list[tuple[Tensor, ...]] = []
+    shares: list[float] = []
+    for i, (weight, step) in enumerate(zip(weights, steps, strict=True)):
+        if step.numerator == 0.0:
+            continue
+        state = optimizer.state[weight]
+        average = _average_of(state, key, weight)
+        count = state[counter] = state.get(counter, 0) + 1
+        share = min(1.0, k / (count + k - 1.0))
+        if elementwise and len(average) == 2:
+            yield from _in_pieces(i, weight, average, step, share)
+            continue
+        positions.append(i)
+        averages.append(average)
+        shares.append(share)
+    if not positions:
         return
-    positions, held, averages, sizes, shares = map(list, zip(*rest, strict=True))
-    kept = [_opened(row.average) for row in rest]
+    held, sizes = [weights[i] for i in positions], [steps[i] for i in positions]
+    kept = [_opened(average) for average in averages]
     if elementwise and term.sharded:
         yield positions, Held(local_parts(held), local_parts(kept), [s.local() for s in sizes], shares)
         return
     yield positions, Held(held, kept, sizes, shares)
     for average, result in zip(averages, kept, strict=True):
-        _close_(average, result)
+        if len(average) == 2:
+            _close_(average, result)
 
 
-class _Row(NamedTuple):
-    """A weight and its average, as one tensor or as two of the weight's dtype that add up to it."""
-
-    position: int
-    weight: Tensor
-    average: tuple[Tensor, ...]
-    step: StepSize
-    share: float
-
-
-def _moved_on(
-    position: int, weight: Tensor, step: StepSize, state: dict[str, Any], key: str, k: float
-) -> _Row:
-    average = _average_of(state, key, weight)
-    count = state[f"{key}/step"] = state.get(f"{key}/step", 0) + 1
-    return _Row(position, weight, average, step, min(1.0, k / (count + k - 1.0)))
-
-
-def _in_pieces(row: _Row) -> Iterator[tuple[Sequence[int], Held]]:
+def _in_pieces(
+    position: int, weight: Tensor, average: tuple[Tensor, ...], step: StepSize, share: float
+) -> Iterator[tuple[Sequence[int], Held]]:
     """One 16-bit weight, a piece at a time."""
-    step = row.step.local()
-    for piece, high, low, *moments in pieces(local(row.weight), *map(local, row.average), *step.tensors):
+    step = step.local()
+    for piece, high, low, *moments in pieces(local(weight), *map(local, average), *step.tensors):
         kept = _opened((high, low))
-        yield [row.position], Held([piece], [kept], [step.taking(moments)], [row.share])
+        yield [position], Held([piece], [kept], [step.taking(moments)], [share])
         _close_((high, low), kept)
 
 
-@torch.no_grad()
+@without_grad
 def make_averages_(term: Term, optimizer: Optimizer, is_saved: Callable[[str], bool]) -> None:
     """Make room for averages in a step with rates of 0.
 
@@ -162,9 +156,9 @@ def make_averages_(term: Term, optimizer: Optimizer, is_saved: Callable[[str], b
         optimizer: after its step.
         is_saved: whether the checkpoint has an entry whose name ends so.
     """
-    if forgetting(term.dual_averaging) is None or not term.bound.holds_zeros:
+    if any(group.get("lr") != 0 for group in optimizer.param_groups):  # at each step but this one
         return
-    if any(group.get("lr") != 0 for group in optimizer.param_groups):
+    if forgetting(term.dual_averaging) is None or not term.bound.holds_zeros:
         return
     key = key_of(term)
     for parameter in (p for _, parameters in term.stepped(optimizer) for p in parameters):
@@ -202,7 +196,7 @@ def key_of(term: Term) -> str:
 
 def _average_of(state: dict[str, Any], key: str, weight: Tensor) -> tuple[Tensor, ...]:
     """The average of one weight, as tensors of the weight's dtype that add up to it."""
-    names = [key] if accumulator(weight.dtype) is None else [key, f"{key}/low"]
+    names = (key,) if accumulator(weight.dtype) is None else (key, f"{key}/low")
     for name in names:
         found = state.get(name)
         if not isinstance(found, Tensor) or found.shape != weight.shape:
@@ -210,7 +204,9 @@ def _average_of(state: dict[str, Any], key: str, weight: Tensor) -> tuple[Tensor
             state.pop(f"{key}/step", None)
         elif found.dtype != weight.dtype or found.device != weight.device:
             state[name] = found.to(weight)
-    return tuple(state[name] for name in names)
+        elif len(names) == 1:
+            return (found,)
+    return tuple([state[name] for name in names])
 
 
 def _opened(average: tuple[Tensor, ...]) -> Tensor:
@@ -219,6 +215,7 @@ def _opened(average: tuple[Tensor, ...]) -> Tensor:
 
 
 def _close_(average: tuple[Tensor, ...], value: Tensor) -> None:
-    if len(average) == 2:
-        average[0].copy_(value)
-        average[1].copy_(value - wide(average[0]))
+    """The same as two of 16 bits."""
+    high, low = average
+    high.copy_(value)
+    low.copy_(value - wide(high))

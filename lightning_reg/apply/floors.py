@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_reg.apply.term import Term
 from lightning_reg.schedules.floors import check_share, floor_of
 from lightning_reg.schedules.target_sparsity import TargetSparsity
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.shards import is_sharded, local, max_over_shards, sum_over_shards, whole
 
 __all__ = ["Floors", "check_floors"]
@@ -51,7 +52,7 @@ class Floors:
                 places = _largest(weight, mine.abs(), count)
                 self._kept.append((weight, count, places, mine[places]))
 
-    @torch.no_grad()
+    @without_grad
     def put_back_(self) -> None:
         """Restore them, without a look at how many there are."""
         for weight, count, places, values in self._kept:

@@ -10,12 +10,13 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply.term import Term
 from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.shards import is_sharded, local_parts, placed_as
 
 __all__ = ["add_gradient_", "add_to_"]
 
 
-@torch.no_grad()
+@without_grad
 def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: float = 1.0) -> None:
     """``p.grad += ∂Ω(p)`` for each tensor that ``optimizer`` is about to step.
 
@@ -42,7 +43,7 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: floa
         term.bound.add_gradient_(gradients, parameters, strength, alpha)
 
 
-@torch.no_grad()
+@without_grad
 def add_to_(
     term: Term,
     parameters: Sequence[nn.Parameter],

@@ -23,6 +23,7 @@ from lightning_reg.groups.partition import partition
 from lightning_reg.penalties.in_use import InUse
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.shards import is_sharded
 from lightning_reg.tensors.spectra import svd
@@ -45,7 +46,7 @@ def least_limit(constraint: Regularizer, selected: Selected) -> float | None:
     return float(layout.count**-0.5)
 
 
-@torch.no_grad()
+@without_grad
 def limit_in_use_(in_use: InUse, parameter: nn.Parameter) -> None:
     """Change a stored weight, and the singular vectors beside it, so that the limit holds for the one in use.
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch.optim import Optimizer
 
 from lightning_reg.apply.dual_averaging import hold_
 from lightning_reg.apply.limit_in_use import limit_in_use_
 from lightning_reg.apply.term import Term, found_inf
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["look_before_", "project_"]
 
 
-@torch.no_grad()
+@without_grad
 def look_before_(term: Term, optimizer: Optimizer, strength: float) -> None:
     """Show the constraint what ``optimizer`` is about to step."""
     look = getattr(term.bound, "before_step_", None)
@@ -21,7 +21,7 @@ def look_before_(term: Term, optimizer: Optimizer, strength: float) -> None:
         look([p for _, parameters in term.stepped(optimizer) for p in parameters], strength)
 
 
-@torch.no_grad()
+@without_grad
 def project_(term: Term, optimizer: Optimizer, strength: float = 1.0) -> None:
     """Put each tensor that ``optimizer`` has just stepped back into the set.
 

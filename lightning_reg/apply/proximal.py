@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,12 +16,13 @@ from lightning_reg.apply.rows import prox_rows_
 from lightning_reg.apply.stochastic_rounding import rounded_after
 from lightning_reg.apply.term import Metric, Term, found_inf
 from lightning_reg.penalties.bound import Bound
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["prox_"]
 
 
-@torch.no_grad()
+@without_grad
 def prox_(
     term: Term,
     optimizer: Optimizer,

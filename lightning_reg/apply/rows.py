@@ -43,7 +43,9 @@ def prox_rows_(
     Returns:
         The ids of these tensors.
     """
-    done = set()
+    done: set[int] = set()
+    if not term.has_rows:
+        return done
     for weight, step in zip(weights, steps, strict=True):
         rows = term.rows_of(weight)
         if rows is None or step.second_moment is None:

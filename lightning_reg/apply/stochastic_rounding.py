@@ -24,6 +24,7 @@ from torch import Tensor
 from lightning_reg.apply.term import Term
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.tensors.chunks import pieces
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.shards import local, local_parts
 from lightning_reg.tensors.steps import StepSize
@@ -91,7 +92,7 @@ def _together(
             local(weight).copy_(round_(local(other), weight.dtype, generator))
 
 
-@torch.no_grad()
+@without_grad
 def round_(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     r"""Round float32 numbers in place to ones that ``dtype`` has, up or down at random, and return them.
 

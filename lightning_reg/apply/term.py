@@ -176,9 +176,15 @@ class Term:
         self._rows.clear()
         for group, parameters in noted:
             note_steps(optimizer, group, parameters)
-        for parameter in (p for _, parameters in noted for p in parameters):
-            if parameter.grad is not None and parameter.grad.is_sparse:
-                self._rows[id(parameter)] = parameter.grad._indices()[0].unique()  # type: ignore[no-untyped-call]
+            for parameter in parameters:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    indices: Any = parameter.grad._indices()
+                    self._rows[id(parameter)] = indices[0].unique()
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any gradient of the step under way is sparse."""
+        return bool(self._rows)
 
     def rows_of(self, parameter: Tensor) -> Tensor | None:
         """Return the rows that the gradient of the step under way names, where it is sparse."""

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -36,6 +35,7 @@ from lightning_reg.hosts.watch import Undone
 from lightning_reg.hosts.wrappers import runs_hooks
 from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
+from lightning_reg.tensors.grad_mode import without_grad
 
 __all__ = ["Engine", "Host"]
 
@@ -167,9 +167,11 @@ class Engine:
         """Whether another one at work holds the zeros that this one has made."""
         if self.penalty.is_constraint or not self.term.bound.holds_zeros:
             return False
-        optimizers = self.optimizers() if self._hooked else self.host.optimizers() or ()
-        members = [m for optimizer in optimizers for m in StepHooks.members_of(optimizer)]
-        return any(isinstance(m, Engine) and m.penalty.stops_penalties and m.strength() > 0 for m in members)
+        for optimizer in self.optimizers() if self._hooked else self.host.optimizers() or ():
+            for other in StepHooks.members_of(optimizer):
+                if isinstance(other, Engine) and other.penalty.stops_penalties and other.strength() > 0:
+                    return True
+        return False
 
     def hook(self, optimizer: Optimizer) -> None:
         """Take part in the steps of ``optimizer``, or say why not."""
@@ -223,6 +225,7 @@ class Engine:
         """Whether :meth:`before_step` is to be called in the step."""
         return (hooked := self._hooked.get(id(optimizer))) is not None and hooked.inside
 
+    @without_grad
     def before_step(self, optimizer: Optimizer) -> None:
         """Act before the update, when the gradients are complete."""
         self.look(optimizer)
@@ -245,6 +248,7 @@ class Engine:
             if self._own_gradients.left:
                 self._own_gradients.begin()
 
+    @without_grad
     def after_step(self, optimizer: Optimizer) -> None:
         """Act after the update."""
         if self.apply == "proximal":
@@ -273,7 +277,7 @@ class Engine:
             self.term.untrained.ask(loss, (s.parameter for s in self.term.selected))
         return self.term.value(self.strength(), self.host.optimizers())
 
-    @torch.no_grad()
+    @without_grad
     def value(self) -> Tensor:
         """Return the term at this moment, over the trainable tensors that the host's optimizers hold."""
         return self.term.value(self.strength(), self.host.optimizers(), self.host.toggled())

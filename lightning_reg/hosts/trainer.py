@@ -99,16 +99,15 @@ def values_this_step(trainer: Trainer) -> bool:
 def validates_before_next_step(trainer: Trainer) -> bool:
     """Whether a validation inside the epoch comes before the next optimizer step."""
     every = trainer.val_check_batch
-    if not trainer.enable_validation:
-        return False
     if getattr(trainer, "_val_check_time_interval", None) is not None:  # nobody knows when
-        return True
+        return bool(trainer.enable_validation)
     if not isinstance(every, int) or every < 1:
         return False
     loop = trainer.fit_loop.epoch_loop
     at = loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx
-    # the batches from this one to the one before the next step
-    return (at + trainer.accumulate_grad_batches) // every > at // every
+    # the batches from this one to the one before the next step; the property takes longer than they do
+    comes = (at + trainer.accumulate_grad_batches) // every > at // every
+    return comes and bool(trainer.enable_validation)
 
 
 def ends_after_step(trainer: Trainer) -> bool:

@@ -118,12 +118,15 @@ class Undone:
             some = islice((p for p in stepped if not is_sharded(p)), _HELD)
             self._after[id(optimizer)] = [(p, _sample(p)) for p in some]
 
-    @torch.no_grad()
     def look(self, optimizer: Optimizer) -> None:
         """Look at them before the next one; warn, once."""
-        after = self._after.pop(id(optimizer), [])
-        self._left -= bool(after)
-        if not any(self._is_undone(p, left) for p, left in after if left.device == p.device):
+        after = self._after.pop(id(optimizer), None)
+        if not after:
+            return
+        self._left -= 1
+        with torch.no_grad():
+            undone = any(self._is_undone(p, left) for p, left in after if left.device == p.device)
+        if not undone:
             return
         self._times += 1
         if self._times == _PATIENCE:

@@ -22,6 +22,7 @@ from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.schedules.floors import check_share
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.shards import local, part, split_dims, sum_over_shards, whole
 from lightning_reg.tensors.steps import StepSize
 
@@ -124,7 +125,7 @@ class BoundGroups(Bound):
         tensors, layouts, _ = self._open([weight], [self._members[id(weight)]])
         return self.penalty.joint_gradient(tensors, layouts, self._strength([0], [weight], strength))[0]
 
-    @torch.no_grad()
+    @without_grad
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
     ) -> None:
@@ -137,7 +138,7 @@ class BoundGroups(Bound):
                 mine = part(gradient, weights[i]) if gathered else gradient
                 local(targets[i]).add_(mine, alpha=alpha)
 
-    @torch.no_grad()
+    @without_grad
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, a block at a time."""
         for block, members in self._blocks(weights):
@@ -158,7 +159,7 @@ class BoundGroups(Bound):
         if self._share is None:
             warn_of_norm_alone(type(self.penalty).__name__, partition(self._selected, self.penalty.groups))
 
-    @torch.no_grad()
+    @without_grad
     def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
         """Set to zero what the averages keep there, a block at a time."""
         weights, averages, steps, shares = held
@@ -184,7 +185,7 @@ class BoundGroups(Bound):
                     local(averages[i]).copy_(part(average, averages[i]))
         return range(len(weights))
 
-    @torch.no_grad()
+    @without_grad
     def sizes(self, weights: Sequence[Tensor]) -> Tensor:
         """Return the norm of every group, by the root of its size; weights in no group do not count."""
         return _joined(sizes for _, sizes in self.sizes_by_layer(weights))
@@ -222,7 +223,7 @@ class BoundGroups(Bound):
             if (found := self._rounds.taken_up(state, name)) is not None:
                 self._factors[i] = found.to(self._factors[i])
 
-    @torch.no_grad()
+    @without_grad
     def at_step_(self, step: int) -> None:
         """Take the factors from the groups' sizes, where it is time."""
         if not self._rounds.come(step):

@@ -19,6 +19,7 @@ from lightning_reg.prox.dual_averaging import hold_groups_
 from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.prox.overlapping import are_nested, shrink_levels
 from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.shards import local, part, whole
 from lightning_reg.tensors.steps import StepSize
 
@@ -163,14 +164,14 @@ class BoundLevels(Bound):
         """Return the gradient of one tensor, whole."""
         return self._levels[id(weight)].gradient(whole(weight), strength)
 
-    @torch.no_grad()
+    @without_grad
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)`` for each tensor."""
         for weight, step in zip(weights, steps, strict=True):
             result = self._levels[id(weight)].prox(whole(weight), strength, step.whole())
             local(weight).copy_(part(result, weight))
 
-    @torch.no_grad()
+    @without_grad
     def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
         """Set to zero what the averages keep there: what the prox of the whole norm makes zero of them."""
         for weight, average, step, share in zip(*held, strict=True):

@@ -16,6 +16,7 @@ from lightning_reg.penalties.bound import Bound, Held, added_up
 from lightning_reg.penalties.reweighted import Reweighted
 from lightning_reg.prox.dual_averaging import hold_zeros_
 from lightning_reg.select.parameters import Selected, answer_of
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import real_dtype, wide
 from lightning_reg.tensors.shards import local, over_shards, part, placed_like, split_dims
 from lightning_reg.tensors.steps import StepSize
@@ -158,7 +159,7 @@ class WithFactors(Bound):
                 factor = part(factor.expand(s.parameter.shape), s.parameter)
             self._factors[id(s.parameter)] = factor
 
-    @torch.no_grad()
+    @without_grad
     def at_step_(self, step: int) -> None:
         """Take the factors from the weights, where it is time."""
         if self._rounds.come(step):
@@ -201,7 +202,7 @@ class WithFactors(Bound):
         """Return the gradient of one tensor, of this process's part of it."""
         return self.penalty.gradient(local(weight), self._strength(weight, strength)).to(weight.dtype)
 
-    @torch.no_grad()
+    @without_grad
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
     ) -> None:
@@ -209,7 +210,7 @@ class WithFactors(Bound):
         for target, weight in zip(targets, weights, strict=True):
             local(target).add_(self.gradient(weight, strength), alpha=alpha)
 
-    @torch.no_grad()
+    @without_grad
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, with a strength for each weight."""
         for weight, step in zip(weights, steps, strict=True):
@@ -226,7 +227,7 @@ class WithFactors(Bound):
         """Whether the penalty does."""
         return self.penalty.holds_zeros
 
-    @torch.no_grad()
+    @without_grad
     def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
         """Set to zero what the averages keep there."""
         for weight, average, step, share in zip(*held, strict=True):

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lightning_reg.groups.forms import Groups, check_groups, default_layout
@@ -16,6 +15,7 @@ from lightning_reg.penalties._bound_groups import BoundGroups
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.steps import StepSize
 
 __all__ = ["GroupedPenalty"]
@@ -82,7 +82,7 @@ class GroupedPenalty(Penalty):
         """Return the gradient of :meth:`value`, 0 for a group of zeros."""
         return self.joint_gradient([weight], [default_layout(weight.shape, self.groups)], strength)[0]
 
-    @torch.no_grad()
+    @without_grad
     def prox(self, weight: Tensor, strength: float, step: float | Tensor) -> Tensor:
         """Return the proximal operator's result, a new tensor."""
         result = weight.clone()

@@ -13,6 +13,7 @@ from lightning_reg.penalties._each_tensor import each_tensor
 from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound, added_up
 from lightning_reg.select.parameters import Selected
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.shards import whole
 from lightning_reg.tensors.spectra import as_matrix, start_vector
 from lightning_reg.tensors.steps import StepSize
@@ -103,7 +104,7 @@ class _Iterations(Bound):
         names = set(self._names.values())
         self._vectors = {name: vector.clone() for name, vector in state.items() if name in names}
 
-    @torch.no_grad()
+    @without_grad
     def _next(self, weight: Tensor, matrix: Tensor, keep: bool) -> Tensor:
         name, length = self._names[id(weight)], self.penalty.vector_length(matrix)
         vector, steps = self._vectors.get(name), self.penalty.iterations

@@ -17,6 +17,7 @@ from lightning_reg.schedules.base import evaluate
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.grammar import in_short
 from lightning_reg.select.parameters import Selected, check_select, named_parameters, select_parameters
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.memory import check_values
 from lightning_reg.tensors.packs import end_to_end
 from lightning_reg.tensors.precision import real_dtype
@@ -93,7 +94,7 @@ class Penalty(Regularizer, Bound):
         """Return the shape of a tensor's ``factors``: one number, where the formula does not split."""
         return ()
 
-    @torch.no_grad()
+    @without_grad
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
     ) -> None:
@@ -101,7 +102,7 @@ class Penalty(Regularizer, Bound):
         for target, weight in zip(targets, weights, strict=True):
             local(target).add_(part(self.gradient(whole(weight), strength), weight), alpha=alpha)
 
-    @torch.no_grad()
+    @without_grad
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)`` for each tensor, with its own step."""
         for weight, step in zip(weights, steps, strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import real_dtype
 from lightning_reg.tensors.shards import entries, local, part, whole
 from lightning_reg.tensors.steps import StepSize
@@ -84,7 +85,7 @@ class Bound(ABC):
     def gradient(self, weight: Tensor, strength: float) -> Tensor:
         """Return the gradient of one tensor."""
 
-    @torch.no_grad()
+    @without_grad
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
     ) -> None:

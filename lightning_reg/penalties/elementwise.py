@@ -16,6 +16,7 @@ from lightning_reg.prox.dual_averaging import hold_zeros_
 from lightning_reg.select.parameters import Selected
 from lightning_reg.tensors import fused, kernels
 from lightning_reg.tensors.chunks import pieces
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.packs import is_small, packs, scratch
 from lightning_reg.tensors.precision import accumulator, wide
 from lightning_reg.tensors.steps import StepSize, in_one_metric
@@ -37,7 +38,7 @@ class ElementwisePenalty(Penalty):
         """Return this penalty itself, or what gives each weight a strength of its own."""
         return self if self.factors is None else WithFactors(self, self.factors, selected)
 
-    @torch.no_grad()
+    @without_grad
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
     ) -> None:
@@ -54,7 +55,7 @@ class ElementwisePenalty(Penalty):
         r"""Return τ: the proximal operator is zero where :math:`|w| \le \tau`, and nowhere else."""
         raise NotImplementedError(f"{type(self).__name__} makes no zeros")
 
-    @torch.no_grad()
+    @without_grad
     def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
         """Set to zero what the averages keep there, and do the prox too where it takes no other pass."""
         apart = any(isinstance(share, Tensor) for share in held.shares)  # of rows, which no loop takes
@@ -97,7 +98,7 @@ class ElementwisePenalty(Penalty):
             return None
         return partial(_hold_and_soft_threshold_, soft)
 
-    @torch.no_grad()
+    @without_grad
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← prox(w)``, in a fused loop; else small tensors together, large ones a piece at a time."""
         rows, loop = list(zip(weights, steps, strict=True)), self.loop(strength)

@@ -16,6 +16,7 @@ from lightning_reg.prox.group import group_norms, group_weights
 from lightning_reg.schedules.floors import check_share, floor_of
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Selected, is_norm
+from lightning_reg.tensors.grad_mode import without_grad
 
 __all__ = ["A_CONSTANT", "Share", "check_no_biases", "check_steered", "warn_of_norm_alone"]
 
@@ -137,7 +138,7 @@ class Share:
         if index not in self._before:
             self._before[index] = [tensor.detach().clone() for tensor in tensors]
 
-    @torch.no_grad()
+    @without_grad
     def keep_(self, index: int, tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
         """Look at what a step has made of one set, and put back what it must not take.
 

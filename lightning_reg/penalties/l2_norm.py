@@ -20,6 +20,7 @@ from lightning_reg.prox.group import shrink_groups_in_metric_, shrink_views_
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Select, Selected
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import norm, real_dtype
 from lightning_reg.tensors.shards import local
 from lightning_reg.tensors.steps import StepSize
@@ -102,7 +103,7 @@ class L2Norm(Penalty):
         self.prox_([result], strength, [StepSize.of(step)])
         return result
 
-    @torch.no_grad()
+    @without_grad
     def hold_zeros_(self, held: Held, strength: float) -> Sequence[int]:
         """Set tensors to zero that the averages keep there."""
         for weight, average, step, share in zip(*held, strict=True):
@@ -119,7 +120,7 @@ class L2Norm(Penalty):
             )
         return range(len(held.weights))
 
-    @torch.no_grad()
+    @without_grad
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """Shorten each tensor, or set it to zero, in its metric."""
         for weight, step in zip(weights, steps, strict=True):

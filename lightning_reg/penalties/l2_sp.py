@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from lightning_reg.penalties._factors import Factors, factor_of, find_factors
@@ -17,6 +16,7 @@ from lightning_reg.penalties.bound import Bound, added_up
 from lightning_reg.penalties.l2 import L2
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.select.parameters import Select, Selected, check_select, matches
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import sum_of_squares, wide
 from lightning_reg.tensors.shards import local, over_shards, part, placed_like, whole
 from lightning_reg.tensors.steps import StepSize
@@ -186,7 +186,7 @@ class _Distances(Bound):
         weight = local(weight)
         return (weight if start is None else weight - start) * some
 
-    @torch.no_grad()
+    @without_grad
     def add_gradient_(
         self, targets: Sequence[Tensor], weights: Sequence[Tensor], strength: float, alpha: float = 1.0
     ) -> None:
@@ -198,7 +198,7 @@ class _Distances(Bound):
                 difference, some = difference * some, 1.0
             local(target).add_(difference, alpha=alpha * some)
 
-    @torch.no_grad()
+    @without_grad
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """``w ← w₀ + (w − w₀)/(1 + ηλ)``."""
         for (weight, start, some), step in zip(self._parts(weights, strength), steps, strict=True):

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from lightning_reg.groups.layout import Layout
 from lightning_reg.prox.group import etas_of
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.steps import StepSize
 
@@ -40,13 +41,17 @@ __all__ = ["hold_bounds_", "hold_groups_", "hold_zeros_"]
 
 #: Weights that are worked on together on the CPU, so that temporaries stay in a core's cache.
 PIECE = 2**17
-#: ``where(t > below, w, 0)`` for its arguments ``w, t, below``, in a fifth of the time on a CPU; NaN stays.
-_where_above = torch.ops.aten.threshold_backward
+#: ``where(t > below, w, 0)`` for its arguments ``w, t, below``, in a fifth of the time on a CPU; NaN stays,
+#: which ``hardshrink_backward`` would make 0.
+_where_above = torch.ops.aten.threshold_backward.default
+_where_above_ = torch.ops.aten.threshold_backward.grad_input
 #: What a weight divided by its threshold is multiplied with at most: a threshold of 0 gives no NaN.
 MOST = 1e30
+#: The largest number below 1.
+_BELOW_ONE = {dtype: 1.0 - torch.finfo(dtype).eps / 2 for dtype in (torch.float32, torch.float64)}
 
 
-@torch.no_grad()
+@without_grad
 def hold_zeros_(weight: Tensor, average: Tensor, threshold: Tensor | float, share: float) -> None:
     r"""Set single weights to zero where the average says so; the proximal step comes after.
 
@@ -62,12 +67,15 @@ def hold_zeros_(weight: Tensor, average: Tensor, threshold: Tensor | float, shar
     (tensor([0.3000, 0.0000]), tensor([1.0000, 0.7500]))
     """
     whole = wide(weight)
+    # of a network's size the calls take the time: there are as few as may be
     if isinstance(threshold, Tensor):
-        ratio = threshold.reciprocal().clamp_(max=MOST).mul_(whole)
+        ratio = torch.clamp(threshold, min=1.0 / MOST)
+        torch.div(whole, ratio, out=ratio)
     else:
-        ratio = whole * min(1.0 / max(threshold, 1.0 / MOST), MOST)
+        ratio = whole * (1.0 / max(threshold, 1.0 / MOST))
+    if ratio.dtype != average.dtype:
+        ratio = ratio.to(average.dtype)
     # a lerp from 1 towards more than 1 is never rounded to less: what stays is not cut off
-    ratio = ratio.to(average.dtype)
     average.lerp_(ratio, share)
     if average.is_complex():
         modulus = average.abs()
@@ -76,14 +84,14 @@ def hold_zeros_(weight: Tensor, average: Tensor, threshold: Tensor | float, shar
         return
     average.clamp_(-1.0, 1.0)
     # the square of the largest number below 1 is no more than that number
-    size, below = torch.square(average, out=ratio), 1.0 - torch.finfo(average.dtype).eps / 2
+    size, below = torch.square(average, out=ratio), _BELOW_ONE[average.dtype]
     if weight.dtype == average.dtype:
-        _where_above.grad_input(weight, size, below, grad_input=weight)
+        _where_above_(weight, size, below, grad_input=weight)
     else:
         weight.copy_(_where_above(whole, size, below))
 
 
-@torch.no_grad()
+@without_grad
 def hold_bounds_(weight: Tensor, average: Tensor, low: float, high: float, share: float) -> None:
     r"""Keep single weights at a bound where the average says so, and project them.
 
@@ -123,7 +131,7 @@ def hold_bounds_(weight: Tensor, average: Tensor, low: float, high: float, share
     weight.copy_(before.add_(average.sign(), alpha=MOST).clamp_(low, high))
 
 
-@torch.no_grad()
+@without_grad
 def hold_groups_(
     tensors: Sequence[Tensor],
     layouts: Sequence[Layout],

@@ -18,10 +18,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_reg.tensors.grad_mode import without_grad
+
 __all__ = ["smooth_lines"]
 
 
-@torch.no_grad()
+@without_grad
 def smooth_lines(weight: Tensor, threshold: float | Tensor, dim: int = -1) -> Tensor:
     r"""Prox of :math:`\sum_i\tau_i|w_{i+1} - w_i|` along one dimension, each line by itself.
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from lightning_reg.groups.layout import Labels, Layout, Slices
 from lightning_reg.prox._fused_groups import act_on_groups_
 from lightning_reg.prox.elementwise import soft_threshold
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import accumulator, norms, real_dtype, wide
 from lightning_reg.tensors.steps import StepSize
 
@@ -77,7 +78,7 @@ def group_weights(layouts: Sequence[Layout], like: Tensor, size_weighted: bool =
     return float(sizes) ** 0.5 if size_weighted else 1.0
 
 
-@torch.no_grad()
+@without_grad
 def shrink_groups_(tensors: Sequence[Tensor], layouts: Sequence[Layout], threshold: float | Tensor) -> None:
     r"""Prox of :math:`\sum_g \tau_g\|w_g\|_2`: :math:`w_g \leftarrow w_g\max(1 - \tau_g/\|w_g\|_2, 0)`.
 
@@ -111,7 +112,7 @@ def shrink_views_(views: Sequence[Tensor], layouts: Sequence[Layout], threshold:
         view.mul_(layout.spread(factor.to(view.device), view))
 
 
-@torch.no_grad()
+@without_grad
 def shrink_groups_in_metric_(
     tensors: Sequence[Tensor],
     layouts: Sequence[Layout],

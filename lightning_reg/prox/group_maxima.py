@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_reg.groups.layout import Layout
 from lightning_reg.prox.group import cut_to_cache, etas_of, largest_over, sum_over
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import accumulator, real_dtype
 from lightning_reg.tensors.steps import StepSize
 
@@ -29,7 +30,7 @@ def group_maxima(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor
     return maxima
 
 
-@torch.no_grad()
+@without_grad
 def lower_maxima_(
     tensors: Sequence[Tensor],
     layouts: Sequence[Layout],

@@ -26,6 +26,7 @@ from lightning_reg.prox.group import (
     shrink_with_etas_,
     view_norms,
 )
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.steps import StepSize
 
@@ -49,7 +50,7 @@ class Piece(NamedTuple):
     end: float | Tensor
 
 
-@torch.no_grad()
+@without_grad
 def shrink_by_pieces_(
     tensors: Sequence[Tensor],
     layouts: Sequence[Layout],

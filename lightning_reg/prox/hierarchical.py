@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import norms, wide
 
 __all__ = ["hierarchical_prox", "hold_features_"]
@@ -51,7 +52,7 @@ def hierarchical_prox(
     return direction * (bound / hierarchy), hidden.sign() * torch.minimum(hidden.abs(), bound)
 
 
-@torch.no_grad()
+@without_grad
 def hold_features_(
     weights: tuple[Tensor, Tensor],
     averages: tuple[Tensor, Tensor],

@@ -26,6 +26,7 @@ from torch import Tensor
 from lightning_reg.groups.layout import Layout, Slices
 from lightning_reg.prox.elementwise import soft_threshold
 from lightning_reg.prox.group import shrink_groups_in_metric_
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import wide
 from lightning_reg.tensors.steps import StepSize
 
@@ -37,7 +38,7 @@ PASSES = 200
 CLOSE = {torch.float32: 3e-4, torch.float64: 1e-12}
 
 
-@torch.no_grad()
+@without_grad
 def shrink_levels(
     weight: Tensor,
     levels: Sequence[Layout],
@@ -98,7 +99,7 @@ def _is_single(layout: Layout) -> bool:
     return isinstance(layout, Slices) and len(layout.keep) == len(layout.shape)
 
 
-@torch.no_grad()
+@without_grad
 def are_nested(levels: Sequence[Layout], weight: Tensor) -> bool:
     """Whether each group of a level lies in one group of every later one.
 

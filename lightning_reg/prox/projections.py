@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_reg.groups.layout import Layout
 from lightning_reg.prox.elementwise import soft_threshold
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.precision import sum_of_squares, wide
 from lightning_reg.tensors.shards import local, over_shards, part, whole
 from lightning_reg.tensors.spectra import as_matrix, svd
@@ -25,7 +26,7 @@ from lightning_reg.tensors.spectra import as_matrix, svd
 __all__ = ["box_", "l1_ball_", "max_norm_", "max_rank_", "simplex_", "spend_budget_", "unit_norm_"]
 
 
-@torch.no_grad()
+@without_grad
 def max_norm_(weight: Tensor, layout: Layout, limit: float) -> None:
     r"""Shorten groups whose norm is above the limit: :math:`w_g \leftarrow w_g\min(1, c/\|w_g\|_2)`.
 
@@ -42,7 +43,7 @@ def max_norm_(weight: Tensor, layout: Layout, limit: float) -> None:
     view.mul_(layout.spread(factor, view))
 
 
-@torch.no_grad()
+@without_grad
 def unit_norm_(weight: Tensor, layout: Layout) -> None:
     r"""Give every group a norm of 1: :math:`w_g \leftarrow w_g/\|w_g\|_2`; a zero group stays zero.
 
@@ -58,7 +59,7 @@ def unit_norm_(weight: Tensor, layout: Layout) -> None:
     view.div_(layout.spread(torch.where(norms > 0, norms, 1.0), view))
 
 
-@torch.no_grad()
+@without_grad
 def box_(weight: Tensor, low: float, high: float) -> None:
     """Clip every weight to ``[low, high]``; an infinite end is none.
 
@@ -70,7 +71,7 @@ def box_(weight: Tensor, low: float, high: float) -> None:
     local(weight).clamp_(low, high)
 
 
-@torch.no_grad()
+@without_grad
 def l1_ball_(weight: Tensor, radius: float) -> None:
     r"""Project on :math:`\sum_i |w_i| \le r`: a soft threshold at the least θ that suffices.
 
@@ -89,7 +90,7 @@ def l1_ball_(weight: Tensor, radius: float) -> None:
     local(weight).copy_(part(torch.where(theta > 0, soft_threshold(full, theta), full), weight))
 
 
-@torch.no_grad()
+@without_grad
 def simplex_(weight: Tensor, radius: float) -> None:
     r"""Project on :math:`w_i \ge 0, \sum_i w_i = r`: :math:`\max(w - \theta, 0)` adds up to r.
 
@@ -119,7 +120,7 @@ def _level(values: Tensor, total: float) -> Tensor:
     return ((sums - total) / counts).max()
 
 
-@torch.no_grad()
+@without_grad
 def max_rank_(weight: Tensor, rank: int) -> None:
     """Keep the largest singular values of ``(out, rest)``; a weight of such a rank stays as it is.
 
@@ -141,7 +142,7 @@ def max_rank_(weight: Tensor, rank: int) -> None:
     local(weight).copy_(part(result, weight))
 
 
-@torch.no_grad()
+@without_grad
 def spend_budget_(weight: Tensor, multiplier: Tensor, budget: Tensor, rate: float) -> None:
     r"""One step of an augmented Lagrangian for :math:`R(w) = \tfrac12\|w\|_2^2 \le \kappa`.
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_reg.tensors.grad_mode import without_grad
+
 __all__ = ["falling", "sorted_threshold"]
 
 
-@torch.no_grad()
+@without_grad
 def sorted_threshold(weight: Tensor, thresholds: Tensor) -> Tensor:
     r"""Prox of :math:`\sum_i \tau_i|w|_{(i)}`, the i-th largest modulus times the i-th threshold.
 

@@ -17,6 +17,7 @@ from torch.nn.functional import softshrink
 
 from lightning_reg.tensors import compiled, fused
 from lightning_reg.tensors.chunks import BATCH, pieces
+from lightning_reg.tensors.grad_mode import without_grad
 from lightning_reg.tensors.packs import PACK, SMALL, in_bounds, is_small, packs, scratch
 from lightning_reg.tensors.steps import StepSize, in_one_metric
 
@@ -33,21 +34,21 @@ __all__ = [
 FEW = PACK // SMALL
 
 
-@torch.no_grad()
+@without_grad
 def add_scaled_(targets: Sequence[Tensor], weights: Sequence[Tensor], alpha: float) -> None:
     """``targets += alpha · weights``, the gradient of L2 where ``alpha`` is λ."""
     if targets:
         torch._foreach_add_(list(targets), list(weights), alpha=alpha)
 
 
-@torch.no_grad()
+@without_grad
 def scale_(weights: Sequence[Tensor], factor: float) -> None:
     """``weights *= factor``."""
     if weights:
         torch._foreach_mul_(list(weights), factor)
 
 
-@torch.no_grad()
+@without_grad
 def add_sign_(
     targets: Sequence[Tensor], weights: Sequence[Tensor], alpha: float, scaled: float = 0.0
 ) -> None:
@@ -79,7 +80,7 @@ def add_sign_(
         torch._foreach_add_(some_targets, signs, alpha=alpha)
 
 
-@torch.no_grad()
+@without_grad
 def soft_threshold_(weights: Sequence[Tensor], threshold: float) -> None:
     """``w ← sign(w)·max(|w| − threshold, 0)``, in one pass.
 
@@ -89,7 +90,7 @@ def soft_threshold_(weights: Sequence[Tensor], threshold: float) -> None:
         _soft_threshold_(weight, threshold)
 
 
-@torch.no_grad()
+@without_grad
 def soft_threshold_in_metric_(
     weights: Sequence[Tensor], steps: Sequence[StepSize], threshold: float, shrink: float = 0.0
 ) -> None:

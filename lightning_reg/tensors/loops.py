@@ -88,7 +88,7 @@ def add_sign(rows: Any, _: Any, like: Any, alpha: float, scaled: float) -> None:
 def _held(weight: Any, average: Any, threshold: Any, share: Any) -> Any:
     """The average of ``weight / threshold``, moved on and within ±1, see prox/dual_averaging."""
     one = type(weight)(1)
-    ratio = weight * min(one / threshold, type(weight)(MOST))
+    ratio = weight / max(threshold, one / type(weight)(MOST))
     # as torch.lerp: from 1 towards more than 1 it is never rounded to less
     way = ratio - average
     moved = average + share * way if share < type(weight)(0.5) else ratio - way * (one - share)

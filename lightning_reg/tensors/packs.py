@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ __all__ = ["PACK", "SMALL", "end_to_end", "in_bounds", "is_small", "packs", "scr
 
 #: Elements up to which a tensor goes with others into one call.
 SMALL = 2**14
-#: Elements in a pack, and packs that each thread keeps: 4 MiB in float32.
-PACK, PACKS = 2**17, 8
+#: Elements in a vector of a pack, and packs that each thread keeps: 4 MiB in float32 of two vectors each.
+PACK, PACKS = 2**17, 4
 #: Shapes in which a thread remembers its buffers, since a view takes as long as an operation on it.
 VIEWS = 256
 
@@ -52,14 +51,15 @@ def packs(rows: Sequence[tuple[Tensor, ...]], changed: int) -> Iterator[tuple[Te
         changed: how many columns are written to.
     """
     for some in in_bounds(rows, PACK):
-        columns = [list(column) for column in zip(*some, strict=True)]
         if len(some) == 1 and all(tensor.is_contiguous() for tensor in some[0]):
             yield some[0]
             continue
-        packed = [scratch.pack(i, column) for i, column in enumerate(columns)]
-        yield tuple(vector for vector, _ in packed)
-        for column, (_, views) in islice(zip(columns, packed, strict=True), changed):
-            torch._foreach_copy_(column, views)
+        vectors, views = scratch.pack(some)
+        tensors = [tensor for column in zip(*some, strict=True) for tensor in column]
+        torch._foreach_copy_(views, tensors)
+        yield vectors
+        count = changed * len(some)
+        torch._foreach_copy_(tensors[:count], views[:count])
 
 
 def in_bounds(rows: Sequence[tuple[Tensor, ...]], most: int) -> Iterator[Sequence[tuple[Tensor, ...]]]:
@@ -80,7 +80,7 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
         self._views: dict[tuple[int, torch.dtype, torch.Size], Tensor] = {}
-        self._packs: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
+        self._packs: dict[tuple[object, ...], tuple[tuple[Tensor, ...], list[Tensor]]] = {}
 
     def __call__(self, index: int, like: Tensor) -> Tensor:
         """Return buffer ``index`` in the shape of ``like``; what it held is gone."""
@@ -103,18 +103,21 @@ class _Scratch(threading.local):
             self._views.clear()
         return buffer[:size].view(shape)
 
-    def pack(self, index: int, tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Copy CPU tensors of one dtype into one vector; return it, and views of it in their shapes."""
-        key = (index, tensors[0].dtype, *[tensor.shape for tensor in tensors])
+    def pack(self, rows: Sequence[tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """Return a vector for each column, and views of them in the shapes of the tensors."""
+        key = (*[tensor.dtype for tensor in rows[0]], *[row[0].shape for row in rows])
         found = self._packs.get(key)
         if found is None:
             if len(self._packs) == PACKS:
                 self._packs.clear()
-            sizes = [tensor.numel() for tensor in tensors]
-            vector = _empty(sum(sizes), tensors[0].dtype)
-            parts = zip(torch.split(vector, sizes), tensors, strict=True)
-            found = self._packs[key] = vector, [part.view(tensor.shape) for part, tensor in parts]
-        torch._foreach_copy_(found[1], tensors)
+            sizes = [row[0].numel() for row in rows]
+            vectors = tuple(_empty(sum(sizes), tensor.dtype) for tensor in rows[0])
+            views = [
+                part.view(row[0].shape)
+                for vector in vectors
+                for part, row in zip(torch.split(vector, sizes), rows, strict=True)
+            ]
+            found = self._packs[key] = vectors, views
         return found
 
 

@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from lightning_reg.tensors.grad_mode import without_grad
+
 __all__ = [
     "box",
     "check_whole",
@@ -182,7 +184,7 @@ def _reduced(value: Tensor, like: Tensor, how: str) -> Tensor:
     return reduced
 
 
-@torch.no_grad()
+@without_grad
 def entries(tensor: Tensor, index: Tensor) -> Tensor:
     """Return the entries of the flattened ``tensor`` at ``index``, the same on all processes."""
     if not is_sharded(tensor):

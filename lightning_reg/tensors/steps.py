@@ -46,7 +46,10 @@ class StepSize(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that :meth:`on` takes pieces of."""
-        return tuple(part for part in (self.second_moment, self.mean) if part is not None)
+        _, second_moment, _, _, mean = self
+        if mean is not None and second_moment is not None:
+            return second_moment, mean
+        return () if second_moment is None else (second_moment,)
 
     @property
     def parts(self) -> tuple[float, float]:
@@ -125,8 +128,10 @@ def in_one_metric(
     """
     groups: dict[tuple[object, ...], tuple[StepSize, list[tuple[Tensor, ...]]]] = {}
     for weight, step, *more in zip(weights, steps, *others, strict=True):
-        row: tuple[Tensor, ...] = (weight, *more, *step.tensors)
-        numbers = StepSize(step.numerator, None, step.root_scale, step.eps)
-        key = (*numbers, weight.device, *[tensor.dtype for tensor in row])
-        groups.setdefault(key, (numbers, []))[1].append(row)
+        row = (weight, *more, *step.tensors)
+        numerator, _, root_scale, eps, _ = step
+        key = (numerator, root_scale, eps, weight.device, *[tensor.dtype for tensor in row])
+        if key not in groups:
+            groups[key] = StepSize(numerator, None, root_scale, eps), []
+        groups[key][1].append(row)
     yield from groups.values()

@@ -95,7 +95,7 @@ def test_packs_are_few_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         soft_threshold_in_metric_(weights, steps, 0.1)
         assert all(torch.equal(weight, torch.full((width, 3), 0.4)) for weight in weights)
         assert len(scratch._packs) <= packing.PACKS
-        assert all(vector.numel() <= packing.PACK for vector, _ in scratch._packs.values())
+        assert all(v.numel() <= packing.PACK for vectors, _ in scratch._packs.values() for v in vectors)
 
 
 def test_many_tensors_go_in_several_packs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -28,8 +29,9 @@ __all__ = [
 
 def facts_of(optimizer: Optimizer, group: Group) -> Facts:
     """Return what is known of ``optimizer`` for one of its groups."""
-    row, same = row_of(type(optimizer), type(optimizer).step)  # type: ignore[arg-type]  # a class is hashable
-    if row is not None and same and not steps_twice(optimizer):
+    kind: Any = type(optimizer)
+    row, same = row_of(kind, kind.step)
+    if row is not None and same and not steps_twice(kind):
         return row(optimizer, group) if callable(row) else row
     shown = recognised(optimizer, group)
     if row is None or shown != Facts():

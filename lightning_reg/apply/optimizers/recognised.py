@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 from torch.optim import Optimizer
 
@@ -34,7 +35,7 @@ def recognised(optimizer: Optimizer, group: Group) -> Facts:
     names = [base.__name__.lower().replace("_", "") for base in type(optimizer).__mro__]
     if any("schedulefree" in name for name in names):
         return SCHEDULE_FREE
-    if steps_twice(optimizer):
+    if any(_has(optimizer, *pair) for pair in _TWO_STEPS):
         return _SHARPNESS_AWARE
     if _has(optimizer, "fused_backward"):
         return LOMO
@@ -53,10 +54,11 @@ def recognised(optimizer: Optimizer, group: Group) -> Facts:
     return Facts()
 
 
-def steps_twice(optimizer: Optimizer) -> bool:
+@cache
+def steps_twice(optimizer: type[Optimizer]) -> bool:
     """Whether it has methods to move the weights away and back, as sharpness-aware ones do."""
     return any(_has(optimizer, *pair) for pair in _TWO_STEPS)
 
 
-def _has(optimizer: Optimizer, *methods: str) -> bool:
+def _has(optimizer: Optimizer | type[Optimizer], *methods: str) -> bool:
     return all(callable(getattr(optimizer, method, None)) for method in methods)

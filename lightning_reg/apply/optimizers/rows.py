@@ -55,18 +55,22 @@ _LOMO = "it steps inside the backward pass"
 LOMO = Facts(metric=_LOMO, rate=_LOMO, placed=_LOMO, gradient=_LOMO)
 
 
+_SGD = Facts(sgd, uniform=True)
+
+
 def _sgd(optimizer: Optimizer, group: Group) -> Facts:
     if float(group["momentum"]) >= 1.0:
         return Facts(f"momentum={group['momentum']} sums its steps without end, so none has a size")
-    return Facts(sgd, uniform=True)
+    return _SGD
 
 
 def _if_plain(metric: Metric, uniform: bool = False, **refused: str) -> Row:
     """A metric that holds unless one of these options of a group is on."""
+    plain = Facts(metric, uniform)
 
     def row(optimizer: Optimizer, group: Group) -> Facts:
         reason = next((text for option, text in refused.items() if group.get(option)), None)
-        return Facts(metric, uniform) if reason is None else Facts(reason)
+        return plain if reason is None else Facts(reason)
 
     return row
 
