@@ -1,8 +1,11 @@
-"""Proximal operators of norms of groups as loops that numba compiles: each group is worked on in the cache.
+r"""Proximal operators of norms of groups as loops that numba compiles: each group is worked on in the cache.
 
 The formulas are those of :mod:`lightning_reg.prox.group`. A row of a table is a tensor, or some of its
 groups: addresses of weights and of moments (0 for one step for all), the first group and the one after the
 last, then the shape ``(outer, groups, inner)`` of the tensor, whose slices along the middle are the groups.
+
+A weight's threshold is :math:`\mu\eta = c/r` with one number :math:`c = \mu n` and its own
+:math:`r = \sqrt v + \epsilon`, so that each pass divides once: :math:`1/(\theta + c/r) = r/(c + \theta r)`.
 
 Sums may be taken in any order, all else in that of the formula. They are taken in the tensor's dtype over
 CHUNK numbers, and of these in float64.
@@ -24,6 +27,8 @@ __all__ = ["shrink_groups"]
 CHUNK = 512
 #: Weights of a group that are kept with their steps; those of a larger group are read anew in each pass.
 KEPT = 2**14
+#: What a root counts as at most, which an infinite moment would exceed: times θ it stays a number.
+LONGEST = 1e18
 #: Newton steps at most: two reach most roots, and from 0 over 20 decades of steps forty did.
 MOST = 60
 
@@ -45,23 +50,29 @@ def _squares(value: Any) -> float:
 
 
 @_sums_in_any_order
-def _bounds_of(v: Any, t: Any) -> tuple[Any, Any, Any]:
-    square, mean, ratio = v.dtype.type(0), v.dtype.type(0), v.dtype.type(0)
+def _moments_of(v: Any, r: Any, c: Any) -> tuple[Any, Any, Any, Any, Any]:
+    zero = v.dtype.type(0)
+    zeroth, first, second, third, ratio = zero, zero, zero, zero, zero
+    inverse = v.dtype.type(1) / c
     for i in range(v.size):
-        squared = v[i] * v[i]
-        square += squared
-        mean += squared * t[i]
-        q = v[i] / t[i]
+        tau = c / r[i]
+        moment = v[i] * v[i]
+        zeroth += moment
+        moment *= tau
+        first += moment
+        moment *= tau
+        second += moment
+        third += moment * tau
+        q = v[i] * (r[i] * inverse)
         ratio += q * q
-    return square, mean, ratio
+    return zeroth, first, second, third, ratio
 
 
 @_sums_in_any_order
-def _climb_of(v: Any, t: Any, low: Any) -> tuple[Any, Any]:
-    one = v.dtype.type(1)
+def _climb_of(v: Any, r: Any, c: Any, low: Any) -> tuple[Any, Any]:
     phi, slope = v.dtype.type(0), v.dtype.type(0)
     for i in range(v.size):
-        q = one / (t[i] + low)
+        q = r[i] / (c + low * r[i])
         square = v[i] * q
         square *= square
         phi += square
@@ -70,63 +81,67 @@ def _climb_of(v: Any, t: Any, low: Any) -> tuple[Any, Any]:
 
 
 @jit
-def _bounds(value: Any, tau: Any) -> tuple[float, float, float]:
-    """``Σv²``, ``Σv²τ`` and ``Σ(v/τ)²``."""
-    squares, means, ratios = 0.0, 0.0, 0.0
+def _moments(value: Any, root: Any, c: Any) -> tuple[float, float, float, float, float]:
+    """``Σv²``, ``Σv²τ``, ``Σv²τ²``, ``Σv²τ³`` and ``Σ(v/τ)²``, with ``τ = c/r``."""
+    zeroth, first, second, third, ratio = 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, value.size, CHUNK):
-        square, mean, ratio = _bounds_of(value[start : start + CHUNK], tau[start : start + CHUNK])
-        squares, means, ratios = squares + square, means + mean, ratios + ratio
-    return squares, means, ratios
+        more = _moments_of(value[start : start + CHUNK], root[start : start + CHUNK], c)
+        zeroth, first, second = zeroth + more[0], first + more[1], second + more[2]
+        third, ratio = third + more[3], ratio + more[4]
+    return zeroth, first, second, third, ratio
 
 
 @jit
-def _climb(value: Any, tau: Any, theta: float) -> tuple[float, float]:
-    """``Σ(v/(θ + τ))²``, and the same with a third factor ``1/(θ + τ)``."""
+def _climb(value: Any, root: Any, c: Any, theta: float) -> tuple[float, float]:
+    """``Σ(v/(θ + c/r))²``, and the same with a third factor ``1/(θ + c/r)``."""
     low, phis, slopes = value.dtype.type(theta), 0.0, 0.0
     for start in range(0, value.size, CHUNK):
-        phi, slope = _climb_of(value[start : start + CHUNK], tau[start : start + CHUNK], low)
+        phi, slope = _climb_of(value[start : start + CHUNK], root[start : start + CHUNK], c, low)
         phis, slopes = phis + phi, slopes + slope
     return phis, slopes
 
 
 @register_jitable
+def _is_in_place(row: Any, soft: float) -> Any:
+    """Whether a group's weights lie side by side, and are worked on where they are."""
+    return row[4] == 1 and soft == 0.0
+
+
+@register_jitable
 def _read(
-    row: Any, numbers: Any, group: int, first: int, like: Any, soft: float, value: Any, tau: Any
+    row: Any, numbers: Any, group: int, first: int, like: Any, soft: float, value: Any, root: Any
 ) -> None:
-    """Fill ``value`` and ``tau`` with weights of one group, and with μ times their steps."""
+    """Fill ``root`` with those in the steps of one group, and ``value`` with its weights, if it is a copy."""
     kind = like.dtype.type
-    n, eps, mu = kind(numbers[0]), kind(numbers[1]), kind(numbers[2])
-    cut, tiny = kind(soft), kind(1.1754944e-38) if like.itemsize == 4 else kind(2.2250738585072014e-308)
+    n, eps, longest = kind(numbers[0]), kind(numbers[1]), kind(LONGEST)
     outer, groups, inner = row[4], row[5], row[6]
     start, size = 0, outer * groups * inner
     if outer == 1:
         start, size = (group * inner + first) * like.itemsize, value.size
     weight, moment = memory(row[0] + start, size, like), memory(row[1] + start, size, like)
-    if outer == 1 and row[1] == 0:
-        for i in range(value.size):
-            value[i] = weight[i]
-            tau[i] = n
-    elif outer == 1:
-        for i in range(value.size):
-            value[i] = weight[i]
-            tau[i] = n / (math.sqrt(moment[i]) + eps)
+    if outer == 1:
+        for i in range(root.size):
+            long = math.sqrt(moment[i]) + eps if row[1] != 0 else kind(1)
+            root[i] = longest if long > longest else long
+        if not _is_in_place(row, soft):
+            for i in range(value.size):
+                value[i] = weight[i]
     else:
         a, b = first // inner, first % inner
         for i in range(value.size):
             at = (a * groups + group) * inner + b
             value[i] = weight[at]
-            tau[i] = moment[at] if row[1] != 0 else kind(0)
+            root[i] = moment[at] if row[1] != 0 else kind(0)
             b += 1
             if b == inner:
                 a, b = a + 1, 0
         for i in range(value.size):
-            tau[i] = n / (math.sqrt(tau[i]) + eps) if row[1] != 0 else n
+            long = math.sqrt(root[i]) + eps if row[1] != 0 else kind(1)
+            root[i] = longest if long > longest else long
     if soft != 0.0:
+        cut = n * kind(soft)
         for i in range(value.size):
-            value[i] -= clamp(value[i], tau[i] * cut)
-    for i in range(value.size):
-        reach = tau[i] * mu
-        tau[i] = tiny if reach < tiny else reach
+            value[i] -= clamp(value[i], cut / root[i])
 
 
 @register_jitable
@@ -147,42 +162,82 @@ def _write(row: Any, group: int, first: int, like: Any, value: Any) -> None:
                 a, b = a + 1, 0
 
 
+@register_jitable
+def _reach(numbers: Any, like: Any) -> Any:
+    """The number c, from 1.2e-38 on in float32."""
+    kind = like.dtype.type
+    return max(kind(numbers[0]) * kind(numbers[2]), kind(1.2e-38) if like.itemsize == 4 else kind(2.3e-308))
+
+
+@register_jitable
+def _part(row: Any, group: int, start: int, length: int, like: Any, soft: float, value: Any) -> Any:
+    """Some weights of a group, where they are or where they are to be copied."""
+    part = value[:length]
+    if _is_in_place(row, soft):
+        part = memory(row[0] + (group * row[6] + start) * like.itemsize, length, like)
+    return part
+
+
 @jit
-def _pass(
-    stage: Any, theta: float, row: Any, numbers: Any, group: int, like: Any, soft: float, value: Any, tau: Any
-) -> tuple[float, float, float]:
-    """Go over one group once; what is returned depends on the stage."""
-    a, b, c = 0.0, 0.0, 0.0
+def _begin(
+    row: Any, numbers: Any, group: int, like: Any, soft: float, value: Any, root: Any
+) -> tuple[float, float, float, float, float]:
+    """Go over one group for the first time, and return what :func:`_moments` does."""
+    zeroth, first, second, third, ratio = 0.0, 0.0, 0.0, 0.0, 0.0
     size = row[4] * row[6]
     for start in range(0, size, KEPT):
         length = min(KEPT, size - start)
-        v, t = value[:length], tau[:length]
-        if stage == BOUNDS or size > KEPT:
-            _read(row, numbers, group, start, like, soft, v, t)
-        if stage == BOUNDS:
-            more, means, ratios = _bounds(v, t)
-            a, b, c = a + more, b + means, c + ratios
-        elif stage == LARGEST:
+        v, r = _part(row, group, start, length, like, soft, value), root[:length]
+        _read(row, numbers, group, start, like, soft, v, r)
+        more = _moments(v, r, _reach(numbers, like))
+        zeroth, first, second = zeroth + more[0], first + more[1], second + more[2]
+        third, ratio = third + more[3], ratio + more[4]
+    return zeroth, first, second, third, ratio
+
+
+@jit
+def _pass(
+    stage: Any,
+    theta: float,
+    row: Any,
+    numbers: Any,
+    group: int,
+    like: Any,
+    soft: float,
+    value: Any,
+    root: Any,
+) -> tuple[float, float]:
+    """Go over one group once more; what is returned depends on the stage."""
+    first, second = 0.0, 0.0
+    kind, c = like.dtype.type, _reach(numbers, like)
+    size = row[4] * row[6]
+    for start in range(0, size, KEPT):
+        length = min(KEPT, size - start)
+        v, r = _part(row, group, start, length, like, soft, value), root[:length]
+        if size > KEPT:
+            _read(row, numbers, group, start, like, soft, v, r)
+        if stage == LARGEST:
             for i in range(length):
-                a = max(a, abs(v[i]) - t[i])
+                first = max(first, abs(v[i]) - c / r[i])
         elif stage == CLIMB:
-            phi, slope = _climb(v, t, theta)
-            a, b = a + phi, b + slope
-        elif stage == SCALE:
-            factor = like.dtype.type(theta)
-            for i in range(length):
-                v[i] *= factor
-            _write(row, group, start, like, v)
+            phi, slope = _climb(v, r, c, theta)
+            first, second = first + phi, second + slope
         else:
-            low = like.dtype.type(theta)
-            for i in range(length):
-                v[i] = v[i] * (low / (t[i] + low)) if low != 0 else like.dtype.type(0)
-            _write(row, group, start, like, v)
-    return a, b, c
+            low = kind(theta)
+            if stage == SCALE:
+                for i in range(length):
+                    v[i] *= low
+            else:
+                for i in range(length):
+                    reach = low * r[i]
+                    v[i] = v[i] * (reach / (c + reach)) if low != 0 else kind(0)
+            if not _is_in_place(row, soft):
+                _write(row, group, start, like, v)
+    return first, second
 
 
 # plain numbers would be literals, for each of which all of a pass is compiled
-BOUNDS, LARGEST, CLIMB, SCALE, SHRINK = map(np.int64, range(5))
+LARGEST, CLIMB, SCALE, SHRINK = map(np.int64, range(4))
 
 
 @jit
@@ -199,9 +254,16 @@ def _factor(squares: float, value: Any, mu: float) -> float:
 
 @jit
 def shrink_groups(rows: Any, numbers: Any, like: Any, soft: float) -> None:
-    """The prox of ``Σμ‖w_g‖₂ + soft·Σ|w|``; numbers: n and ε of the step, and μ."""
-    value, tau = np.empty(KEPT, like.dtype), np.empty(KEPT, like.dtype)
-    resolution = math.sqrt(1.2e-7 if like.itemsize == 4 else 2.2e-16) / 8
+    """The prox of ``Σμ‖w_g‖₂ + soft·Σ|w|``; numbers: n and ε of the step, and μ.
+
+    With means E weighted by v², m = E[τ] and δ = τ - m, by Taylor's theorem ``Σ(v/(θ + τ))² =
+    ‖v‖²/a²·(1 + 3·E[δ²]/a² - R)`` for a = θ + m. No δ is below -m, so that for m ≤ a/4 what is left out is
+    17·E|δ|³/a³ at most, and E|δ|³ ≤ E[τ³] + m·E[δ²]. Below rounding, θ is ‖v‖ - m + 1.5·E[δ²]/‖v‖; but
+    not where float32 may have lost a moment.
+    """
+    value, root = np.empty(KEPT, like.dtype), np.empty(KEPT, like.dtype)
+    eps = 1.2e-7 if like.itemsize == 4 else 2.2e-16
+    resolution = math.sqrt(eps) / 8
     for j in range(len(rows)):
         row, some = rows[j], numbers[j]
         size = row[4] * row[6]
@@ -212,20 +274,25 @@ def shrink_groups(rows: Any, numbers: Any, like: Any, soft: float) -> None:
                 for i in range(size):
                     weight[i] *= factor
                 continue
-            squares, means, ratios = _pass(BOUNDS, 0.0, row, some, group, like, soft, value, tau)
+            squares, means, seconds, thirds, ratios = _begin(row, some, group, like, soft, value, root)
             if ratios <= 1.0:
-                _pass(SHRINK, 0.0, row, some, group, like, soft, value, tau)
+                _pass(SHRINK, 0.0, row, some, group, like, soft, value, root)
                 continue
             if row[1] == 0:
-                _pass(SCALE, 1.0 - 1.0 / math.sqrt(ratios), row, some, group, like, soft, value, tau)
+                _pass(SCALE, 1.0 - 1.0 / math.sqrt(ratios), row, some, group, like, soft, value, root)
                 continue
-            theta = math.sqrt(squares) - means / squares
+            norm, mean = math.sqrt(squares), means / squares
+            theta, spread = norm - mean, max(seconds / squares - mean * mean, 0.0)
+            left_out = 17.0 * (thirds / squares + mean * spread)
+            if mean <= 0.25 * norm and left_out <= 0.25 * eps * norm * squares and squares > 1e-20:
+                _pass(SHRINK, theta + 1.5 * spread / norm, row, some, group, like, soft, value, root)
+                continue
             if not 0.0 < theta < math.inf:
-                theta, _, _ = _pass(LARGEST, 0.0, row, some, group, like, soft, value, tau)
+                theta, _ = _pass(LARGEST, 0.0, row, some, group, like, soft, value, root)
             for _ in range(MOST):
-                phi, slope, _ = _pass(CLIMB, theta, row, some, group, like, soft, value, tau)
+                phi, slope = _pass(CLIMB, theta, row, some, group, like, soft, value, root)
                 climb = phi * (math.sqrt(phi) - 1.0) / slope
                 theta += climb
                 if not climb > resolution * theta:
                     break
-            _pass(SHRINK, theta, row, some, group, like, soft, value, tau)
+            _pass(SHRINK, theta, row, some, group, like, soft, value, root)

@@ -85,10 +85,10 @@ def add_sign(rows: Any, _: Any, like: Any, alpha: float, scaled: float) -> None:
 
 
 @register_jitable
-def _held(weight: Any, average: Any, threshold: Any, share: Any) -> Any:
+def _held(weight: Any, average: Any, inverse: Any, share: Any) -> Any:
     """The average of ``weight / threshold``, moved on and within ±1, see prox/dual_averaging."""
     one = type(weight)(1)
-    ratio = weight / max(threshold, one / type(weight)(MOST))
+    ratio = weight * min(inverse, type(weight)(MOST))
     # as torch.lerp: from 1 towards more than 1 it is never rounded to less
     way = ratio - average
     moved = average + share * way if share < type(weight)(0.5) else ratio - way * (one - share)
@@ -108,12 +108,13 @@ def proximal(prox: Callable[..., Any], cut: Callable[..., Any]) -> Callable[...,
     """
     # what is kept for later processes is found by this file's date and by what the loop encloses
     source = zlib.crc32(Path(inspect.getfile(prox)).read_bytes())
+    linear = cut is by_step  # then its inverse takes no division for each weight
 
     def loop(rows: Any, numbers: Any, like: Any, first: float, second: float) -> None:
         if source < 0:  # never
             return
         kind = like.dtype.type
-        a, b = kind(first), kind(second)
+        a, b, one = kind(first), kind(second), kind(1)
         for row in range(len(rows)):
             size = rows[row, 3]
             weight, average = memory(rows[row, 0], size, like), memory(rows[row, 1], size, like)
@@ -127,14 +128,18 @@ def proximal(prox: Callable[..., Any], cut: Callable[..., Any]) -> Callable[...,
                     for i in range(size):
                         weight[i] = prox(weight[i], n / (math.sqrt(moment[i]) + eps), a, b)
             elif rows[row, 2] == 0:
+                inverse = one / cut(n, a, b)
                 for i in range(size):
-                    held = _held(weight[i], average[i], cut(n, a, b), share)
+                    held = _held(weight[i], average[i], inverse, share)
                     average[i] = held
                     weight[i] = kind(0) if abs(held) < 1 else prox(weight[i], n, a, b)
             else:
+                by_root = min(one / (n * a), kind(MOST))
                 for i in range(size):
-                    eta = n / (math.sqrt(moment[i]) + eps)
-                    held = _held(weight[i], average[i], cut(eta, a, b), share)
+                    root = math.sqrt(moment[i]) + eps
+                    eta = n / root
+                    inverse = root * by_root if linear else one / cut(eta, a, b)
+                    held = _held(weight[i], average[i], inverse, share)
                     average[i] = held
                     weight[i] = kind(0) if abs(held) < 1 else prox(weight[i], eta, a, b)
 

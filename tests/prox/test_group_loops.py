@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def test_groups_in_a_metric(
     monkeypatch.setattr(fused, "SHARE", 2**10)
     for dtype, tolerance in [(torch.float32, 1e-6), (torch.float64, 1e-12)]:
         weight, moment = tensors(layout, dtype)
-        for threshold in (0.0, 1e-3, 0.3, 0.6 * layout.sizes**0.5):
+        for threshold in (0.0, 1e-6, 1e-3, 0.3, 0.6 * layout.sizes**0.5):
             found, expected = weight.clone(), weight.double()
             metric = moment if kind == "adam" else None
             taken = act(found, layout, metric, threshold, soft)
@@ -120,6 +121,27 @@ def test_steps_over_twenty_decades() -> None:
     fuse_kernels(False)
     act(expected, layout, moment, 0.3, 0.0)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("reach", [1e-6, 3e-6, 1e-5, 1e-2])
+def test_short_thresholds_need_no_search(reach: float) -> None:
+    """The root by Taylor's theorem, and just beyond where it is taken, against bisection in 80 bits.
+
+    It shows in a weight whose own threshold is long, and which is too small to weigh in the root.
+    """
+    weight, moment = tensors(Slices((200, 500), (0,)), torch.float64)
+    moment += 0.1
+    weight[:, 0], moment[:, 0] = 1e-16, 1e-16
+    found = weight.clone()
+    shrink_groups_in_metric_([found], [Slices((200, 500), (0,))], [StepSize(1.0, moment)], reach)
+    v, tau = weight.numpy().astype(np.longdouble), reach / np.sqrt(moment.numpy().astype(np.longdouble))
+    low, high = np.zeros((200, 1), v.dtype), np.sqrt((v * v).sum(1, keepdims=True))
+    for _ in range(90):
+        middle = (low + high) / 2
+        above = ((v / (middle + tau)) ** 2).sum(1, keepdims=True) > 1
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    expected = torch.from_numpy((v * (low / (low + tau))).astype(np.float64))
+    torch.testing.assert_close(found, expected, rtol=2e-15, atol=0.0)
 
 
 @pytest.mark.parametrize(
