@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
+from lightning_reg.prox.root_by_moments import root_by_moments
 from lightning_reg.tensors.loops import clamp, jit, memory
 
 __all__ = ["shrink_groups"]
@@ -31,6 +32,8 @@ KEPT = 2**14
 LONGEST = 1e18
 #: Newton steps at most: two reach most roots, and from 0 over 20 decades of steps forty did.
 MOST = 60
+
+_root_by_moments = register_jitable(root_by_moments)
 
 
 def _sums_in_any_order(function: Any) -> Any:
@@ -254,13 +257,7 @@ def _factor(squares: float, value: Any, mu: float) -> float:
 
 @jit
 def shrink_groups(rows: Any, numbers: Any, like: Any, soft: float) -> None:
-    """The prox of ``Σμ‖w_g‖₂ + soft·Σ|w|``; numbers: n and ε of the step, and μ.
-
-    With means E weighted by v², m = E[τ] and δ = τ - m, by Taylor's theorem ``Σ(v/(θ + τ))² =
-    ‖v‖²/a²·(1 + 3·E[δ²]/a² - R)`` for a = θ + m. No δ is below -m, so that for m ≤ a/4 what is left out is
-    17·E|δ|³/a³ at most, and E|δ|³ ≤ E[τ³] + m·E[δ²]. Below rounding, θ is ‖v‖ - m + 1.5·E[δ²]/‖v‖; but
-    not where float32 may have lost a moment.
-    """
+    """The prox of ``Σμ‖w_g‖₂ + soft·Σ|w|``; numbers: n and ε of the step, and μ."""
     value, root = np.empty(KEPT, like.dtype), np.empty(KEPT, like.dtype)
     eps = 1.2e-7 if like.itemsize == 4 else 2.2e-16
     resolution = math.sqrt(eps) / 8
@@ -281,12 +278,11 @@ def shrink_groups(rows: Any, numbers: Any, like: Any, soft: float) -> None:
             if row[1] == 0:
                 _pass(SCALE, 1.0 - 1.0 / math.sqrt(ratios), row, some, group, like, soft, value, root)
                 continue
-            norm, mean = math.sqrt(squares), means / squares
-            theta, spread = norm - mean, max(seconds / squares - mean * mean, 0.0)
-            left_out = 17.0 * (thirds / squares + mean * spread)
-            if mean <= 0.25 * norm and left_out <= 0.25 * eps * norm * squares and squares > 1e-20:
-                _pass(SHRINK, theta + 1.5 * spread / norm, row, some, group, like, soft, value, root)
+            theta = _root_by_moments(squares, means, seconds, thirds, eps)
+            if theta >= 0.0:
+                _pass(SHRINK, theta, row, some, group, like, soft, value, root)
                 continue
+            theta = math.sqrt(squares) - means / squares
             if not 0.0 < theta < math.inf:
                 theta, _ = _pass(LARGEST, 0.0, row, some, group, like, soft, value, root)
             for _ in range(MOST):

@@ -23,7 +23,9 @@ from torch import Tensor
 from lightning_reg.groups.layout import Labels, Layout, Slices
 from lightning_reg.prox._fused_groups import act_on_groups_
 from lightning_reg.prox.elementwise import soft_threshold
+from lightning_reg.prox.root_by_moments import root_by_moments
 from lightning_reg.tensors.grad_mode import without_grad
+from lightning_reg.tensors.packs import scratch
 from lightning_reg.tensors.precision import accumulator, norms, real_dtype, wide
 from lightning_reg.tensors.steps import StepSize
 
@@ -143,8 +145,37 @@ def shrink_groups_in_metric_(
                 view.copy_(soft_threshold(view, per_weight(soft * eta, layout, view)))
         shrink_groups_(tensors, layouts, threshold * eta)
         return
+    if len(tensors) == 1 and _shrink_one_group_(tensors[0], layouts[0], steps[0], threshold, soft):
+        return
     for views, moments in cut_to_cache(tensors, layouts, steps, threshold):
         shrink_with_etas_(views, etas_of(steps, moments, views), layouts, threshold, soft)
+
+
+def _shrink_one_group_(
+    weight: Tensor, layout: Layout, step: StepSize, threshold: float | Tensor, soft: float | Tensor
+) -> bool:
+    """Shrink a group that is all of a tensor, a piece at a time; False where that would take a search."""
+    if isinstance(threshold, Tensor) or isinstance(soft, Tensor) or soft or layout.count > 1:
+        return False
+    large = weight.is_cpu and weight.numel() > PIECE and weight.dtype in (torch.float32, torch.float64)
+    if not large or not all(tensor.is_contiguous() for tensor in (weight, *step.tensors)):
+        return False
+    rows = [torch.split(tensor.view(-1), PIECE) for tensor in (weight, *step.tensors)]
+    moments = [0.0] * 4
+    for piece, *some in zip(*rows, strict=True):
+        tau = step.on(some, out=scratch(0, piece), factor=threshold)
+        product = torch.mul(piece, piece, out=scratch(1, piece))
+        for power in range(4):
+            moments[power] += float(product.sum())
+            product.mul_(tau)
+    squares, firsts, seconds, thirds = moments
+    theta = root_by_moments(squares, firsts, seconds, thirds, torch.finfo(weight.dtype).eps)
+    if theta < 0.0:
+        return False
+    for piece, *some in zip(*rows, strict=True):
+        total = step.on(some, out=scratch(0, piece), factor=threshold).add_(theta)
+        piece.mul_(torch.div(theta, total, out=total))
+    return True
 
 
 def cut_to_cache(

@@ -8,7 +8,6 @@ No loop may be compiled with fastmath: reassociated, ``u − clamp(u)`` is no lo
 
 from __future__ import annotations
 
-import inspect
 import math
 import zlib
 from collections.abc import Callable
@@ -27,14 +26,27 @@ MOST = 1e30
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+def _sources() -> int:
+    """A number that changes with any file whose functions loops are made of."""
+    folder = Path(__file__).parents[1]
+    names = ("tensors/loops", "prox/_loops", "prox/_group_loops", "prox/nonconvex", "prox/root_by_moments")
+    return zlib.crc32(b"".join((folder / f"{name}.py").read_bytes() for name in names))
+
+
+_SOURCES = _sources()
+
+
 def jit(function: _F, **options: Any) -> _F:
     """Compile at the first call; keep the code for later processes where there is a place to keep it."""
     options = {"nogil": True, "error_model": "numpy", **options}
     try:
-        compiled: _F = numba.njit(function, cache=True, **options)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to
+        compiled: Any = numba.njit(function, cache=True, **options)
+        kept = compiled._cache._cache_file
+        # numba knows code by the file of its outermost function alone
+        kept._source_stamp = kept._source_stamp, _SOURCES
+    except (RuntimeError, AttributeError):  # no folder can be written to, or another numba
         compiled = numba.njit(function, **options)
-    return compiled
+    return compiled  # type: ignore[no-any-return]
 
 
 @intrinsic
@@ -106,13 +118,9 @@ def proximal(prox: Callable[..., Any], cut: Callable[..., Any]) -> Callable[...,
         prox: the result for a weight, from its step and both parameters.
         cut: up to where that is 0, from the same.
     """
-    # what is kept for later processes is found by this file's date and by what the loop encloses
-    source = zlib.crc32(Path(inspect.getfile(prox)).read_bytes())
     linear = cut is by_step  # then its inverse takes no division for each weight
 
     def loop(rows: Any, numbers: Any, like: Any, first: float, second: float) -> None:
-        if source < 0:  # never
-            return
         kind = like.dtype.type
         a, b, one = kind(first), kind(second), kind(1)
         for row in range(len(rows)):

@@ -124,18 +124,22 @@ def test_steps_over_twenty_decades() -> None:
 
 
 @pytest.mark.parametrize("reach", [1e-6, 3e-6, 1e-5, 1e-2])
-def test_short_thresholds_need_no_search(reach: float) -> None:
+@pytest.mark.parametrize("shape", [(200, 500), (1, 140_000)])
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_short_thresholds_need_no_search(reach: float, shape: tuple[int, int], is_fused: bool) -> None:
     """The root by Taylor's theorem, and just beyond where it is taken, against bisection in 80 bits.
 
     It shows in a weight whose own threshold is long, and which is too small to weigh in the root.
     """
-    weight, moment = tensors(Slices((200, 500), (0,)), torch.float64)
+    fuse_kernels(is_fused)
+    reach *= (shape[1] / 500) ** 0.5
+    weight, moment = tensors(Slices(shape, (0,)), torch.float64)
     moment += 0.1
     weight[:, 0], moment[:, 0] = 1e-16, 1e-16
     found = weight.clone()
-    shrink_groups_in_metric_([found], [Slices((200, 500), (0,))], [StepSize(1.0, moment)], reach)
+    shrink_groups_in_metric_([found], [Slices(shape, (0,))], [StepSize(1.0, moment)], reach)
     v, tau = weight.numpy().astype(np.longdouble), reach / np.sqrt(moment.numpy().astype(np.longdouble))
-    low, high = np.zeros((200, 1), v.dtype), np.sqrt((v * v).sum(1, keepdims=True))
+    low, high = np.zeros((shape[0], 1), v.dtype), np.sqrt((v * v).sum(1, keepdims=True))
     for _ in range(90):
         middle = (low + high) / 2
         above = ((v / (middle + tau)) ** 2).sum(1, keepdims=True) > 1

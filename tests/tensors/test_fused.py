@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import random
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -207,6 +208,25 @@ def test_without_numba_eager_passes_do_all(monkeypatch: pytest.MonkeyPatch) -> N
     assert bool((weight == 0.75).all())
     assert not any(fused._compiled(*where) for where in [("tensors.loops", "soft_threshold", "float32")])
     fused._compiled.cache_clear()
+
+
+def _twice(value: float) -> float:
+    return 2.0 * value
+
+
+def test_code_of_an_earlier_release_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What numba keeps depends on every file that a loop takes functions from."""
+    from lightning_reg.tensors import loops
+
+    kept = []
+    for sources in (random.getrandbits(32), random.getrandbits(32)):
+        monkeypatch.setattr(loops, "_SOURCES", sources)
+        for _ in range(2):
+            compiled: Any = loops.jit(_twice)
+            assert compiled(1.5) == 3.0
+            kept.append(sum(compiled.stats.cache_hits.values()))
+    assert kept == [0, 1, 0, 1]
+    assert loops._sources() == loops._sources() != 0
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam"])
