@@ -1,4 +1,4 @@
-"""Which tensors of a selection nothing trains: those that neither a loss nor a gradient reaches."""
+"""Which tensors nothing trains: those that neither a loss nor a gradient reaches, and averages of weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from lightning_reg.tensors.shards import is_sharded
 
-__all__ = ["NotReached"]
+__all__ = ["NotReached", "averages_in"]
 
 #: Losses that are looked into: a run may take several in turn, one for each of its optimizers.
 _LOSSES = 8
+#: Classes, in lower case, of modules that hold a moving average of another one's weights.
+_AVERAGES = frozenset({"averagedmodel", "ema", "exponentialmovingaverage"})
 
 
 class NotReached:
@@ -90,3 +92,13 @@ def _leaves(loss: Tensor) -> set[int] | None:
             return None
         nodes += [following for following, _ in node.next_functions]
     return found
+
+
+def averages_in(module: nn.Module) -> set[int]:
+    """Return the identities of the parameters in averages, such as torch's ``AveragedModel``."""
+    inside: set[int] = set()
+    for child in module.modules():
+        names = [base.__name__.lower() for base in type(child).__mro__]
+        if child is not module and any(n in _AVERAGES or n.startswith("modelema") for n in names):
+            inside.update(id(parameter) for parameter in child.parameters())
+    return inside

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_reg.apply.optimizers import note_steps
-from lightning_reg.apply.reached import NotReached
+from lightning_reg.apply.reached import NotReached, averages_in
 from lightning_reg.penalties.bound import Bound
 from lightning_reg.penalties.in_use import InUse
 from lightning_reg.penalties.regularizer import Regularizer
@@ -31,8 +31,6 @@ Metric: TypeAlias = Literal["optimizer", "euclidean"]
 #: True for dual averaging as usual (k = 4), False for the plain proximal step, or k itself, from 1 on.
 DualAveraging: TypeAlias = bool | float
 
-#: Classes, in lower case, of modules that hold a moving average of another one's weights.
-_AVERAGES = frozenset({"averagedmodel", "ema", "exponentialmovingaverage"})
 _NONE: Mapping[Any, bool] = MappingProxyType({})
 
 
@@ -266,7 +264,7 @@ class Term:
         self._groups.clear()
         first = not self._known
         parameters = named_parameters(self.module)
-        self._averages = _averages(self.module)
+        self._averages = averages_in(self.module)
         self._seen = [id(parameter) for parameter in self.module.parameters()]
         self.selected = self.penalty.choose(parameters)
         if self._in_place:
@@ -291,13 +289,3 @@ def found_inf(optimizer: Optimizer) -> bool:
     """Whether a GradScaler has told an optimizer that unscales by itself to leave this step out."""
     flag = getattr(optimizer, "found_inf", None)
     return isinstance(flag, torch.Tensor) and bool(flag.item())
-
-
-def _averages(module: nn.Module) -> set[int]:
-    """The identities of the parameters inside torch's ``AveragedModel`` and its like, which nobody trains."""
-    inside: set[int] = set()
-    for child in module.modules():
-        names = [base.__name__.lower() for base in type(child).__mro__]
-        if child is not module and any(n in _AVERAGES or n.startswith("modelema") for n in names):
-            inside.update(id(parameter) for parameter in child.parameters())
-    return inside

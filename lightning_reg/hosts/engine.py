@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from lightning_reg.apply.decoupled import Awaited
 from lightning_reg.apply.term import found_inf
 from lightning_reg.apply.together import warn_of_sums
 from lightning_reg.apply.warm_up import warm_up
+from lightning_reg.hosts.host import Host
 from lightning_reg.hosts.own_gradients import OwnGradients
 from lightning_reg.hosts.step_hooks import StepHooks
 from lightning_reg.hosts.watch import Undone
@@ -37,48 +37,7 @@ from lightning_reg.penalties.regularizer import Regularizer
 from lightning_reg.schedules.base import check_schedule
 from lightning_reg.tensors.grad_mode import without_grad
 
-__all__ = ["Engine", "Host"]
-
-
-class Host(ABC):
-    """What a way in tells the engine: its clock, its optimizers, and where gradients are complete."""
-
-    @abstractmethod
-    def step(self) -> int:
-        """Optimizer steps taken: the clock of schedules."""
-
-    @abstractmethod
-    def optimizers(self) -> Iterable[Optimizer] | None:
-        """Those whose tensors count in a value; None where all trainable ones do."""
-
-    def toggled(self) -> Mapping[nn.Parameter, bool] | None:
-        """Which tensors are trainable, though their ``requires_grad`` is off for the moment."""
-        return None
-
-    def acts_inside(self, apply: Apply, optimizer: Optimizer) -> bool:
-        """Whether what comes before the update is done in the step, since the host calls nobody before it."""
-        return True
-
-    def announces(self) -> bool:
-        """Whether the host calls :meth:`Engine.announce` before each step that counts."""
-        return False
-
-    def check(self, term: Term, optimizer: Optimizer, said: bool) -> bool:
-        """Look once more, before a step; return whether that is enough. ``said``: it makes its gradients."""
-        return True
-
-    def look(self) -> None:  # noqa: B027 - most hosts have one optimizer
-        """Look once more, where the gradients of an optimizer's first step are complete."""
-
-    def stepped(self, optimizer: Optimizer) -> None:  # noqa: B027 - most hosts count by themselves
-        """A step is over, and was taken."""
-
-    def is_saved(self, name: str) -> bool:
-        """Whether the checkpoint that is being loaded has an entry whose name ends so, as far as is known."""
-        return True
-
-    def detached(self) -> None:  # noqa: B027 - most hosts leave nothing
-        """Leave no trace."""
+__all__ = ["Engine"]
 
 
 class _Hooked(NamedTuple):

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from lightning_reg.apply import Apply
 from lightning_reg.hosts.averages import AveragesKeepZeros
 from lightning_reg.hosts.clipping import notice_clipping_of, notice_no_more
-from lightning_reg.hosts.engine import Engine, Host
+from lightning_reg.hosts.engine import Engine
+from lightning_reg.hosts.host import Host
 from lightning_reg.hosts.seems_clipped import BY_VALUE
 from lightning_reg.hosts.strategies import reach_of
 from lightning_reg.hosts.trainer import ends_after_step, names_in_shards, run_length, scaler_of

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_reg.apply import Term
 from lightning_reg.hosts.averages import AveragesKeepZeros
-from lightning_reg.hosts.engine import Host
+from lightning_reg.hosts.host import Host
 from lightning_reg.hosts.watch import Silence
 from lightning_reg.hosts.wrappers import bare_optimizer, check_reachable
 from lightning_reg.select.parameters import named_parameters

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_reg.hosts.engine import Host
+from lightning_reg.hosts.host import Host
 from lightning_reg.hosts.lightning_host import LightningHost
 
 __all__ = ["NoRun", "OwnHost", "check_init", "warn_of_bare_loss"]

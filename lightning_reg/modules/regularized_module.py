@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.apply import Apply, DualAveraging, check_apply, check_dual_averaging, check_word
-from lightning_reg.hosts.engine import Engine, Host
+from lightning_reg.hosts.engine import Engine
+from lightning_reg.hosts.host import Host
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.hosts.trainer import run_length, values_this_step

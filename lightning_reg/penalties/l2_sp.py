@@ -48,6 +48,7 @@ class L2SP(Penalty):
         ValueError: a negative, NaN or infinite strength or ratio, or a reference that holds none of the
             parameters.
 
+    >>> import torch
     >>> model = nn.Linear(2, 1, bias=False)
     >>> _ = nn.init.constant_(model.weight, 2.0)
     >>> reference = {"weight": torch.zeros(1, 2)}

@@ -4,7 +4,8 @@ A call is on the way if a weight, a gradient or the optimizer's state changes wh
 returns a part of the loss. A call that changes nothing only answers a question (is there a schedule, which
 tensors are chosen, which step does the optimizer take); its file counts as touched. The step traced comes
 when what is done once, or looked at in the first steps, is done. To come back to the caller is no return;
-to call into a file that is above in the stack, and is not the caller's, is one.
+to call into a file that is above in the stack, and is not the caller's, is one. The frame of a decorator
+is no file on the way.
 
 ``python -m tests.hosts.test_way_of_a_step`` prints the table.
 """
@@ -27,9 +28,11 @@ from torch import Tensor, nn
 
 import lightning_reg
 from lightning_reg.callbacks import L1PenaltyCallback
+from lightning_reg.tensors import grad_mode
 from tests.support import QUIET
 
 ROOT = Path(lightning_reg.__file__).resolve().parents[1]
+DECORATOR = os.path.realpath(grad_mode.__file__)
 #: The mode, and how many files a step may touch in all.
 MODES: dict[str, tuple[dict[str, Any], int]] = {
     "gradient": ({}, 8),
@@ -70,7 +73,7 @@ class Tracer(pl.Callback):
         if event not in ("call", "return"):
             return
         file = os.path.realpath(frame.f_code.co_filename)
-        if not file.startswith((f"{ROOT}/lightning_reg", f"{ROOT}/callbacks")):
+        if file == DECORATOR or not file.startswith((f"{ROOT}/lightning_reg", f"{ROOT}/callbacks")):
             return
         if event == "call":
             above = tuple(call.file for _, call in self._open)
