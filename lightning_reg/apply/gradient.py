@@ -28,18 +28,19 @@ def add_gradient_(term: Term, optimizer: Optimizer, strength: float, scale: floa
     told = getattr(optimizer, "grad_scale", None)
     alpha = float(told) if isinstance(told, torch.Tensor) else scale
     parameters = [p for _, stepped in term.stepped(optimizer) for p in stepped]
+    gradients: list[Tensor] = []
     for parameter in parameters:
         gradient = parameter.grad
         assert gradient is not None
         if term.sharded and is_sharded(gradient):
             # it may hold partial sums, to which a part of the penalty's would be added more than once
-            parameter.grad = placed_as(gradient, parameter)
+            gradient = parameter.grad = placed_as(gradient, parameter)
         elif gradient.is_sparse:  # the sum is dense, as autograd's would be
-            parameter.grad = gradient.to_dense()
+            gradient = parameter.grad = gradient.to_dense()
+        gradients.append(gradient)
     if term.in_use.computed or term.sharded:
         add_to_(term, parameters, lambda parameter: parameter.grad, strength, alpha)
     elif parameters:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         term.bound.add_gradient_(gradients, parameters, strength, alpha)
 
 

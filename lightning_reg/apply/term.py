@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from operator import is_
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -151,26 +151,27 @@ class Term:
         """Whether the module has gained, lost or exchanged parameters since it was looked at."""
         return [id(parameter) for parameter in self.module.parameters()] != self._seen
 
-    def stepped(self, optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
-        """Yield each parameter group of ``optimizer`` with the tensors to act on in this step.
+    def stepped(self, optimizer: Optimizer) -> list[tuple[dict[str, Any], list[nn.Parameter]]]:
+        """Return each parameter group of ``optimizer`` with the tensors to act on in this step.
 
         As torch's optimizers do, it leaves out tensors whose gradient is None; frozen ones too. Between
-        :meth:`note` and :meth:`forget` it yields what was noted.
+        :meth:`note` and :meth:`forget` it returns what was noted.
         """
         noted = self._noted.get(id(optimizer))
         if noted is not None:
-            yield from noted
-            return
+            return noted
         self._look_for_maps()
+        found = []
         for group in optimizer.param_groups:
             parameters = [p for p in self._members(group) if p.grad is not None and p.requires_grad]
             if parameters:
-                yield group, parameters
+                found.append((group, parameters))
+        return found
 
     def note(self, optimizer: Optimizer) -> None:
         """Note what ``optimizer`` is about to step: some free the gradients in their step."""
         self._noted.pop(id(optimizer), None)
-        noted = self._noted[id(optimizer)] = list(self.stepped(optimizer))
+        noted = self._noted[id(optimizer)] = self.stepped(optimizer)
         self._rows.clear()
         for group, parameters in noted:
             note_steps(optimizer, group, parameters)
@@ -256,9 +257,10 @@ class Term:
 
     def _look_for_maps(self) -> None:
         """Look whether a layer that held a weight computes it by now, as one that has been pruned does."""
-        gone = [(module, name) for module, name in self._held if name not in module._parameters]
-        if any(derived.attribute == name for module, name in gone for derived in derived_tensors(module)):
-            self._resolve()
+        for module, name in self._held:
+            if name not in module._parameters and any(d.attribute == name for d in derived_tensors(module)):
+                self._resolve()
+                return
 
     def _resolve(self) -> None:
         self._groups.clear()

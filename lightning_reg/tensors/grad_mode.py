@@ -25,7 +25,10 @@ def without_grad(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def inside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if not torch.is_grad_enabled():
             return function(*args, **kwargs)
-        with torch.no_grad():
+        torch.set_grad_enabled(False)
+        try:
             return function(*args, **kwargs)
+        finally:
+            torch.set_grad_enabled(True)
 
     return inside

@@ -56,12 +56,12 @@ def add_sign_(
 
     The sign of 0 is 0, of a complex number ``w/|w|``. A target may be the weight itself.
     """
-    together, rows = [], list(zip(targets, weights, strict=True))
-    if _are_large(weights):
-        rows = fused.add_sign_(compiled.add_sign_(rows, alpha, scaled), alpha, scaled)
-    else:
-        together, rows = rows, together
-    for row in rows:
+    rows = list(zip(targets, weights, strict=True))
+    if not _are_large(weights):
+        _add_signs_(rows, alpha, scaled)
+        return
+    together: list[tuple[Tensor, Tensor]] = []
+    for row in fused.add_sign_(compiled.add_sign_(rows, alpha, scaled), alpha, scaled):
         if not _is_large(row[1]):
             together.append(row)
             continue
@@ -70,14 +70,7 @@ def add_sign_(
             if scaled:
                 target_piece.add_(weight_piece, alpha=scaled)
             target_piece.add_(sign, alpha=factor)
-    for some_targets, some_weights in _batches(together):
-        if some_weights[0].is_complex():
-            signs = [torch.sgn(weight) for weight in some_weights]
-        else:
-            signs = list(torch._foreach_sign(some_weights))
-        if scaled:
-            torch._foreach_add_(some_targets, some_weights, alpha=scaled)
-        torch._foreach_add_(some_targets, signs, alpha=alpha)
+    _add_signs_(together, alpha, scaled)
 
 
 @without_grad
@@ -141,6 +134,18 @@ def _sign(weight: Tensor, alpha: float) -> tuple[Tensor, float]:
     return torch.sgn(weight, out=buffer), alpha
 
 
+def _add_signs_(rows: Sequence[tuple[Tensor, Tensor]], alpha: float, scaled: float) -> None:
+    """The same as :func:`add_sign_`, on lists."""
+    for targets, weights in _batches(rows):
+        if weights[0].is_complex():
+            signs = [torch.sgn(weight) for weight in weights]
+        else:
+            signs = list(torch._foreach_sign(weights))
+        if scaled:
+            torch._foreach_add_(targets, weights, alpha=scaled)
+        torch._foreach_add_(targets, signs, alpha=alpha)
+
+
 def _soft_threshold_(weight: Tensor, threshold: float) -> None:
     if weight.is_complex():
         modulus = weight.abs()
@@ -189,15 +194,17 @@ def _is_large(tensor: Tensor) -> bool:
 
 def _are_large(tensors: Sequence[Tensor]) -> bool:
     """Whether there are enough weights for a pass that takes them apart."""
-    return sum(tensor.numel() for tensor in tensors) >= SMALL
+    return sum([tensor.numel() for tensor in tensors]) >= SMALL
 
 
 def _batches(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Columns of rows of one dtype and device: packs of CPU tensors, elsewhere batches of pieces."""
-    kinds = {row[1].dtype for row in rows} | {row[1].device for row in rows}
-    if len(rows) <= FEW and len(kinds) == 2 and rows[0][1].is_cpu:
-        yield [row[0] for row in rows], [row[1] for row in rows]  # a small network: every microsecond is seen
-        return
+    if 0 < len(rows) <= FEW:  # a small network: every microsecond is seen
+        targets, weights = map(list, zip(*rows, strict=True))
+        dtype = weights[0].dtype
+        if all([weight.is_cpu and weight.dtype is dtype for weight in weights]):
+            yield targets, weights
+            return
     groups: dict[tuple[torch.dtype, torch.device], list[tuple[Tensor, ...]]] = {}
     for row in rows:
         groups.setdefault((row[1].dtype, row[1].device), []).append(row)
