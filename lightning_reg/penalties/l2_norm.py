@@ -16,7 +16,7 @@ from lightning_reg.penalties.base import Penalty
 from lightning_reg.penalties.bound import Bound, Held
 from lightning_reg.penalties.group_lasso import GroupLasso
 from lightning_reg.prox.dual_averaging import hold_groups_
-from lightning_reg.prox.group import shrink_groups_in_metric_, shrink_views_
+from lightning_reg.prox.group import shrink_each_in_metric_, shrink_views_
 from lightning_reg.schedules.base import ScheduleLike
 from lightning_reg.schedules.target_sparsity import TargetSparsity
 from lightning_reg.select.parameters import Select, Selected
@@ -123,6 +123,6 @@ class L2Norm(Penalty):
     @without_grad
     def prox_(self, weights: Sequence[Tensor], strength: float, steps: Sequence[StepSize]) -> None:
         """Shorten each tensor, or set it to zero, in its metric."""
-        for weight, step in zip(weights, steps, strict=True):
-            layout = local_layout(weight, Slices(tuple(weight.shape), ()))
-            shrink_groups_in_metric_([local(weight)], [layout], [step.local()], strength)
+        layouts = [local_layout(weight, Slices(tuple(weight.shape), ())) for weight in weights]
+        steps = [step.local() for step in steps]
+        shrink_each_in_metric_([local(weight) for weight in weights], layouts, steps, strength)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_reg.groups.layout import Labels, Layout, Slices
-from lightning_reg.prox._fused_groups import act_on_groups_
+from lightning_reg.prox._fused_groups import act_on_each_, act_on_groups_
 from lightning_reg.prox.elementwise import soft_threshold
 from lightning_reg.prox.root_by_moments import root_by_moments
 from lightning_reg.tensors.grad_mode import without_grad
@@ -36,6 +36,7 @@ __all__ = [
     "group_weights",
     "largest_over",
     "per_weight",
+    "shrink_each_in_metric_",
     "shrink_groups_",
     "shrink_groups_in_metric_",
     "shrink_views_",
@@ -149,6 +150,15 @@ def shrink_groups_in_metric_(
         return
     for views, moments in cut_to_cache(tensors, layouts, steps, threshold):
         shrink_with_etas_(views, etas_of(steps, moments, views), layouts, threshold, soft)
+
+
+@without_grad
+def shrink_each_in_metric_(
+    tensors: Sequence[Tensor], layouts: Sequence[Layout], steps: Sequence[StepSize], threshold: float
+) -> None:
+    r"""Prox of :math:`\mu\sum_g\|w_g\|_2` in the metric of the steps, of tensors that share no groups."""
+    for i in act_on_each_("shrink_groups", tensors, layouts, steps, threshold, 0.0):
+        shrink_groups_in_metric_([tensors[i]], [layouts[i]], [steps[i]], threshold)
 
 
 def _shrink_one_group_(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,33 @@ def test_penalties_use_them(penalty: GroupLasso | SparseGroupLasso | L2Norm) -> 
     found = penalty.prox(weight, 0.1, step)
     fuse_kernels(False)
     torch.testing.assert_close(found, penalty.prox(weight, 0.1, step), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_norm_of_each_tensor_is_shared_out_by_tensors(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[list[int]] = []
+    share_out = fused.Compiled.share_out
+
+    def noted(self: fused.Compiled, parts: list[Any], numbers: tuple[float, ...]) -> None:
+        shares.append([sum(math.prod(row[-3:]) for row in table) for table, _ in parts])
+        share_out(self, parts, numbers)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(fused, "SHARE", 2**14)
+    monkeypatch.setattr(fused.Compiled, "share_out", noted)
+    sizes = [20_000, 90_000, 7, 40_000, 50_000, 30_000]  # one is too small for a loop
+    weights = [torch.randn(size, dtype=torch.float64) for size in sizes]
+    moments = [torch.rand(size, dtype=torch.float64) ** 4 for size in sizes]
+    steps = [StepSize(0.5, moment, 1.1, 1e-3) for moment in moments]
+    found = [weight.clone() for weight in weights]
+    L2Norm(2.0).prox_(found, 2.0, steps)
+    assert shares == [{1: [230_000], 2: [120_000, 110_000], 3: [90_000, 70_000, 70_000]}[threads]]
+    for weight, step, ours in zip(weights, steps, found, strict=True):
+        # stationary in the metric: (w − v)/η + λ w/‖w‖ = 0
+        left = (ours - weight) / step.dense() + 2.0 * ours / ours.norm()
+        assert float(left.norm()) < 1e-9 if ours.norm() > 0 else float((weight / step.dense()).norm()) <= 2.0
 
 
 def test_what_other_layouts_there_are_is_left_to_eager_passes() -> None:
