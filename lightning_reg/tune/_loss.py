@@ -20,6 +20,7 @@ __all__ = [
     "clone",
     "loss_of",
     "mean_gradient_",
+    "mean_hessian",
     "mean_loss",
     "same_order",
     "size_of",
@@ -31,6 +32,10 @@ Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Score: TypeAlias = Callable[[Any, Any], float]
 #: A data set, or anything that yields batches again and again.
 Data: TypeAlias = "Dataset[Any] | Iterable[Any]"
+
+
+#: Numbers that rows of a Hessian which are found together may keep for each output of a model.
+NUMBERS = 2**15
 
 
 class TensorBatches:
@@ -157,12 +162,12 @@ def _training_step(module: Any, batch: Any) -> Tensor:
 
 
 @contextmanager
-def _at_rest(module: nn.Module) -> Iterator[None]:
-    """In eval mode, with logging silent; both are undone."""
+def _at_rest(module: nn.Module, training: bool = False) -> Iterator[None]:
+    """In eval mode, or in training mode, with logging silent; both are undone."""
     modes = [(part, part.training) for part in module.modules()]
     silenced = [name for name in ("log", "log_dict") if hasattr(module, name)]
     own = {name: module.__dict__[name] for name in silenced if name in module.__dict__}
-    module.eval()
+    module.train(training)
     for name in silenced:
         module.__dict__[name] = _silent
     try:
@@ -179,10 +184,10 @@ def _silent(*_: object, **__: object) -> None:
     """In place of ``log``."""
 
 
-def mean_loss(module: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
-    """Return the loss over all of ``batches``, weighted by their sizes, in eval mode."""
+def mean_loss(module: nn.Module, batches: Iterable[Any], loss: Loss, training: bool = False) -> float:
+    """Return the loss over all of ``batches``, weighted by their sizes; in eval mode but for ``training``."""
     with torch.no_grad():
-        return float(_mean(module, _all_of(batches), loss, lambda value: value))
+        return float(_mean(module, _all_of(batches), loss, lambda value: value, training))
 
 
 def mean_gradient_(module: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
@@ -199,12 +204,53 @@ def mean_gradient_(module: nn.Module, batches: Iterable[Any], loss: Loss) -> flo
         return float(_mean(module, batches, loss, backward))
 
 
+def mean_hessian(
+    module: nn.Module, batches: Iterable[Any], loss: Loss, parameters: Sequence[Tensor]
+) -> Tensor:
+    """Return the Hessian of :func:`mean_loss` in ``parameters`` laid end to end, in float64 on the CPU."""
+    batches = _all_of(batches)
+    sizes = [size_of(batch) for batch in batches]
+    count = sum(parameter.numel() for parameter in parameters)
+    found = torch.zeros(count, count, dtype=torch.float64)
+
+    def add(value: Tensor) -> Tensor:
+        slopes = torch.autograd.grad(
+            value / sum(sizes), parameters, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        slope = torch.cat([part.flatten() for part in slopes])
+        at_once = max(1, min(count, NUMBERS // max(sizes)))
+        for rows in torch.split(torch.eye(count, dtype=slope.dtype, device=slope.device), at_once):
+            found[rows.argmax(1).cpu()] += _products(slope, parameters, rows).cpu().double()
+        return value.detach()
+
+    with torch.enable_grad():
+        _mean(module, batches, loss, add)
+    return found
+
+
+def _products(slope: Tensor, parameters: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """The Hessian times each of ``rows``."""
+    if not slope.requires_grad:  # the loss is linear
+        return torch.zeros_like(rows)
+    options: Any = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    try:
+        found = torch.autograd.grad(slope, parameters, rows, is_grads_batched=True, **options)
+    except RuntimeError:  # an operation that has no batching rule
+        each = [torch.autograd.grad(slope, parameters, row, **options) for row in rows]
+        found = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+    return torch.cat([part.flatten(1) for part in found], dim=1)
+
+
 def _mean(
-    module: nn.Module, batches: Iterable[Any], loss: Loss, weighted: Callable[[Tensor], Tensor]
+    module: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    weighted: Callable[[Tensor], Tensor],
+    training: bool = False,
 ) -> Tensor:
     device = next(module.parameters()).device
     total, count = torch.zeros((), dtype=torch.float64), 0
-    with _at_rest(module):
+    with _at_rest(module, training):
         for batch in batches:
             size = size_of(batch)
             value = loss(module, _to(batch, device))

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from lightning_reg.apply import DualAveraging, Term
 from lightning_reg.penalties import Penalty
-from lightning_reg.tune._loss import batches_of, clone, mean_loss
+from lightning_reg.tune._flat import Flat
+from lightning_reg.tune._loss import Loss, batches_of, clone, mean_loss
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune._quiet import STILL, quiet
 from lightning_reg.tune._whole_data import WholeData
 from lightning_reg.tune.frame import Row
 from lightning_reg.tune.lambda_max import is_linear
+from lightning_reg.tune.newton import Newton
 from lightning_reg.tune.predictor import predict_
 
-__all__ = ["Recipe", "make", "seed_all", "train_point"]
+__all__ = ["Chain", "Recipe", "make", "seed_all"]
 
 #: Selected weights up to which a row keeps all of them.
 MAX_WEIGHTS = 500
+
+
+#: Options of a Trainer that make no other solution.
+_WITHOUT_EFFECT = {"accelerator", "benchmark", "deterministic", "devices", "enable_progress_bar", "precision"}
 
 
 @dataclass(frozen=True)
@@ -41,34 +50,84 @@ class Recipe:
     patience: int | None = None
     metric: Callable[[Any, Any], float] | None = None
     dual_averaging: DualAveraging = True
+    warm_start: bool = True
+
+    @property
+    def solves(self) -> bool:
+        """Whether a point may be solved without a Trainer, whose options are none that could matter."""
+        is_path = self.predict and self.warm_start and self.patience is None
+        return is_path and set(self.trainer) <= _WITHOUT_EFFECT
 
 
-def train_point(
-    recipe: Recipe, strength: float, before: dict[str, Any] | None, train: Any, validation: Any
-) -> dict[str, Any]:
-    """Train at ``strength``, and return the row, the module's state and the optimizer's.
+class Chain:
+    """Points of a path that are trained one after another, on the same data.
 
     Args:
         recipe: how.
-        strength: λ.
-        before: what this returned for the neighbour; a cold start where None.
         train: data to train on.
         validation: data to validate on, or None.
     """
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.utilities.seed import isolate_rng
 
-    from lightning_reg.callbacks import PenaltyCallback
-    from lightning_reg.tune._path_point import PathPoint, rescaled
+    def __init__(self, recipe: Recipe, train: Any, validation: Any) -> None:
+        self._recipe, self._train = recipe, train
+        self._held_out = None if validation is None else batches_of(validation)
+        self._precision = TrainingPrecision(recipe.trainer)
+        self._newton: Newton | None = None
+        self._last: dict[str, Any] | None = None  # what its module holds
+        if recipe.solves:
+            with isolate_rng():
+                module, loss = self._made()
+                term = Term(recipe.penalty, module, in_place=True)
+                weights = Flat(module, term, batches_of(train), loss)
+                self._newton = Newton.of(weights, recipe.penalty)
 
-    penalty = replace(recipe.penalty, strength=strength)  # type: ignore[type-var]
-    batches = batches_of(train, recipe.batch_size)
-    held_out = None if validation is None else batches_of(validation)
-    with isolate_rng():
-        module = make(recipe.module, recipe.seed)
-        precision = TrainingPrecision(recipe.trainer)
-        precision.convert_(module)
-        loss = precision.loss(module)
+    def point(self, strength: float, before: dict[str, Any] | None) -> dict[str, Any]:
+        """Train at ``strength``, and return the row, the module's state and the optimizer's.
+
+        Args:
+            strength: λ.
+            before: what this returned for the neighbour; a cold start where None.
+        """
+        # of tensors that are read in order, nothing is drawn, and looking after the generators takes a while
+        with nullcontext() if isinstance(self._train, TensorDataset) else isolate_rng():
+            found = self._solved(self._newton, strength, before) if self._newton is not None else None
+        if found is None:
+            self._newton = None  # which would not solve the next one either
+            with isolate_rng():
+                found = self._trained(strength, before)
+        self._last = found
+        return found
+
+    def _made(self) -> tuple[Any, Loss]:
+        module = make(self._recipe.module, self._recipe.seed)
+        self._precision.convert_(module)
+        return module, self._precision.loss(module)
+
+    def _solved(
+        self, newton: Newton, strength: float, before: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """The solution, without a Trainer; None where it is not found."""
+        weights = newton.weights
+        if before is not None and before is not self._last:
+            weights.module.load_state_dict(before["module"])
+        taken, goal = weights.gradients, self._recipe.tolerance * strength
+        solution = newton.solve_(strength, goal)
+        if solution.residual > goal:
+            return None
+        row = self._row(weights.module, weights.term, weights.loss, strength, solution.loss)
+        row |= {"gradients": weights.gradients - taken, "residual": solution.residual, "converged": True}
+        return {"row": row, "module": _state(weights.module), "optimizer": {}}
+
+    def _trained(self, strength: float, before: dict[str, Any] | None) -> dict[str, Any]:
+        from lightning.pytorch import Trainer
+
+        from lightning_reg.callbacks import PenaltyCallback
+        from lightning_reg.tune._path_point import PathPoint, rescaled
+
+        recipe = self._recipe
+        penalty = replace(recipe.penalty, strength=strength)  # type: ignore[type-var]
+        batches, held_out = batches_of(self._train, recipe.batch_size), self._held_out
+        module, loss = self._made()
         optimizer_state, gradients, goal = None, 0, recipe.tolerance * strength
         if before is not None:
             module.load_state_dict(before["module"])
@@ -108,13 +167,8 @@ def train_point(
             runner.fit(module, batches)
         if runner.interrupted:  # by Ctrl-C, which releases before 2.4 keep to themselves
             raise KeyboardInterrupt
-        row: Row = {
-            "strength": strength,
-            "train_loss": mean_loss(module, batches, loss),
-            "validation_loss": None if held_out is None else mean_loss(module, held_out, loss),
-            "validation_error": None,
-            "metric": None,
-            **_sizes(module, penalty),
+        row = self._row(module, Term(penalty, module), loss, strength, mean_loss(module, batches, loss))
+        row |= {
             "epochs": runner.current_epoch,
             "best_epoch": point.best_epoch,
             "steps": point.steps,
@@ -122,10 +176,28 @@ def train_point(
             "residual": point.residual,
             "converged": point.converged,
         }
-        if held_out is not None and recipe.metric is not None:
-            row["metric"] = float(recipe.metric(module, precision.inputs(held_out)))
-    state = {name: value.cpu().clone() for name, value in module.state_dict().items()}
-    return {"row": row, "module": state, "optimizer": point.state}
+        return {"row": row, "module": _state(module), "optimizer": point.state}
+
+    def _row(self, module: Any, term: Term, loss: Loss, strength: float, train_loss: float) -> Row:
+        """What is known of a point, as if there had been no training."""
+        row: Row = {
+            "strength": strength,
+            "train_loss": train_loss,
+            "validation_loss": None if self._held_out is None else mean_loss(module, self._held_out, loss),
+            "validation_error": None,
+            "metric": None,
+            **_sizes(term),
+            "epochs": 0,
+            "best_epoch": None,
+            "steps": 0,
+        }
+        if self._held_out is not None and self._recipe.metric is not None:
+            row["metric"] = float(self._recipe.metric(module, self._precision.inputs(self._held_out)))
+        return row
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    return {name: value.cpu().clone() for name, value in module.state_dict().items()}
 
 
 def make(module: Any, seed: int) -> Any:
@@ -145,13 +217,12 @@ def make(module: Any, seed: int) -> Any:
 
 
 @torch.no_grad()
-def _sizes(module: nn.Module, penalty: Penalty) -> dict[str, Any]:
-    term = Term(penalty, module)
+def _sizes(term: Term) -> dict[str, Any]:
     used, bound = term.in_use.tensors([s.parameter for s in term.selected])
     weights = dict(zip((s.name for s in term.selected), used, strict=True))
     flat = torch.cat([weight.flatten() for weight in weights.values()]).cpu()
     groups = None
-    if hasattr(penalty, "groups"):
+    if hasattr(term.penalty, "groups"):
         groups = int((bound.sizes(list(weights.values())) != 0).sum())
     return {
         "nonzeros": int((flat != 0).sum()),

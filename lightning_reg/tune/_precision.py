@@ -26,12 +26,15 @@ class TrainingPrecision:
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
+        self._plugin: Any = None
+        if not any(name in options for name in ("plugins", "precision", "strategy")):
+            return  # 32-true
         from lightning.pytorch import Trainer
 
         deciding = {name: options[name] for name in _DECIDING if name in options}
         with quiet():
             plugin = Trainer(logger=False, enable_checkpointing=False, **deciding).precision_plugin
-        self._plugin: Any = plugin if plugin.precision in _CONVERTING else None
+        self._plugin = plugin if plugin.precision in _CONVERTING else None
 
     def convert_(self, module: nn.Module) -> None:
         """Give the module's floating tensors the dtype that they are trained in."""

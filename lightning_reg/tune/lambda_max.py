@@ -10,7 +10,8 @@ from torch import nn
 from lightning_reg.apply import Term, check_stored
 from lightning_reg.penalties import Penalty
 from lightning_reg.select.parameters import named_parameters
-from lightning_reg.tune._loss import Data, Loss, batches_of, clone, loss_of, mean_gradient_
+from lightning_reg.tune._loss import Data, Loss, batches_of, clone, loss_of, mean_gradient_, mean_hessian
+from lightning_reg.tune.newton import LARGEST, definite
 from lightning_reg.tune.stationarity import zero_strength
 
 __all__ = ["is_linear", "lambda_max", "lambda_max_by_layer"]
@@ -130,3 +131,28 @@ def _fit_others(module: nn.Module, chosen: list[nn.Parameter], batches: Any, los
         others, max_iter=200, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
     )
     optimizer.step(lambda: mean_gradient_(module, batches, loss))  # type: ignore[no-untyped-call]
+    if sum(parameter.numel() for parameter in others) <= LARGEST:
+        _polish(module, others, batches, loss)
+
+
+def _polish(module: nn.Module, others: list[nn.Parameter], batches: Any, loss: Loss) -> None:
+    """Take Newton steps while slopes shrink: they are exact to rounding where the loss is flat to it."""
+    length = float("inf")
+    before = [parameter.detach().clone() for parameter in others]
+    for _ in range(4):
+        mean_gradient_(module, batches, loss)
+        slope = torch.cat([_gradient(parameter).flatten() for parameter in others]).double().cpu()
+        now = float(slope.norm())
+        if not now < length:
+            break
+        length, before = now, [parameter.detach().clone() for parameter in others]
+        hessian = definite(mean_hessian(module, batches, loss, others), others[0].dtype)
+        if hessian is None:
+            break
+        step = torch.linalg.solve(hessian, slope)
+        with torch.no_grad():
+            for parameter, part in zip(others, step.split([p.numel() for p in others]), strict=True):
+                parameter.sub_(part.view_as(parameter).to(parameter))
+    with torch.no_grad():
+        for parameter, value in zip(others, before, strict=True):
+            parameter.copy_(value)

@@ -16,7 +16,7 @@ from lightning_reg.tune._checks import check_counts, check_module, check_penalty
 from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._folds import split, with_folds
 from lightning_reg.tune._loss import Data, batches_of
-from lightning_reg.tune._point import Recipe, make, train_point
+from lightning_reg.tune._point import Chain, Recipe, make
 from lightning_reg.tune._precision import TrainingPrecision
 from lightning_reg.tune.frame import PathFrame, Row
 from lightning_reg.tune.lambda_max import is_linear, lambda_max
@@ -140,6 +140,7 @@ def regularization_path(
         metric=metric,
         seed=seed,
         trainer=trainer or {},
+        warm_start=warm_start is not None,
     )
     kept = PathDirectory(None if directory is None else Path(directory))
     kept.claim(about(recipe, strengths, warm_start) | {"folds": folds})
@@ -206,11 +207,12 @@ def _run(
 ) -> list[Row]:
     """Train the points of a piece, leaving out what is there already."""
     rows: list[Row] = []
-    before = None
+    before, chain = None, None
     for index in piece.indices:
         point = kept.load(piece.chain, index)
         if point is None:
-            point = train_point(recipe, strengths[index], before, piece.train, piece.validation)
+            chain = chain or Chain(recipe, piece.train, piece.validation)
+            point = chain.point(strengths[index], before)
             kept.save(piece.chain, index, point)
         rows.append(point["row"])
         before = point

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_reg.apply import Term
-from lightning_reg.tune._loss import Loss, mean_gradient_
-from lightning_reg.tune.stationarity import prox_of_step
+from lightning_reg.tune._flat import Flat
+from lightning_reg.tune._loss import Loss
 
 __all__ = ["predict_"]
 
@@ -53,22 +53,22 @@ def predict_(
     Returns:
         How many gradients of the whole data it took.
     """
-    point = _Point(module, term, batches, loss, strength)
+    point = Flat(module, term, batches, loss)
     weights = point.weights()
     support = (weights != 0) | ~point.chosen
     nearest, found = float("inf"), weights
     solved = False  # on this support: only then does the proximal operator tell what enters
     for left in reversed(range(ROUNDS + 1)):
         gradient = point.gradient(weights)
-        moved = point.proximal_step(weights, gradient)
+        moved = point.proximal_step(weights, gradient, strength)
         if (distance := float((weights - moved).abs().max())) < nearest:
             nearest, found = distance, weights
         if left == 0 or distance <= tolerance:
             break
         if solved:
             weights, gradient, support = _exchanged(point, weights, gradient, moved, support)
-        slope = (gradient + point.penalty_gradient(weights)) * support
-        times = partial(point.curvature, weights, slope, support)
+        slope = (gradient + point.penalty_gradient(weights, strength)) * support
+        times = partial(_curvature, point, weights, slope, support, strength)
         ahead = weights + _conjugate_gradients(times, -slope, limit)
         crossed = support & point.chosen & (ahead.sgn() != weights.sgn())
         if not term.bound.elementwise:  # a weight in a group may change its sign
@@ -80,7 +80,7 @@ def predict_(
 
 
 def _exchanged(
-    point: _Point, weights: Tensor, gradient: Tensor, moved: Tensor, support: Tensor
+    point: Flat, weights: Tensor, gradient: Tensor, moved: Tensor, support: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Let in what the proximal step moves away from zero, and out what it moves there."""
     entering, leaving = (moved != 0) & ~support, (moved == 0) & support & point.chosen
@@ -88,85 +88,26 @@ def _exchanged(
         return weights, gradient, support
     step = moved * entering
     if bool(entering.any()):  # its length: to the minimum of the parabola along it
-        bend = float(step @ point.curvature(weights, gradient * entering, entering, step, penalty=False))
+        bend = float(step @ _curvature(point, weights, gradient * entering, entering, None, step))
         step *= float(step @ step) / bend if bend > 0.0 else 0.0
     weights = (weights + step) * ~leaving
     return weights, point.gradient(weights), (support | entering) & ~leaving
 
 
-class _Point:
-    """A module's weights as one vector, with the gradients of its loss and of its penalty."""
+def _curvature(
+    point: Flat, weights: Tensor, slope: Tensor, support: Tensor, strength: float | None, direction: Tensor
+) -> Tensor:
+    """Return the Hessian on the support times a direction: how far the gradient is from ``slope``.
 
-    def __init__(
-        self, module: nn.Module, term: Term, batches: Iterable[Any], loss: Loss, strength: float
-    ) -> None:
-        self.module, self.term, self.batches, self.loss, self.strength = module, term, batches, loss, strength
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        selected = {id(s.parameter) for s in term.selected}
-        self.penalized = [id(p) in selected for p in self.parameters]
-        sizes = zip(self.parameters, self.penalized, strict=True)
-        self.chosen = torch.cat([torch.full((p.numel(),), yes) for p, yes in sizes]).to(self.weights().device)
-        self.gradients = 0
-
-    def weights(self) -> Tensor:
-        """Return a copy of all that is trained."""
-        return torch.cat([p.detach().flatten() for p in self.parameters])
-
-    @torch.no_grad()
-    def set(self, weights: Tensor) -> None:
-        """Give the module these weights."""
-        for parameter, part in zip(self.parameters, self._split(weights), strict=True):
-            parameter.copy_(part)
-
-    def gradient(self, weights: Tensor) -> Tensor:
-        """Return the gradient of the data's loss there."""
-        self.set(weights)
-        mean_gradient_(self.module, self.batches, self.loss)
-        self.gradients += 1
-        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        return torch.cat([gradient.flatten() for gradient in found])
-
-    def penalty_gradient(self, weights: Tensor) -> Tensor:
-        """Return the gradient of the penalty there."""
-        self.set(weights)
-        found = torch.zeros_like(weights)
-        chosen = [
-            (p, t)
-            for p, t, yes in zip(self.parameters, self._split(found), self.penalized, strict=True)
-            if yes
-        ]
-        with torch.no_grad():
-            self.term.bound.add_gradient_([t for _, t in chosen], [p for p, _ in chosen], self.strength)
-        return found
-
-    def proximal_step(self, weights: Tensor, gradient: Tensor) -> Tensor:
-        """Return the weights after a proximal gradient step of size 1."""
-        self.set(weights)
-        moved = weights - gradient
-        parts = zip(self.parameters, self._split(gradient), self._split(moved), self.penalized, strict=True)
-        chosen = [(p, g, m) for p, g, m, yes in parts if yes]
-        after = prox_of_step(self.term, [p for p, *_ in chosen], [g for _, g, _ in chosen], self.strength)
-        for (_, _, target), value in zip(chosen, after, strict=True):
-            target.copy_(value)
-        return moved
-
-    def curvature(
-        self, weights: Tensor, slope: Tensor, support: Tensor, direction: Tensor, penalty: bool = True
-    ) -> Tensor:
-        """Return the Hessian on the support times a direction: how far the gradient is from ``slope``."""
-        epsilon = (
-            torch.finfo(weights.dtype).eps ** 0.5 * (1.0 + float(weights.norm())) / float(direction.norm())
-        )
-        there = weights + epsilon * direction
-        ahead = self.gradient(there)
-        if penalty:
-            ahead = ahead + self.penalty_gradient(there)
-        found: Tensor = (ahead * support - slope) / epsilon
-        return found
-
-    def _split(self, vector: Tensor) -> list[Tensor]:
-        parts = torch.split(vector, [p.numel() for p in self.parameters])
-        return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+    That of the penalty counts where there is a ``strength``.
+    """
+    epsilon = torch.finfo(weights.dtype).eps ** 0.5 * (1.0 + float(weights.norm())) / float(direction.norm())
+    there = weights + epsilon * direction
+    ahead = point.gradient(there)
+    if strength is not None:
+        ahead = ahead + point.penalty_gradient(there, strength)
+    found: Tensor = (ahead * support - slope) / epsilon
+    return found
 
 
 def _conjugate_gradients(

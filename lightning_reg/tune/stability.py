@@ -19,7 +19,7 @@ from lightning_reg.tune._checks import check_counts, check_module, check_penalty
 from lightning_reg.tune._directory import PathDirectory
 from lightning_reg.tune._folds import halves, samples
 from lightning_reg.tune._loss import Data, batches_of
-from lightning_reg.tune._point import Recipe, make, train_point
+from lightning_reg.tune._point import Chain, Recipe, make
 from lightning_reg.tune.lambda_max import is_linear
 from lightning_reg.tune.path import Map, about, below_lambda_max, check_path
 
@@ -221,7 +221,17 @@ def stability_selection(
         raise ValueError(
             f"names= has {len(names)} names for {len(known)} weights or groups; give one for each"
         )
-    recipe = Recipe(module, penalty, is_linear(first), batch_size, max_epochs, tolerance, seed, trainer or {})
+    recipe = Recipe(
+        module,
+        penalty,
+        is_linear(first),
+        batch_size,
+        max_epochs,
+        tolerance,
+        seed,
+        trainer or {},
+        warm_start=warm_start is not None,
+    )
     kept = PathDirectory(None if directory is None else Path(directory), "selection")
     kept.claim(about(recipe, strengths, warm_start))
     run = partial(_run, recipe, strengths, warm_start, kept, on_subsample)
@@ -263,9 +273,9 @@ def _run(
     if found is None:
         order = range(len(strengths)) if warm_start != "up" else reversed(range(len(strengths)))
         supports: dict[int, Tensor] = {}
-        before = None
+        before, chain = None, Chain(recipe, train, None)
         for place in order:
-            point = train_point(recipe, strengths[place], before, train, None)
+            point = chain.point(strengths[place], before)
             before = point if warm_start is not None else None
             module = make(recipe.module, recipe.seed)
             module.load_state_dict(point["module"])

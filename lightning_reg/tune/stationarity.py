@@ -77,7 +77,10 @@ def zero_strength(term: Term, weights: Sequence[nn.Parameter], gradients: Sequen
             f"no strength of {type(term.penalty).__name__} makes a weight exactly zero; use L1, ElasticNet "
             "with l1_ratio > 0, or a group penalty, or give strengths= yourself"
         )
-    low = 0.0
+    ulp = torch.finfo(gradients[0].dtype).eps * high
+    if not zeroed(high - ulp):  # as of L1, whose strength is the largest slope
+        return high
+    low, high = 0.0, high - ulp
     while low < (middle := 0.5 * (low + high)) < high:
         low, high = (low, middle) if zeroed(middle) else (middle, high)
     return high

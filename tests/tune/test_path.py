@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_reg import L1, ElasticNet, GroupLasso
 from lightning_reg.apply import Term
 from lightning_reg.penalties import Penalty
-from lightning_reg.tune import PathFrame, lambda_max, regularization_path
+from lightning_reg.tune import PathFrame, lambda_max, newton, regularization_path
 from lightning_reg.tune import _path_point as path_point
 from lightning_reg.tune._folds import split
 from lightning_reg.tune._plateau import HALVINGS
@@ -39,14 +39,20 @@ def one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def by_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave linear problems to a Trainer, too, as those with too many weights are."""
+    monkeypatch.setattr(newton, "LARGEST", 0)
+
+
 @cache
 def path(start: str = "down") -> PathFrame:
     return regularization_path(
         Linear(10),
         L1(1.0),
         diabetes(),
-        None if start == "down" else path()["strength"][::3],
-        warm_start="down" if start == "down" else None,
+        path()["strength"][::3] if start == "cold" else None,
+        warm_start=None if start == "cold" else "down",
         tolerance=1e-5,
         max_epochs=5000,
         trainer=CPU,
@@ -106,6 +112,7 @@ STRENGTHS = [0.5 * 0.67**i for i in range(10)]
     ],
     ids=["two", "ten", "ten, other scaling"],
 )
+@pytest.mark.usefixtures("by_a_trainer")
 def test_in_batches_its_zeros_are_the_lassos(deviation: int, strengths: list[float]) -> None:
     linear_model = pytest.importorskip("sklearn.linear_model")
     inputs, targets = (tensor.numpy() for tensor in diabetes().tensors)
@@ -123,8 +130,12 @@ def test_in_batches_its_zeros_are_the_lassos(deviation: int, strengths: list[flo
     assert max(frame["epochs"]) < 60
 
 
-def test_a_loader_that_drops_a_part_of_the_data_each_time_is_measured_on_all_of_it() -> None:
+@pytest.mark.parametrize("largest", [0, newton.LARGEST], ids=["by a trainer", "by Newton steps"])
+def test_a_loader_that_drops_a_part_of_the_data_each_time_is_measured_on_all_of_it(
+    largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batches of 32 of 442 samples leave out 26, others in each epoch."""
+    monkeypatch.setattr(newton, "LARGEST", largest)
     linear_model = pytest.importorskip("sklearn.linear_model")
     inputs, targets = diabetes().tensors
     strengths = STRENGTHS[2:8:3]
@@ -266,11 +277,12 @@ def test_breast_cancer_against_l1_logistic() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("by_a_trainer")
 @pytest.mark.parametrize("problem", part_of(["diabetes", "breast cancer"], 2, turn()))
 def test_a_warm_start_takes_a_third_of_the_steps_at_most(problem: str) -> None:
     # cold starts at some of the strengths are slow enough: more of them could only add to their sum
     if problem == "diabetes":
-        warm = path()
+        warm = path("down, by a trainer")
         cold = path("cold")
         compare(cold, lasso()[::3])
     else:
@@ -303,6 +315,7 @@ GRID = [(p, way) for i, p in enumerate(PENALTIES) for way in (["down", "up"], ["
     part_of(GRID, 2, turn()),
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
+@pytest.mark.usefixtures("by_a_trainer")
 def test_the_predictor_leaves_the_optimizer_little_to_do(penalty: Penalty, warm_start: Any) -> None:
     strengths = [0.4 * 0.7**i for i in range(5)]
     options: Any = {"max_epochs": 5000, "tolerance": 1e-5, "trainer": CPU, "warm_start": warm_start}
@@ -319,6 +332,7 @@ def test_the_predictor_leaves_the_optimizer_little_to_do(penalty: Penalty, warm_
     assert taken < share * sum(plain["steps"][after])
 
 
+@pytest.mark.usefixtures("by_a_trainer")
 def test_a_newton_step_of_the_predictor_takes_no_more_gradients_than_the_point_may_take_epochs() -> None:
     frame = regularization_path(Linear(10), L1(1.0), diabetes(), points=4, max_epochs=2, trainer=CPU)
     assert 8 <= max(frame["gradients"]) <= 4 + 3 * (2 + 2)  # of residuals; of three steps, with what enters
