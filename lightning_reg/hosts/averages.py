@@ -87,6 +87,7 @@ class AveragesKeepZeros:
             hooks.add(self)
         #: By identity of an owner: it, and the averages in it that have been given zeros.
         self._reached: dict[int, tuple[Any, list[tuple[Tensor, Tensor]]]] = {}
+        self._trained: dict[int, Tensor] = {}
         self._zeros: float | None = None
         self._looked = self._warned = False
         listen(self, holders())
@@ -118,13 +119,20 @@ class AveragesKeepZeros:
             self._reached[id(owner)] = owner, pairs
 
     def _find(self, owner: Any, given: Iterable[Any] = ()) -> list[tuple[Tensor, Tensor]]:
-        models = [one for one in (*given, *values_of(owner)) if isinstance(one, nn.Module)]
+        told = [one for one in given if isinstance(one, nn.Module)]
+        held = [one for one in values_of(owner) if isinstance(one, nn.Module)]
         mine = {id(parameter) for parameter in self._term.trained()}
-        live = [m for m in models if any(id(p) in mine for p in m.parameters())]
+        live = [m for m in (*told, *held) if any(id(p) in mine for p in m.parameters())]
+        if told and not live:
+            return []  # an average of another model
         pairs = [p for copies in copies_in(owner) for p in pairs_of(copies, (*live, self._term.module))]
-        return [
-            (weight, average) for weight, average in pairs if id(weight) in mine and id(average) not in mine
-        ]
+        return [(w, a) for w, a in pairs if id(w) in mine and id(a) not in mine and not self._trains(a)]
+
+    def _trains(self, tensor: Tensor) -> bool:
+        """Whether a tensor has been seen to train, as no average does."""
+        if tensor.is_leaf and tensor.grad is not None:
+            self._trained[id(tensor)] = tensor
+        return id(tensor) in self._trained
 
     def give(self) -> None:
         """Give zeros to all averages that have been updated so far."""
@@ -136,9 +144,9 @@ class AveragesKeepZeros:
         for holder in self._holders():
             name = type(holder).__name__
             inside = (holder, *values_of(holder))
-            if _surely_averages(name) and not any(
-                isinstance(o, AveragedModel) or self._find(o) for o in inside
-            ):
+            if not _surely_averages(name) or not _holds_weights(holder):
+                continue
+            if not any(isinstance(o, AveragedModel) or self._find(o) for o in inside):
                 self._warn(f"{name} averages weights out of reach of {self._term.penalty!r}")
 
     def check(self, where: str) -> None:
@@ -180,6 +188,16 @@ class AveragesKeepZeros:
         for hooks in self._hooks:
             hooks.remove(self)
         self._hooks, self._reached = [], {}
+
+
+def _holds_weights(holder: Any, depth: int = 3) -> bool:
+    """Whether there is a module or a tensor of more than one number in an object, or in what it holds."""
+    for one in values_of(holder):
+        if isinstance(one, nn.Module) or (isinstance(one, Tensor) and one.dim() > 0):
+            return True
+        if depth > 1 and hasattr(one, "__dict__") and _holds_weights(one, depth - 1):
+            return True
+    return False
 
 
 def _surely_averages(name: str) -> bool:

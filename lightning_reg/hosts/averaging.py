@@ -7,6 +7,7 @@ exchanged in their classes while somebody listens, and put back after that.
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -29,6 +30,9 @@ class Listener(Protocol):
 
 
 _LISTENERS: weakref.WeakSet[Listener] = weakref.WeakSet()
+#: A word of a class's name, as Stochastic, Weight and Averaging, or EMA and Callback; and those that average.
+_WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_AVERAGES = frozenset({"ema", "swa", "polyak", "modelema", "emacallback", "weightema"})
 #: By class and method: what was in the class itself, None where it inherits the method.
 _REPLACED: dict[tuple[type, str], Any] = {}
 
@@ -69,9 +73,8 @@ def _says_average(cls: type) -> bool:
 
 
 def _is_average(name: str) -> bool:
-    low = name.lower()
-    words = ("averag", "modelema", "emacallback", "weightema", "polyak", "swa")
-    return name.startswith(("EMA", "Ema")) or low.endswith("ema") or any(word in low for word in words)
+    words = [word.lower() for word in _WORD.findall(name)]
+    return any(word in _AVERAGES or word.startswith("averag") for word in words)
 
 
 def _replace(cls: type, name: str) -> None:

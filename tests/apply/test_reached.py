@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
 from torch import nn
 
-from lightning_reg.apply.reached import _LOSSES, NotReached
+from lightning_reg import L1
+from lightning_reg.apply.reached import _LOSSES, NotReached, averages_in
 
 
 def test_what_the_first_loss_does_not_reach_is_known_until_a_gradient_comes() -> None:
@@ -65,3 +69,20 @@ def test_what_has_no_gradient_at_the_first_step_is_left_out_until_it_has_one() -
     assert set(not_reached.ids) == {id(target)}
     target.sum().backward()
     assert not not_reached.ids
+
+
+class EMA(nn.Module):
+    """A moving average of a model, or a layer with efficient multi-scale attention."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+
+def test_a_layer_that_is_called_like_an_average_counts() -> None:
+    layer = nn.Sequential(nn.Linear(3, 4), EMA(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 4))))
+    assert not averages_in(layer)
+    counted = sum(module.weight.abs().sum().item() for module in layer.modules() if hasattr(module, "weight"))
+    assert L1(1.0)(layer).item() == pytest.approx(counted, rel=1e-6)
+    average = nn.Sequential(layer, EMA(copy.deepcopy(layer)))
+    assert averages_in(average) == {id(parameter) for parameter in average[1].parameters()}

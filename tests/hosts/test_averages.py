@@ -23,6 +23,7 @@ from lightning_reg.apply import Term
 from lightning_reg.callbacks import L1PenaltyCallback, Refit
 from lightning_reg.constraints.base import Constraint
 from lightning_reg.hosts.averages import AveragesKeepZeros, give_zeros_
+from lightning_reg.hosts.averaging import _is_average
 
 try:
     from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
@@ -304,13 +305,104 @@ def test_zeros_that_are_lost_out_of_reach_are_warned_of() -> None:
         fit(Ready(), Mine())
 
 
+class Cell:
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
 class EMACallback(Callback):
-    """Some other package's."""
+    """Some other package's, which holds its average in an object of an object."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.store = Cell(Cell([parameter.detach().clone() for parameter in pl_module.parameters()]))
+
+
+class EMALossLogger(Callback):
+    """Averages a loss."""
+
+    smooth = 0.0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *given: Any) -> None:
+        self.last = outputs["loss"].detach()
+        self.smooth = 0.9 * self.smooth + 0.1 * float(self.last)
 
 
 def test_an_average_out_of_reach_is_named() -> None:
     with pytest.warns(UserWarning, match="EMACallback averages weights out of reach"):
         fit(Net(), l1(), EMACallback(), max_epochs=1)
+
+
+def test_an_average_of_something_else_is_not() -> None:
+    fit(Net(), l1(), EMALossLogger(), max_epochs=1)  # warnings are errors
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["still attached", "of a fold before"])
+def test_an_average_of_another_model_is_left_alone(removed: bool) -> None:
+    """A network beside the sparse one, or that of the next fold, has averages of its own weights."""
+    torch.manual_seed(0)
+    sparse, other = nn.Linear(16, 4), nn.Linear(16, 4)
+    steps = [torch.optim.SGD(net.parameters(), 0.1) for net in (sparse, other)]
+    handle = attach(sparse, steps[0], L1(0.3), apply="proximal")
+    averages, expected = AveragedModel(other, multi_avg_fn=get_ema_multi_avg_fn(0.9)), []
+    copied = ModelEmaV2(other)
+    for step in range(12):
+        x = torch.randn(8, 16)
+        for net, optimizer in zip((sparse, other), steps, strict=True):
+            optimizer.zero_grad()
+            (net(x) - x[:, :4]).square().mean().backward()
+            if net is other or step < 6 or not removed:
+                optimizer.step()
+        average = other.weight.detach()
+        expected.append(average.clone() if step == 0 else 0.9 * expected[-1] + 0.1 * average)
+        averages.update_parameters(other)
+        copied.update(other)
+    assert int((sparse.weight == 0).sum()) > 10
+    torch.testing.assert_close(averages.module.weight, expected[-1])
+    assert not (copied.module.weight == 0).any()
+    handle.remove()
+
+
+@pytest.mark.parametrize("name", ["FaceSwap", "SWANet", "CinemaNet", "Net"])
+def test_a_trained_twin_is_no_average_whatever_its_owner_is_called(name: str) -> None:
+    def trained(*callbacks: Callback) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        net = type(name, (Twins,), {})()
+        fit(net, *callbacks)
+        return net.weight, net.other.weight.detach()
+
+    _, expected = trained()
+    sparse, twin = trained(L1PenaltyCallback(0.1, select="net.0.weight", apply="proximal"))
+    assert (sparse == 0).any()
+    assert torch.equal(twin, expected)
+
+
+class Twins(Net):
+    """Two layers of one shape that both train."""
+
+    def _build(self) -> None:
+        super()._build()
+        self.other = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(x), self.other(x)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return sum((output - batch[1]).square().mean() for output in self(batch[0]))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("name", "averages"),
+    [
+        *[
+            (name, True)
+            for name in ("ModelEMA", "LitEma", "EMA", "EmaV2", "StochasticWeightAveraging", "SWA")
+        ],
+        *[(name, True) for name in ("AveragedModel", "TimmModelEmaV3", "PolyakCallback", "EMACallback")],
+        *[(name, False) for name in ("FaceSwap", "Cinema", "Schema", "SwapAxes", "Swallow", "Emanation")],
+    ],
+)
+def test_words_that_say_so(name: str, averages: bool) -> None:
+    assert _is_average(name) == averages
 
 
 @needs_averaging
