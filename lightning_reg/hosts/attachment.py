@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
@@ -113,7 +114,9 @@ def attach(
         raise TypeError(f"{type(model).__name__} is not a module; call attach(model, optimizer, penalty)")
     loop = Loop(model, optimizer)
     bare = loop.optimizer
-    before = sum(isinstance(getattr(member, "host", None), Loop) for member in StepHooks.members_of(bare))
+    others = (m for m in StepHooks.members_of(bare) if isinstance(m, Engine) and isinstance(m.host, Loop))
+    taken = {other.term.label.partition(" ")[0] for other in others}
+    number = next(number for number in map(str, count()) if number not in taken)
     engine = Engine(
         penalty,
         default_apply(penalty, apply),
@@ -122,7 +125,7 @@ def attach(
         loop,
         total_steps=total_steps,
         dual_averaging=dual_averaging,
-        label=f"{before} {getattr(penalty, 'log_name', '')}",
+        label=f"{number} {getattr(penalty, 'log_name', '')}",
     )
     return Attachment(engine, loop)
 
@@ -207,7 +210,7 @@ class Attachment:
         scaler = scaler if scaler is not None else scaler_of(self._loop.given)
         scale = left_scale(scaler, self._loop.optimizer)
         add_gradient_(self._engine.term, self._loop.optimizer, self.strength, scale)
-        self._engine.added = True
+        self._engine.leave_out_next(self._loop.optimizer)
 
     def add_gradient_in_backward(self, scaler: Any | None = None) -> None:
         """Add the penalty's gradient in the backward pass to come, once, and not again in the coming step.
@@ -226,7 +229,7 @@ class Attachment:
         if self._in_backward is None:
             self._in_backward = GradientInBackward(self._engine.term, self._loop.optimizer)
         self._in_backward.arm(self.strength, float(scaler.get_scale()) if scaler is not None else 1.0)
-        self._engine.added = True
+        self._engine.leave_out_next(self._loop.optimizer)
 
     def clipping(self) -> AbstractContextManager[None]:
         """Return a context to clip by norm in, so that a proximal step is as long as the clipped gradient's.

@@ -137,7 +137,7 @@ class AveragesKeepZeros:
     def give(self) -> None:
         """Give zeros to all averages that have been updated so far."""
         for _, pairs in self._reached.values():
-            give_zeros_(self._term, pairs, revive=True)
+            give_zeros_(self._term, [(w, a) for w, a in pairs if not self._trains(a)], revive=True)
 
     def warn_of_unreached(self) -> None:
         """Warn, after an epoch, of callbacks whose names say that they average weights, out of reach."""

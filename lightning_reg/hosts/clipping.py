@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from lightning_reg.apply.replaced import Replaced
 from lightning_reg.hosts.seems_clipped import BY_VALUE, norms_of_gradients
 from lightning_reg.hosts.step_hooks import found_hooks
 from lightning_reg.hosts.wrappers import bare_optimizer, scaler_of
+from lightning_reg.tensors.precision import norm
 from lightning_reg.tensors.shards import local
 
 __all__ = ["BetweenBackwardAndStep", "clipping_noticed", "notice_clipping_of", "notice_no_more"]
@@ -76,10 +77,19 @@ def _bent(*norms: Sequence[float]) -> bool:
     return False
 
 
-class _Clips(Replaced[object]):
+class Clipped(Protocol):
+    """Who needs to know of clipping."""
+
+    def before_clipping(self, optimizer: Optimizer) -> None:
+        """The gradients of the bare ``optimizer`` are about to be clipped."""
+
+
+class _Clips(Replaced[Clipped]):
     """A module's method that clips, with what it does to the gradients measured."""
 
     def __call__(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        for user in self.users:
+            user.before_clipping(bare_optimizer(optimizer))
         with clipping_noticed(optimizer):
             return self.__wrapped__(optimizer, *args, **kwargs)
 
@@ -98,12 +108,12 @@ class _ClipGradients(_Clips):
     name = "clip_gradients"
 
 
-def notice_clipping_of(module: nn.Module, user: object) -> None:
+def notice_clipping_of(module: nn.Module, user: Clipped) -> None:
     """Measure what a LightningModule's clipping does, until ``user`` needs it no more."""
     _way(module).add(module, user)
 
 
-def notice_no_more(module: nn.Module, user: object) -> None:
+def notice_no_more(module: nn.Module, user: Clipped) -> None:
     """Undo :func:`notice_clipping_of`."""
     _way(module).remove(module, user)
 
@@ -115,16 +125,16 @@ def _way(module: Any) -> type[_Clips]:
 class BetweenBackwardAndStep:
     """Measures by how much gradients were clipped, where a host leaves no place just around its clipping.
 
-    It keeps a part of some gradients as the backward pass leaves them. It is for one process: several average
-    their gradients after that.
+    It keeps the norms of some gradients as the backward pass leaves them. It is for one process: several
+    average their gradients after that.
 
     Args:
         parameters: the trained ones.
         optimizer: which steps them.
     """
 
-    #: Gradients that it keeps a part of, and the size of that.
-    TENSORS, ENTRIES = 8, 256
+    #: Gradients whose norms it keeps, the smallest ones.
+    TENSORS = 8
 
     def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
         self._all = list(parameters)
@@ -149,12 +159,12 @@ class BetweenBackwardAndStep:
 
     @torch.no_grad()
     def _keep(self, parameter: nn.Parameter) -> None:
-        self._kept[id(parameter)] = parameter, self._part(parameter).to(torch.float64, copy=True)
+        self._kept[id(parameter)] = parameter, self._norm(parameter)
 
-    def _part(self, parameter: nn.Parameter) -> Tensor:
+    def _norm(self, parameter: nn.Parameter) -> Tensor:
         gradient = parameter.grad
         assert gradient is not None
-        return local(gradient.to_dense()).flatten()[: self.ENTRIES]
+        return norm(local(gradient.to_dense()))
 
     @torch.no_grad()
     def note(self) -> None:
@@ -162,10 +172,10 @@ class BetweenBackwardAndStep:
         hooks = found_hooks(self._optimizer)
         if hooks is None:
             return
-        parts = [(before, self._part(p).double()) for p, before in self._kept.values() if p.grad is not None]
+        norms = [(before, self._norm(p)) for p, before in self._kept.values() if p.grad is not None]
         scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
-        before = math.hypot(*(float(part.norm()) for part, _ in parts)) / scale
-        after = math.hypot(*(float(part.norm()) for _, part in parts))
+        before = math.hypot(*(float(before) for before, _ in norms)) / scale
+        after = math.hypot(*(float(after) for _, after in norms))
         if 0.0 < before < math.inf and after < math.inf:
             factor = 1.0 if after >= (1.0 - ROUNDING) * before else after / before
             for parameter in self._all:

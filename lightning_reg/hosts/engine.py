@@ -92,7 +92,8 @@ class Engine:
         if apply == "proximal":
             self.term.bound.warn()
         self.term.dual_averaging = dual_averaging
-        self.added = False  # the gradient of the coming step
+        # by identity of an optimizer whose coming step has it: a gradient that it was added to, or None
+        self._added: dict[int, Tensor | None] = {}
         #: whether it acts anew on the gradients of each call of a closure, and not once a step
         self.repeats = apply in ("gradient", "loss")
         self.asks_of_clipping = apply == "proximal" and not penalty.is_constraint
@@ -162,7 +163,7 @@ class Engine:
         if self.apply == "loss" or id(optimizer) in self._looked:
             return
         self._looked.add(id(optimizer))
-        self.host.look()
+        self.host.look(optimizer)
         self.term.look(other for other in self.optimizers() if other is not optimizer)
 
     def announce(self, optimizer: Optimizer) -> None:
@@ -179,6 +180,28 @@ class Engine:
                 hooked.hooks.remove(self)  # nothing is left to do after the update
                 self._hooked[id(optimizer)] = hooked._replace(hooks=None)
             self.before_step(optimizer)
+            self._added.pop(id(optimizer), None)
+
+    def leave_out_next(self, optimizer: Optimizer) -> None:
+        """Add nothing to the gradients of the coming step, to which somebody else does."""
+        self._added[id(optimizer)] = None
+
+    def add_before_clipping(self, optimizer: Optimizer, scale: float) -> None:
+        """Add to gradients that are about to be clipped, and not again before their step."""
+        if id(optimizer) in self._hooked and not self._has_added(optimizer):
+            self.look(optimizer)
+            add_gradient_(self.term, optimizer, self.strength(), scale)
+            self._added[id(optimizer)] = self._gradient(optimizer)
+
+    def _has_added(self, optimizer: Optimizer) -> bool:
+        """Whether the coming step has the gradient; a step that was left out may have taken it along."""
+        if id(optimizer) not in self._added:
+            return False
+        gradient = self._added[id(optimizer)]
+        return gradient is None or gradient is self._gradient(optimizer)
+
+    def _gradient(self, optimizer: Optimizer) -> Tensor | None:
+        return next((p.grad for _, parameters in self.term.stepped(optimizer) for p in parameters), None)
 
     def acts_inside(self, optimizer: Optimizer) -> bool:
         """Whether :meth:`before_step` is to be called in the step."""
@@ -202,7 +225,7 @@ class Engine:
         elif self.apply == "gradient":
             if self._own_gradients.left:
                 self._own_gradients.look(optimizer)
-            if not self.added:
+            if not self._has_added(optimizer):
                 add_gradient_(self.term, optimizer, self.strength())
             if self._own_gradients.left:
                 self._own_gradients.begin()
@@ -212,6 +235,8 @@ class Engine:
         """Act after the update."""
         if self.apply == "proximal":
             make_averages_(self.term, optimizer, self.host.is_saved)
+        if StepHooks.of(optimizer).fills:
+            return  # no step at all
         if self._announces and self._announced.pop(id(optimizer), None) is None:
             return  # stepped behind the host's back, where no schedule moves on
         if self.penalty.is_constraint:
@@ -226,7 +251,7 @@ class Engine:
         if self.apply == "proximal":
             self._undone.note(optimizer, StepHooks.members_of(optimizer))
         self.term.forget(optimizer)
-        self.added = False
+        self._added.pop(id(optimizer), None)
         if not found_inf(optimizer):  # a fused optimizer comes here even when its scaler skips the step
             self.host.stepped(optimizer)
 

@@ -40,7 +40,7 @@ class Host(ABC):
         """Look once more, before a step; return whether that is enough. ``said``: it makes its gradients."""
         return True
 
-    def look(self) -> None:  # noqa: B027 - most hosts have one optimizer
+    def look(self, optimizer: Optimizer) -> None:  # noqa: B027 - most hosts have one
         """Look once more, where the gradients of an optimizer's first step are complete."""
 
     def stepped(self, optimizer: Optimizer) -> None:  # noqa: B027 - most hosts count by themselves

@@ -20,6 +20,7 @@ from lightning_reg.hosts.seems_clipped import BY_VALUE
 from lightning_reg.hosts.strategies import reach_of
 from lightning_reg.hosts.trainer import ends_after_step, names_in_shards, run_length, scaler_of
 from lightning_reg.hosts.watch import Unheld
+from lightning_reg.hosts.wrappers import left_scale
 from lightning_reg.penalties.regularizer import Regularizer
 
 __all__ = ["LightningHost", "length_for", "started"]
@@ -41,6 +42,8 @@ class LightningHost(Host):
         self._saved: list[str] | None = None
         self._unheld: dict[Engine, Unheld] = {}
         self._averages: list[AveragesKeepZeros] = []
+        self._adding: list[Engine] = []  # those that add to gradients which the module clips by itself
+        self._notices = False
 
     def step(self) -> int:
         """``global_step``, which counts every optimizer's steps."""
@@ -111,10 +114,10 @@ class LightningHost(Host):
             optimizers = self.trainer.optimizers
             self._unheld[engine] = Unheld(engine.term, optimizers, engine.apply == "loss")
 
-    def look(self) -> None:
+    def look(self, optimizer: Optimizer) -> None:
         """Look whether somebody has taken the gradients of what is watched."""
         for unheld in self._unheld.values():
-            unheld.look()
+            unheld.look(optimizer)
 
     def warn_of_unheld(self, engine: Engine) -> None:
         """Warn of such weights, and watch no more."""
@@ -147,6 +150,7 @@ class LightningHost(Host):
             averages.remove()
         self._averages = []
         notice_no_more(self.module, self)
+        self._adding, self._notices = [], False
         self.watch_no_more()
 
     def watch_no_more(self) -> None:
@@ -159,8 +163,21 @@ class LightningHost(Host):
         """See by what factor the run clips gradients, which a proximal step must know."""
         if self.trainer.gradient_clip_val and self.trainer.gradient_clip_algorithm == "value":
             warnings.warn(BY_VALUE, stacklevel=2)
-        else:
+        elif not self._notices:
+            self._notices = True
             notice_clipping_of(self.module, self)
+
+    def add_before_clipping(self, engine: Engine) -> None:
+        """Let ``engine`` add its gradients before the module clips them, under manual optimization."""
+        self._adding.append(engine)
+        if not self._notices:
+            self._notices = True
+            notice_clipping_of(self.module, self)
+
+    def before_clipping(self, optimizer: Optimizer) -> None:
+        """Add what counts in the norm."""
+        for engine in self._adding:
+            engine.add_before_clipping(optimizer, left_scale(self.scaler, optimizer))
 
     def warn_of_a_longer_run(self, engine: Engine) -> None:
         """Warn where a schedule's run is over and manual steps go on: their number is a guess."""
@@ -186,6 +203,8 @@ def started(engine: Engine, host: LightningHost) -> Engine:
     for optimizer in host.optimizers() or ():
         engine.hook(optimizer)
     host.watch(engine)
+    if engine.apply == "gradient" and not host.module.automatic_optimization:
+        host.add_before_clipping(engine)
     if engine.apply == "proximal":
         host.keep_zeros(engine)
         if not engine.penalty.is_constraint:

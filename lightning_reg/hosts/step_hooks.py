@@ -15,6 +15,10 @@ from lightning_reg.hosts.seems_clipped import SeemsClipped
 __all__ = ["InStep", "StepHooks", "found_hooks"]
 
 
+#: What torch wraps each step in, which calls the hooks.
+_STEP = Optimizer.profile_hook_step(lambda self: None).__code__
+
+
 class InStep(Protocol):
     """What takes part in the steps of an optimizer."""
 
@@ -54,9 +58,10 @@ class StepHooks:
         #: By identity of a parameter: the quadratics whose operators have acted on it after this update.
         self.ridges: dict[int, float | Tensor] = {}
         self.measures = False  # a clipping under way
+        self.fills = False  # a step under way that does nothing but to fill the optimizer's state
         self._seems_clipped = SeemsClipped()
         self._clipped: dict[int, float] = {}  # the norms that it has left
-        self._step: FrameType | None = None  # the call of the outermost step under way
+        self._step = _under_way(optimizer)  # the call of the outermost step
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -109,6 +114,9 @@ class StepHooks:
         if self._step is not None and _runs(self._step):
             return None  # torch wraps a step and that of the base class, and one calls the other
         self._step = sys._getframe(1)
+        self.fills = _fills_state(optimizer)
+        if self.fills:
+            return None
         acting = [member for member in self.members if member.acts_inside(optimizer)]
         looks = self._seems_clipped.looks < SeemsClipped.LOOKS and any(
             m.asks_of_clipping for m in self.members
@@ -147,6 +155,7 @@ class StepHooks:
         for member in self.members:
             member.after_step(optimizer)
         self.ridges.clear()
+        self.fills = False
         if self.factors:
             self.factors, self._clipped = {}, {}
         self._leave()
@@ -159,6 +168,28 @@ def found_hooks(optimizer: Optimizer) -> StepHooks | None:
         if isinstance(owner, StepHooks):
             return owner
     return None
+
+
+def _fills_state(optimizer: Optimizer) -> bool:
+    """Whether torch's distributed checkpoint takes a step, with rates and gradients of 0, to make a state."""
+    rate = optimizer.param_groups[0].get("lr")
+    if not isinstance(rate, Tensor) and rate != 0:
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != "_init_optim_state":
+        frame = frame.f_back
+    return frame is not None
+
+
+def _under_way(optimizer: Optimizer) -> FrameType | None:
+    """The call of the outermost step of ``optimizer`` that is under way: hooks may come to be inside one."""
+    frame: FrameType | None = sys._getframe(1)
+    found = None
+    while frame is not None:
+        if frame.f_code is _STEP and frame.f_locals.get("self") is optimizer:
+            found = frame
+        frame = frame.f_back
+    return found
 
 
 def _runs(call: FrameType) -> bool:

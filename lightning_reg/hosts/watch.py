@@ -185,10 +185,11 @@ class Unheld:
             untyped: Any = s.parameter
             self._hooks[id(untyped)] = untyped.register_post_accumulate_grad_hook(self._see)
 
-    def look(self) -> None:
+    def look(self, optimizer: Optimizer) -> None:
         """Look, where the gradients of a step are complete, whose have been taken already."""
+        held = _held([optimizer])
         here = [s.parameter for s in self._watched if s.parameter.grad is None]
-        self._taken.update(id(p) for p in here if id(p) in self._trained)
+        self._taken.update(id(p) for p in here if id(p) in self._trained and id(p) in held)
 
     def end(self) -> None:
         """Look no more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -221,17 +221,8 @@ def stability_selection(
         raise ValueError(
             f"names= has {len(names)} names for {len(known)} weights or groups; give one for each"
         )
-    recipe = Recipe(
-        module,
-        penalty,
-        is_linear(first),
-        batch_size,
-        max_epochs,
-        tolerance,
-        seed,
-        trainer or {},
-        warm_start=warm_start is not None,
-    )
+    recipe = Recipe(module, penalty, is_linear(first), batch_size, max_epochs, tolerance, seed, trainer or {})
+    recipe = replace(recipe, warm_start=warm_start is not None)
     kept = PathDirectory(None if directory is None else Path(directory), "selection")
     kept.claim(about(recipe, strengths, warm_start))
     run = partial(_run, recipe, strengths, warm_start, kept, on_subsample)

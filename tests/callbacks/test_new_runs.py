@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
-from lightning_reg import L2SP
-from lightning_reg.callbacks import NormBudget, PenaltyCallback
+from lightning_reg import L1, L2SP
+from lightning_reg.callbacks import NonNegative, NormBudget, PenaltyCallback
 from tests.support import QUIET, Net, RegularizedNet, data, weights
 
 
@@ -128,3 +128,35 @@ def test_a_module_whose_checkpoint_was_loaded_for_its_weights(tmp_path: Path) ->
 
     loaded = RegularizedNet.load_from_checkpoint(tmp_path / "a.ckpt", penalties=L2SP(1.0), weights_only=False)
     fit(loaded, [Begin()], tmp_path)
+
+
+class Switched(Net):
+    """Takes another optimizer in the second epoch."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.make_optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.5)
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+
+@pytest.mark.parametrize("kind", ["proximal", "constraint"])
+def test_the_first_step_of_an_optimizer_that_comes_later_counts(kind: str) -> None:
+    inputs, targets = data().tensors
+    expected = Net(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    for rate in (0.1, 0.5):
+        expected.zero_grad()
+        expected.training_step([inputs, targets], 0).backward()
+        with torch.no_grad():
+            for layer in (expected.net[0], expected.net[2]):
+                for parameter in layer.parameters():
+                    parameter.sub_(rate * parameter.grad)
+                weight = layer.weight
+                shrunk = weight.sign() * (weight.abs() - rate * 0.1).clamp(min=0.0)
+                weight.copy_(shrunk if kind == "proximal" else weight.clamp(min=0.0))
+    found = Switched(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    callback = (
+        NonNegative() if kind == "constraint" else PenaltyCallback(L1(0.1), "proximal", dual_averaging=False)
+    )
+    loader = DataLoader(data(), batch_size=64)
+    pl.Trainer(max_epochs=2, callbacks=[callback], **QUIET).fit(found, loader)
+    torch.testing.assert_close(weights(found), weights(expected))

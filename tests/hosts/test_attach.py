@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_reg import (
@@ -944,3 +945,54 @@ def test_gradients_that_are_freed_in_the_step(apply: Any) -> None:
         optimizer.step()
         weights.append(model.weight.detach().clone())
     assert torch.equal(*weights)
+
+
+def test_what_is_attached_after_another_has_left_has_averages_of_its_own() -> None:
+    def trained(first: bool) -> tuple[Tensor, list[str]]:
+        torch.manual_seed(0)
+        model = nn.Linear(30, 4)
+        optimizer = SGD(model.parameters(), 0.05)
+        gone = attach(model, optimizer, L1(0.0), apply="proximal") if first else None
+        attach(model, optimizer, L1(0.05), apply="proximal")
+        if gone is not None:
+            gone.remove()
+        attach(model, optimizer, L1(0.05), apply="proximal")
+        for _ in range(10):
+            x = torch.randn(8, 30)
+            optimizer.zero_grad()
+            (model(x) - x[:, :4]).square().mean().backward()
+            optimizer.step()
+        return model.weight.detach(), [*optimizer.state[model.weight]]
+
+    weight, averages = trained(first=True)
+    expected, _ = trained(first=False)
+    assert torch.equal(weight, expected)
+    assert len(averages) == 4  # of two, with their steps
+
+
+@pytest.mark.parametrize("apply", ["gradient", "decoupled", "proximal"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_that_only_fills_the_state_for_a_checkpoint_is_none(momentum: float, apply: Any) -> None:
+    """As torch's get_state_dict takes one before the first, with gradients and rates of 0."""
+
+    def trained(saved: bool) -> tuple[Tensor, int]:
+        torch.manual_seed(0)
+        model = nn.Linear(6, 4)
+        made = SGD(model.parameters(), lr=0.1, momentum=momentum)
+        penalty = L2(Linear(0.0, 1.0), decay="independent") if apply == "decoupled" else L1(Linear(0.0, 1.0))
+        handle = attach(model, made, penalty, apply=apply, total_steps=6)
+        start = model.weight.detach().clone()
+        if saved:
+            get_state_dict(model, made)
+            assert torch.equal(model.weight, start) and handle.step == 0
+        for _ in range(4):
+            x = torch.randn(8, 6)
+            made.zero_grad()
+            (model(x) - 1.0).square().mean().backward()
+            made.step()
+        return model.weight.detach(), handle.step
+
+    weight, steps = trained(saved=True)
+    expected, _ = trained(saved=False)
+    torch.testing.assert_close(weight, expected)
+    assert steps == 4

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_reg import L1, L2, RegularizedModule, attach
 from lightning_reg.callbacks import L1PenaltyCallback
+from lightning_reg.hosts.clipping import BetweenBackwardAndStep
 from tests.support import QUIET
 from tests.turns import everyday
 
@@ -253,3 +254,68 @@ def test_the_averaged_factor_is_saved_and_leaves_with_the_handle() -> None:
     assert mean == pytest.approx((0.8 * 0.5 + 1.0) / 1.8, rel=1e-5)
     handle.remove()
     assert [*state] == ["momentum_buffer"]
+
+
+class InTurn(pl.LightningModule):
+    """Two networks in turn, whose gradients it clips by itself, with the penalty by hand or by a callback."""
+
+    def __init__(self, by_hand: float = 0.0) -> None:
+        super().__init__()
+        self.build(by_hand)
+
+    def build(self: Any, by_hand: float = 0.0) -> None:
+        torch.manual_seed(0)
+        self.automatic_optimization, self.by_hand = False, by_hand
+        self.parts = nn.ModuleList(nn.Linear(12, 1, dtype=torch.float64) for _ in range(2))
+
+    def training_step(self: Any, batch: list[Tensor], batch_idx: int) -> None:
+        for part, optimizer in zip(self.parts, self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            loss = (part(batch[0]) - batch[1]).square().mean()
+            self.manual_backward(loss + self.by_hand * part.weight.abs().sum())
+            self.clip_gradients(optimizer, gradient_clip_val=0.2, gradient_clip_algorithm="norm")
+            if batch_idx != 2:  # a step left out
+                optimizer.step()
+
+    def configure_optimizers(self: Any) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(part.parameters(), lr=0.1, momentum=0.5) for part in self.parts]
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["callback", "module"])
+def test_under_manual_optimization_a_gradient_is_added_before_the_module_clips(ready: bool) -> None:
+    class Ready(RegularizedModule):
+        def __init__(self) -> None:
+            super().__init__([L1(0.5)], apply="gradient")
+            InTurn.build(self)
+
+        training_step, configure_optimizers = InTurn.training_step, InTurn.configure_optimizers
+
+    batches = DataLoader(TensorDataset(X, Y), batch_size=20)
+
+    def trained(module: pl.LightningModule, *callbacks: pl.Callback) -> Tensor:
+        pl.Trainer(max_epochs=3, callbacks=list(callbacks), **QUIET).fit(module, batches)
+        assert "clip_gradients" not in vars(module)
+        return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+    expected, without = trained(InTurn(0.5)), trained(InTurn())
+    found = trained(Ready()) if ready else trained(InTurn(), L1PenaltyCallback(0.5))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert float((expected - without).abs().max()) > 0.05
+
+
+def test_clipping_shows_in_tensors_whose_first_rows_have_no_gradient() -> None:
+    """As that of a padding token."""
+    embedding = nn.Embedding(10, 300)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=1.0)
+    attach(embedding, optimizer, L1(0.01, select="all"), apply="proximal", dual_averaging=False)
+    watch = BetweenBackwardAndStep([embedding.weight], optimizer)
+    embedding(torch.tensor([3, 4, 4])).square().sum().backward()
+    norm = clip_grad_norm_(embedding.parameters(), 1.0)
+    gradient, start = embedding.weight.grad, embedding.weight.detach().clone()
+    assert gradient is not None
+    watch.note()
+    optimizer.step()
+    watch.remove()
+    ahead = start - gradient
+    expected = ahead.sign() * (ahead.abs() - 0.01 / (norm + 1e-6)).clamp(min=0.0)
+    torch.testing.assert_close(embedding.weight.detach(), expected, rtol=1e-5, atol=1e-7)

@@ -545,3 +545,28 @@ def test_what_a_step_takes_need_not_be_a_closure() -> None:
     attach(model, optimizer, L2(0.1))
     with pytest.warns(UserWarning, match="makes gradients of its own inside its step"):
         optimizer.step([model(X).square().mean()])
+
+
+class Gan(LightningModule):
+    """Two optimizers in turn; each leaves no gradient behind its step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.parts = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 1)])
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        for part, optimizer in zip(self.parts, self.optimizers(), strict=True):  # type: ignore[arg-type]
+            self.manual_backward(part(batch).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        return [SGD(part.parameters(), lr=0.1) for part in self.parts]
+
+
+def test_an_optimizer_that_steps_later_has_not_taken_the_gradients_of_the_first() -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*was not applied")
+        trainer = Trainer(max_epochs=1, callbacks=[PenaltyCallback(L1(0.1))], **QUIET)
+        trainer.fit(Gan(), DataLoader(torch.randn(8, 3), 2))  # type: ignore[arg-type]
