@@ -79,6 +79,8 @@ class RegularizerCallback(BothCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bind to the module and its optimizers, or say why not."""
+        if sum(callback is self for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise ValueError(f"{self!r} is given to the Trainer twice, and would act twice; give it once")
         self._detach()  # where another callback calls this one, and not its setup
         self._left = {}
         self._work = PenaltyWork(

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_reg.tensors.shards import is_sharded
 
@@ -14,9 +13,6 @@ __all__ = ["NotReached", "averages_in"]
 
 #: Losses that are looked into: a run may take several in turn, one for each of its optimizers.
 _LOSSES = 8
-#: Classes, in lower case, of modules that hold a moving average of another one's weights; and those that do
-#: so if there is another one of their shapes, as EMA is a layer's name, too.
-_AVERAGES, _MAYBE = frozenset({"averagedmodel"}), frozenset({"ema", "exponentialmovingaverage"})
 
 
 class NotReached:
@@ -99,20 +95,8 @@ def _leaves(loss: Tensor) -> set[int] | None:
 def averages_in(module: nn.Module) -> set[int]:
     """Return the identities of the parameters in averages, such as torch's ``AveragedModel``."""
     inside: set[int] = set()
-    maybe: list[nn.Module] = []
     for child in module.modules():
         names = [base.__name__.lower() for base in type(child).__mro__]
-        if child is not module and any(n in _AVERAGES or n.startswith("modelema") for n in names):
-            inside.update(id(parameter) for parameter in child.parameters())
-        elif child is not module and _MAYBE.intersection(names):
-            maybe.append(child)
-    theirs = {id(part) for child in maybe for part in child.modules()}
-    others = [_shapes(part) for part in module.modules() if id(part) not in theirs] if maybe else []
-    for child in maybe:
-        if _shapes(child) in others:
+        if child is not module and any(n == "averagedmodel" or n.startswith("modelema") for n in names):
             inside.update(id(parameter) for parameter in child.parameters())
     return inside
-
-
-def _shapes(module: nn.Module) -> list[tuple[int, ...]]:
-    return [() if is_lazy(parameter) else tuple(parameter.shape) for parameter in module.parameters()]

@@ -17,7 +17,14 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_reg.apply import Term
-from lightning_reg.hosts.averaging import copies_in, listen, listen_no_more, pairs_of, values_of
+from lightning_reg.hosts.averaging import (
+    copies_in,
+    listen,
+    listen_no_more,
+    pairs_of,
+    resemble,
+    values_of,
+)
 from lightning_reg.hosts.step_hooks import StepHooks
 from lightning_reg.tensors.shards import local, part, whole
 
@@ -126,7 +133,8 @@ class AveragesKeepZeros:
         if told and not live:
             return []  # an average of another model
         pairs = [p for copies in copies_in(owner) for p in pairs_of(copies, (*live, self._term.module))]
-        return [(w, a) for w, a in pairs if id(w) in mine and id(a) not in mine and not self._trains(a)]
+        found = [(w, a) for w, a in pairs if id(w) in mine and id(a) not in mine and not self._trains(a)]
+        return found if isinstance(owner, AveragedModel) or resemble(found) else []
 
     def _trains(self, tensor: Tensor) -> bool:
         """Whether a tensor has been seen to train, as no average does."""

@@ -7,15 +7,20 @@ exchanged in their classes while somebody listens, and put back after that.
 from __future__ import annotations
 
 import functools
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["Listener", "copies_in", "listen", "listen_no_more", "pairs_of", "values_of"]
+from lightning_reg.tensors.precision import wide
+from lightning_reg.tensors.shards import local
+
+__all__ = ["Listener", "copies_in", "listen", "listen_no_more", "pairs_of", "resemble", "values_of"]
 
 #: What may update an average: a method of its own, or a hook of the callback that holds it.
 _METHODS = ("update_parameters", "update", "step", "forward")
@@ -33,6 +38,8 @@ _LISTENERS: weakref.WeakSet[Listener] = weakref.WeakSet()
 #: A word of a class's name, as Stochastic, Weight and Averaging, or EMA and Callback; and those that average.
 _WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _AVERAGES = frozenset({"ema", "swa", "polyak", "modelema", "emacallback", "weightema"})
+#: The cosine from which an average is one of these weights.
+ALIKE = 0.5
 #: By class and method: what was in the class itself, None where it inherits the method.
 _REPLACED: dict[tuple[type, str], Any] = {}
 
@@ -152,6 +159,20 @@ def pairs_of(
                 if not _same(found):
                     return found
     return []
+
+
+@torch.no_grad()
+def resemble(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Whether averages point where the weights do, as an average of gradients does not."""
+    sums = [0.0, 0.0, 0.0]
+    for live, average in pairs:
+        mine, other = local(live.detach()), local(average.detach())
+        if mine.shape != other.shape or mine.device != other.device:
+            return True
+        mine, other = wide(mine).flatten(), wide(other).flatten()
+        for i, product in enumerate((mine @ other.conj(), mine @ mine.conj(), other @ other.conj())):
+            sums[i] += float(product.real)
+    return sums[0] > ALIKE * math.sqrt(sums[1] * sums[2])
 
 
 def _same(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:

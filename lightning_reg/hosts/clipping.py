@@ -133,11 +133,12 @@ class BetweenBackwardAndStep:
         optimizer: which steps them.
     """
 
-    #: Gradients whose norms it keeps, the smallest ones.
+    #: Gradients whose norms it keeps after the first step, the smallest ones that are not 0.
     TENSORS = 8
 
     def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Optimizer) -> None:
-        self._all = list(parameters)
+        self._all = sorted(parameters, key=lambda parameter: parameter.numel())
+        self._some = self._all
         self._optimizer, self._scaler = bare_optimizer(optimizer), scaler_of(optimizer)
         self._kept: dict[int, tuple[nn.Parameter, Tensor]] = {}
         self._hooks: list[Any] = []
@@ -147,7 +148,7 @@ class BetweenBackwardAndStep:
     def _register(self) -> None:
         """Come after all hooks that add to gradients, which some add in the first step."""
         self.remove()
-        for parameter in sorted(self._all, key=lambda p: p.numel())[: self.TENSORS]:
+        for parameter in self._some:
             untyped: Any = parameter
             self._hooks.append(untyped.register_post_accumulate_grad_hook(self._keep))
 
@@ -172,15 +173,16 @@ class BetweenBackwardAndStep:
         hooks = found_hooks(self._optimizer)
         if hooks is None:
             return
-        norms = [(before, self._norm(p)) for p, before in self._kept.values() if p.grad is not None]
+        kept = [(p, before, self._norm(p)) for p, before in self._kept.values() if p.grad is not None]
         scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
-        before = math.hypot(*(float(before) for before, _ in norms)) / scale
-        after = math.hypot(*(float(after) for _, after in norms))
+        before = math.hypot(*(float(before) for _, before, _ in kept)) / scale
+        after = math.hypot(*(float(after) for _, _, after in kept))
         if 0.0 < before < math.inf and after < math.inf:
             factor = 1.0 if after >= (1.0 - ROUNDING) * before else after / before
             for parameter in self._all:
                 hooks.note_clipping(parameter, before, after, factor)
         self._kept = {}
-        if self._first:
+        if self._first or before == 0.0:
             self._first = False
+            self._some = [p for p, found, _ in kept if found][: self.TENSORS] or self._all
             self._register()

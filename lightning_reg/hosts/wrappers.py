@@ -63,7 +63,7 @@ def left_scale(scaler: Any | None, optimizer: Optimizer) -> float:
         scaler: a ``GradScaler``, or None.
         optimizer: the bare one.
     """
-    if scaler is None:
+    if scaler is None or not scaler.is_enabled():
         return 1.0
     # no public method says whether unscale_ has been called
     state = scaler._per_optimizer_states.get(id(optimizer))

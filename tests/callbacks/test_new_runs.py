@@ -160,3 +160,9 @@ def test_the_first_step_of_an_optimizer_that_comes_later_counts(kind: str) -> No
     loader = DataLoader(data(), batch_size=64)
     pl.Trainer(max_epochs=2, callbacks=[callback], **QUIET).fit(found, loader)
     torch.testing.assert_close(weights(found), weights(expected))
+
+
+def test_a_callback_that_is_given_twice_is_refused() -> None:
+    callback = PenaltyCallback(L1(0.1))
+    with pytest.raises(ValueError, match="given to the Trainer twice, and would act twice; give it once"):
+        pl.Trainer(max_epochs=1, callbacks=[callback, callback], **QUIET).fit(Net(), DataLoader(data()))

@@ -327,6 +327,27 @@ class EMALossLogger(Callback):
         self.smooth = 0.9 * self.smooth + 0.1 * float(self.last)
 
 
+class Slow(Callback):
+    """Adds an average of the gradients to them, which has the names and the shapes of the weights."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.averages = {name: torch.zeros_like(p) for name, p in pl_module.named_parameters()}
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        for name, p in pl_module.named_parameters():
+            self.averages[name].lerp_(p.grad, 0.1)
+            p.grad.add_(self.averages[name])
+
+
+class SlowEMA(Slow):
+    """Its name says that it averages."""
+
+
+def test_an_average_of_gradients_is_left_alone() -> None:
+    found, expected = (fit(Net(), l1(), slow)["live"] for slow in (SlowEMA(), Slow()))
+    assert torch.equal(found, expected) and (found == 0).any()
+
+
 def test_an_average_out_of_reach_is_named() -> None:
     with pytest.warns(UserWarning, match="EMACallback averages weights out of reach"):
         fit(Net(), l1(), EMACallback(), max_epochs=1)

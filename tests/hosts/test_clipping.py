@@ -303,19 +303,32 @@ def test_under_manual_optimization_a_gradient_is_added_before_the_module_clips(r
     assert float((expected - without).abs().max()) > 0.05
 
 
-def test_clipping_shows_in_tensors_whose_first_rows_have_no_gradient() -> None:
-    """As that of a padding token."""
-    embedding = nn.Embedding(10, 300)
-    optimizer = torch.optim.SGD(embedding.parameters(), lr=1.0)
-    attach(embedding, optimizer, L1(0.01, select="all"), apply="proximal", dual_averaging=False)
-    watch = BetweenBackwardAndStep([embedding.weight], optimizer)
-    embedding(torch.tensor([3, 4, 4])).square().sum().backward()
-    norm = clip_grad_norm_(embedding.parameters(), 1.0)
-    gradient, start = embedding.weight.grad, embedding.weight.detach().clone()
-    assert gradient is not None
-    watch.note()
-    optimizer.step()
+@pytest.mark.parametrize("dead", [0, 9], ids=["first rows", "smallest tensors"])
+def test_clipping_shows_though_some_gradients_are_zero(dead: int) -> None:
+    """As those of a padding token, and of layers that a batch does not reach."""
+    model = nn.ModuleList([nn.Embedding(10, 300), *(nn.Linear(2, 1) for _ in range(dead))])
+    embedding: Any = model[0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    attach(model, optimizer, L1(0.01, select="0.weight"), apply="proximal", dual_averaging=False)
+    watch = BetweenBackwardAndStep([*model.parameters()], optimizer)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = embedding(torch.tensor([3, 4, 4])).square().sum()
+        (loss + sum(0.0 * parameter.sum() for parameter in model.parameters())).backward()
+        norm = clip_grad_norm_(model.parameters(), 1.0)
+        ahead = embedding.weight.detach() - embedding.weight.grad
+        watch.note()
+        optimizer.step()
+        expected = ahead.sign() * (ahead.abs() - 0.01 / (norm + 1e-6)).clamp(min=0.0)
+        torch.testing.assert_close(embedding.weight.detach(), expected, rtol=1e-5, atol=1e-7, msg=f"{step}")
     watch.remove()
-    ahead = start - gradient
-    expected = ahead.sign() * (ahead.abs() - 0.01 / (norm + 1e-6)).clamp(min=0.0)
-    torch.testing.assert_close(embedding.weight.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_scaler_that_is_off_has_left_no_scale() -> None:
+    layer = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    handle = attach(layer, optimizer, L1(0.1))
+    layer(torch.ones(1, 3)).sum().backward()
+    handle.add_gradient(torch.amp.GradScaler("cpu", enabled=False))
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad, 1.0 + 0.1 * layer.weight.detach().sign())
