@@ -44,6 +44,10 @@ class SupervisedModule(RegularizedModule):
     Per stage it logs ``<stage>/loss``, without penalties, and ``<stage>/<metric>``, where the stage is
     ``train``, ``val`` or ``test``. A batch with NaN, with shapes that do not fit or with labels out of range
     raises before the forward pass, and leaves the model as it was; an empty data set raises at fit start.
+
+    Sample weights are relative, as in scikit-learn: the loss is their weighted mean over all of the data. A
+    training batch divides by its rows and by the mean weight of all rows trained so far, in this process,
+    since its own weights' sum would take from a heavy row in a batch of light ones what it weighs.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class SupervisedModule(RegularizedModule):
         super().__init__(penalties, apply, dual_averaging)
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
+        self._weighed: Tensor | None = None  # the weights' sum and the rows trained so far
         self.stage_metrics = nn.ModuleDict(
             # nn.ModuleDict has a method `train`
             {f"{stage}_": MetricCollection(dict(metrics)).clone() for stage in ("train", "val", "test")}
@@ -127,7 +132,11 @@ class SupervisedModule(RegularizedModule):
             weight = check_weights(weight, len(losses)).to(losses.dtype)
             losses = losses * weight
             counts = weight if counts is None else counts * weight
-        loss = losses.mean() if counts is None else losses.sum() / counts.sum()
+        total: Any = len(losses) if counts is None else counts.sum()
+        loss: Tensor = losses.sum() / total
+        logged = loss.detach()
+        if weight is not None and stage == "train" and self._trainer is not None and self.trainer.training:
+            loss = loss / self._share(weight)
         if torch.isnan(loss):
             raise ValueError(
                 f"the loss of {where} is NaN though the batch is finite; the weights have not been stepped: "
@@ -137,8 +146,32 @@ class SupervisedModule(RegularizedModule):
         if self._trainer is not None and not self._trainer.barebones:
             if len(metrics):
                 metrics.update(*self._measured(output.detach(), y))
-            self.log(f"{stage}/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(losses))
+            size: Any = float(total)
+            self.log(f"{stage}/loss", logged, on_step=False, on_epoch=True, batch_size=size)
         return loss
+
+    def _share(self, weight: Tensor) -> Tensor:
+        """The mean weight of the rows trained so far, as a share of this batch's."""
+        mine = torch.stack([weight.detach().sum().double(), weight.new_tensor(len(weight)).double()])
+        self._weighed = mine if self._weighed is None else self._weighed.to(mine.device) + mine
+        of_batch, of_all = mine[0] / mine[1], self._weighed[0] / self._weighed[1]
+        return (of_all / of_batch).to(weight.dtype)
+
+    def size_of_batch(self, batch: Any) -> float:
+        """Return what a batch counts in a mean over all of the data: its sample weights' sum, or its rows."""
+        _, y, weight = split_batch(batch)
+        return float(len(y) if weight is None else weight.sum())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the sample weights were."""
+        super().on_save_checkpoint(checkpoint)
+        if self._weighed is not None:
+            checkpoint["sample_weights"] = self._weighed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up."""
+        super().on_load_checkpoint(checkpoint)
+        self._weighed = checkpoint.get("sample_weights")
 
     def _log_metrics(self, stage: str) -> None:
         metrics: Any = self.stage_metrics[f"{stage}_"]

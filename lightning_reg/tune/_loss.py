@@ -194,7 +194,7 @@ def mean_gradient_(module: nn.Module, batches: Iterable[Any], loss: Loss) -> flo
     """Replace every ``.grad`` by the gradient of :func:`mean_loss`, and return that loss."""
     module.zero_grad()
     batches = _all_of(batches)
-    total = sum(size_of(batch) for batch in batches)
+    total = sum(_counted(module, batch) for batch in batches)
 
     def backward(value: Tensor) -> Tensor:
         (value / total).backward()  # type: ignore[no-untyped-call]
@@ -209,7 +209,7 @@ def mean_hessian(
 ) -> Tensor:
     """Return the Hessian of :func:`mean_loss` in ``parameters`` laid end to end, in float64 on the CPU."""
     batches = _all_of(batches)
-    sizes = [size_of(batch) for batch in batches]
+    sizes = [_counted(module, batch) for batch in batches]
     count = sum(parameter.numel() for parameter in parameters)
     found = torch.zeros(count, count, dtype=torch.float64)
 
@@ -218,7 +218,7 @@ def mean_hessian(
             value / sum(sizes), parameters, create_graph=True, allow_unused=True, materialize_grads=True
         )
         slope = torch.cat([part.flatten() for part in slopes])
-        at_once = max(1, min(count, NUMBERS // max(sizes)))
+        at_once = max(1, min(count, NUMBERS // max(map(size_of, batches))))
         for rows in torch.split(torch.eye(count, dtype=slope.dtype, device=slope.device), at_once):
             found[rows.argmax(1).cpu()] += _products(slope, parameters, rows).cpu().double()
         return value.detach()
@@ -249,16 +249,22 @@ def _mean(
     training: bool = False,
 ) -> Tensor:
     device = next(module.parameters()).device
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    total, count = torch.zeros((), dtype=torch.float64), 0.0
     with _at_rest(module, training):
         for batch in batches:
-            size = size_of(batch)
+            size = _counted(module, batch)
             value = loss(module, _to(batch, device))
             total += weighted(value * size).detach().cpu().double()
             count += size
     if count == 0:
         raise ValueError("the data have no batches; give at least one")
     return total / count
+
+
+def _counted(module: Any, batch: Any) -> float:
+    """What a batch counts in a mean over all: its rows, or what the module says of it."""
+    said = getattr(module, "size_of_batch", None)
+    return float(said(batch)) if callable(said) else size_of(batch)
 
 
 def size_of(batch: Any) -> int:

@@ -53,6 +53,11 @@ def regularization_path(
 ) -> PathFrame:
     r"""Train ``module`` at many strengths of ``penalty`` with ``apply="proximal"``; return a row for each.
 
+    One ``nn.Linear`` of at most 1,024 weights in L1 or ElasticNet, whose loss is convex and the same in
+    training and evaluation, is solved by proximal Newton steps on all of the data, without a Trainer:
+    ``steps`` and ``epochs`` are 0 then. That is not so with ``predict=False``, a cold start, ``patience``, or
+    options of the Trainer that would make a difference. What follows is about all others.
+
     A warm start takes the weights and the optimizer state of the point before. If that point had converged,
     it rescales the moments by the ratio of the strengths. If the model is linear, it also predicts: a Newton
     step on the weights that are not zero goes along the path to the next strength, and the optimizer corrects

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,8 +17,9 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_reg import Cosine, LinearRegression, LogisticRegression, PoissonRegression
+from lightning_reg import L1, Cosine, LinearRegression, LogisticRegression, PoissonRegression
 from lightning_reg.callbacks import L1PenaltyCallback
+from lightning_reg.tune import lambda_max, regularization_path
 from tests.support import QUIET, l1_logistic
 from tests.turns import everyday, part_of, turn
 
@@ -412,3 +414,59 @@ def test_in_batches_the_zeros_are_those_of_all_the_data(kind: str, batch: int) -
     wanted = torch.tensor(theirs) != 0
     assert 4 <= int(wanted.sum()) <= 10
     assert int(((weight != 0) != wanted).sum()) <= 1
+
+
+def heavy() -> tuple[TensorDataset, np.ndarray, np.ndarray, np.ndarray]:
+    """A tenth of the rows says the opposite of the others, and weighs most."""
+    rng = np.random.default_rng(0)
+    x, rare = rng.normal(size=(200, 4)), np.arange(200) < 20
+    y, weight = np.where(rare, -1.0, 1.0) * x[:, 0], np.where(rare, 50.0, 1.0)
+    return TensorDataset(*(torch.tensor(a, dtype=torch.float32) for a in (x, y, weight))), x, y, weight
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 200])
+def test_in_batches_sample_weights_count_as_in_all_of_the_data(batch_size: int) -> None:
+    data, x, y, weight = heavy()
+    expected = linear_model.Lasso(alpha=0.05).fit(x, y, sample_weight=weight).coef_
+    torch.manual_seed(0)
+    module = LinearRegression(
+        4, l1_strength=0.05, optimizer=lambda p: torch.optim.SGD(p, lr=0.5 if batch_size > 16 else 0.01)
+    )
+    trainer = pl.Trainer(max_epochs=60, **QUIET)
+    trainer.fit(module, DataLoader(data, batch_size, shuffle=True), DataLoader(data, 16))
+    found = module.linear.weight.detach().double().numpy()[0]
+    assert abs(found[0] - expected[0]) < 0.05 and expected[0] < -0.5
+    assert ((found == 0) == (expected == 0)).all()
+    intercept = module.linear.bias.item()
+    loss = weighted(0.5 * (x @ found + intercept - y) ** 2, weight)
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(loss, rel=1e-4)
+
+
+def test_where_a_weighted_path_begins_and_what_it_finds() -> None:
+    data, x, y, weight = heavy()
+    centred = y - np.average(y, weights=weight)
+    top = largest_strength(x, centred[:, None], weight)
+    assert lambda_max(LinearRegression(4), L1(0.0), DataLoader(data, 16)) == pytest.approx(top, rel=1e-5)
+    for batch_size in (None, 16):
+        frame = regularization_path(
+            LinearRegression(4), L1(0.0), data, [0.3, 0.03, 0.003], batch_size=batch_size, validation=data
+        )
+        for row in frame:
+            expected = linear_model.Lasso(alpha=row["strength"], tol=1e-10).fit(x, y, sample_weight=weight)
+            np.testing.assert_allclose(row["weights"], expected.coef_, atol=1e-4)
+            assert row["validation_loss"] == pytest.approx(row["train_loss"], rel=1e-6)
+
+
+def test_what_the_sample_weights_were_goes_with_a_checkpoint(tmp_path: Path) -> None:
+    data, *_ = heavy()
+
+    def trained(epochs: int, **how: Any) -> tuple[pl.Trainer, Tensor]:
+        torch.manual_seed(0)
+        module = LinearRegression(4, optimizer=lambda p: torch.optim.SGD(p, lr=0.01), lr_schedule=None)
+        trainer = pl.Trainer(max_epochs=epochs, **QUIET)
+        trainer.fit(module, DataLoader(data, 16), **how)
+        return trainer, module.linear.weight.detach()
+
+    first, _ = trained(1)
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    assert torch.equal(trained(2)[1], trained(2, ckpt_path=tmp_path / "first.ckpt")[1])
