@@ -120,6 +120,7 @@ class Engine:
             return 0.0 if self._is_stopped() else self.term.strength(0)
         step = self.host.step()
         if self._now is None or self._now[0] != step:
+            self.term.total_steps = self.host.length(self.term.total_steps)
             self._now = step, 0.0 if self._is_stopped() else self.term.strength(step)
         return self._now[1]
 

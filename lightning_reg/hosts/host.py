@@ -24,6 +24,10 @@ class Host(ABC):
     def optimizers(self) -> Iterable[Optimizer] | None:
         """Those whose tensors count in a value; None where all trainable ones do."""
 
+    def length(self, total_steps: int | None) -> int | None:
+        """The run's length in :meth:`step`, of which ``total_steps`` is what was last known."""
+        return total_steps
+
     def toggled(self) -> Mapping[nn.Parameter, bool] | None:
         """Which tensors are trainable, though their ``requires_grad`` is off for the moment."""
         return None

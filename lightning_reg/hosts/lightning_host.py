@@ -17,6 +17,7 @@ from lightning_reg.hosts.clipping import notice_clipping_of, notice_no_more
 from lightning_reg.hosts.engine import Engine
 from lightning_reg.hosts.host import Host
 from lightning_reg.hosts.seems_clipped import BY_VALUE
+from lightning_reg.hosts.steps import length_by_progress
 from lightning_reg.hosts.strategies import reach_of
 from lightning_reg.hosts.trainer import ends_after_step, names_in_shards, run_length, scaler_of
 from lightning_reg.hosts.watch import Unheld
@@ -32,9 +33,11 @@ class LightningHost(Host):
     Args:
         trainer: at the start of its fit.
         module: what it fits.
+        total_steps: the run's length, where the user has given it.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, total_steps: int | None = None) -> None:
+        self._guesses = total_steps is None and not module.automatic_optimization
         self.trainer = trainer
         self.module = module
         self.reach = reach_of(trainer)
@@ -48,6 +51,12 @@ class LightningHost(Host):
     def step(self) -> int:
         """``global_step``, which counts every optimizer's steps."""
         return self.trainer.global_step
+
+    def length(self, total_steps: int | None) -> int | None:
+        """What is known; under manual optimization what the steps so far come to at the end."""
+        if not self._guesses or total_steps is None:
+            return total_steps
+        return length_by_progress(self.trainer, self.step(), total_steps)
 
     def optimizers(self) -> list[Optimizer] | None:
         """The Trainer's; None where it has none, or the strategy steps copies of the parameters."""
@@ -180,13 +189,13 @@ class LightningHost(Host):
             engine.add_before_clipping(optimizer, left_scale(self.scaler, optimizer))
 
     def warn_of_a_longer_run(self, engine: Engine) -> None:
-        """Warn where a schedule's run is over and manual steps go on: their number is a guess."""
+        """Warn where a schedule's run is over, as it was given, and manual steps go on."""
         total_steps = engine.term.total_steps
         over = total_steps is not None and self.step() == total_steps
         if over:
             warnings.warn(
-                f"the run takes more optimizer steps than the {total_steps} estimated, so schedules stay at "
-                "their ends from here; give total_steps= to the callback",
+                f"the run takes more optimizer steps than total_steps={total_steps}, so schedules stay at "
+                "their ends from here; leave it out, and they end with the run",
                 stacklevel=2,
             )
 

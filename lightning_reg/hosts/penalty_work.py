@@ -61,9 +61,10 @@ class PenaltyWork:
         self.module = module
         self.log_key = f"penalty/{log_name}" if log_name is not None else None
         self.logged_at = -1
-        #: whether the number of steps is a guess, after which a schedule stays at its end
-        self.outruns = callable(penalty.strength) and not module.automatic_optimization
-        self.host = LightningHost(trainer, module)
+        is_manual = not module.automatic_optimization
+        #: whether there may be more steps than the user says, after which a schedule stays at its end
+        self.outruns = callable(penalty.strength) and is_manual and total_steps is not None
+        self.host = LightningHost(trainer, module, total_steps)
         self.host.check_host(penalty, apply, logs=log_name is not None)
         total_steps = length_for(penalty, trainer, total_steps)
         engine = Engine(

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_reg.hosts.trainer import run_length
 
-__all__ = ["OptimizerSteps"]
+__all__ = ["OptimizerSteps", "length_by_progress"]
 
 
 class OptimizerSteps:
@@ -58,10 +58,7 @@ class OptimizerSteps:
             step = self._counts[clock] if clock is not None else max(self._counts)
         if self.total is None:
             return step, None
-        done = self._progress()
-        if not done:
-            return step, self.total
-        return (step, max(step, round(step / done))) if step else (0, self.total)
+        return step, length_by_progress(self._trainer, step, self.total)
 
     def counts(self) -> list[int] | None:
         """The steps of each optimizer, where Lightning does not count them apart."""
@@ -79,12 +76,24 @@ class OptimizerSteps:
 
         return count
 
-    def _progress(self) -> float:
-        """The share of the run that is done, by batches or, where that ends it first, by steps."""
-        trainer = self._trainer
-        progress = trainer.fit_loop.epoch_loop.batch_progress.total
-        shares = [trainer.global_step / trainer.max_steps] if trainer.max_steps > 0 else []
-        batches = trainer.num_training_batches
-        if trainer.max_epochs is not None and trainer.max_epochs > 0 and batches != float("inf"):
-            shares.append(progress.completed / (batches * trainer.max_epochs))
-        return min(1.0, max(shares, default=0.0))
+
+def length_by_progress(trainer: Any, step: int, total: int) -> int:
+    """Return the length of a run in steps of which ``step`` are done: what these come to at its end.
+
+    Args:
+        trainer: under manual optimization, where nobody knows how many steps a batch takes.
+        step: steps done.
+        total: a guess, for as long as there is nothing to go by.
+    """
+    done = _progress(trainer) or 1.0 / total  # several steps of the first batch are no more than one
+    return max(step, round(step / done)) if step else total
+
+
+def _progress(trainer: Any) -> float:
+    """The share of the run that is done, by batches or, where that ends it first, by steps."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress.total
+    shares = [trainer.global_step / trainer.max_steps] if trainer.max_steps > 0 else []
+    batches = trainer.num_training_batches
+    if trainer.max_epochs is not None and trainer.max_epochs > 0 and batches != float("inf"):
+        shares.append(progress.completed / (batches * trainer.max_epochs))
+    return min(1.0, max(shares, default=0.0))

@@ -164,20 +164,19 @@ class PathPoint(BothCallback):
         elif not trainer.lr_scheduler_configs:
             whole.slow_down_(trainer.optimizers[0])
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the solution back, or the best epoch."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the solution back, or the best epoch; keep the optimizer's state for the next point.
+
+        That is after the penalty's own, which looks whether the zeros of the last step have stayed.
+        """
         with torch.no_grad():
             for parameter, value in self._solution.items():
-                parameter.copy_(value)
+                parameter.copy_(value.to(parameter))
+        (optimizer,) = trainer.optimizers
         if self._best is not None:
-            (optimizer,) = trainer.optimizers
             self.residual, weights, state = self._best
             pl_module.load_state_dict(weights)
             optimizer.load_state_dict(state)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the optimizer's state for the next point."""
-        (optimizer,) = trainer.optimizers
         self.state = optimizer.state_dict()["state"]
 
 

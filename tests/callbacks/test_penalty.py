@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import warnings
 from typing import Any
@@ -28,6 +29,7 @@ from lightning_reg import L1, ActivityPenalty, Constant, Cosine, ElasticNet, L2N
 from lightning_reg.callbacks import (
     ElasticNetPenaltyCallback,
     ForwardPenaltyCallback,
+    KeepLargest,
     L1PenaltyCallback,
     L2PenaltyCallback,
     PenaltyCallback,
@@ -165,15 +167,58 @@ def test_regularized_module_under_manual_optimization() -> None:
     assert torch.allclose(module.layer.weight, torch.full((2, 3), 0.7))
 
 
-def test_a_run_longer_than_estimated_says_so_and_holds_the_schedule() -> None:
-    with pytest.warns(UserWarning, match="more optimizer steps than the 2 estimated"):
+def test_a_run_longer_than_it_was_given_says_so_and_holds_the_schedule() -> None:
+    with pytest.warns(UserWarning, match="more optimizer steps than total_steps=2, so schedules stay"):
         fit(
             Gan(steps_of_second=3),
-            L1PenaltyCallback(Linear(0.0, 1.0)),
+            L1PenaltyCallback(Linear(0.0, 1.0), total_steps=2),
             loader=DataLoader(torch.zeros(1, 1)),
             max_steps=-1,
             max_epochs=1,
         )
+
+
+class Seldom(Net):
+    """Steps once in so many batches, each of two optimizers in its turn, or so often in each batch."""
+
+    def __init__(self, every: int = 1, turns: int = 1, times: int = 1) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.every, self.turns, self.times = every, turns, times
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizers: Any = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        turn = optimizers[batch_idx // self.every % self.turns]
+        for _ in range(self.times):
+            self.manual_backward(super().training_step(batch, batch_idx))
+            if (batch_idx + 1) % self.every == 0:
+                turn.step()
+                turn.zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        halves = [self.net[0], self.net[2]] if self.turns == 2 else [self.net]
+        return [torch.optim.SGD(half.parameters(), lr=0.01) for half in halves]
+
+
+@pytest.mark.parametrize("how", [{}, {"every": 4}, {"turns": 2}, {"times": 3}], ids=str)
+def test_under_manual_optimization_a_schedule_ends_with_the_run(how: dict[str, int]) -> None:
+    seen: list[float] = []
+
+    class See(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *given: Any) -> None:
+            seen.append(penalty._work.engine.strength())  # type: ignore[union-attr]
+
+    penalty = L1PenaltyCallback(Linear(0.0, 1.0))
+    module = Seldom(**how)
+    fit(module, KeepLargest(0.75, until=0.6), penalty, See(), max_epochs=6, steps=-1)
+    for layer in (module.net[0], module.net[2]):
+        share = float((layer.weight == 0).float().mean())  # type: ignore[union-attr]
+        assert share == pytest.approx(0.75, abs=0.06)  # of five weights, one or two
+    assert seen[-1] == pytest.approx(1.0, abs=0.11)
+    assert all(after >= before - 0.02 for before, after in itertools.pairwise(seen))
+    middle = seen[len(seen) // 2]
+    assert middle == pytest.approx(0.5, abs=0.1)
 
 
 def test_lbfgs_solves_ridge_through_the_loss() -> None:

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import os
 import signal
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -575,3 +576,12 @@ def test_all_is_measured_in_the_precision_of_training(dtype: torch.dtype) -> Non
 
     single = frame(Linear(10).float(), TensorDataset(inputs, targets), precision="64-true")
     assert single == frame(Linear(10), TensorDataset(inputs.double(), targets.double()))
+
+
+def test_a_solution_that_is_put_back_is_not_taken_for_an_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights before the last step solve it, and those after it have other zeros."""
+    monkeypatch.setattr(path_point, "residual", lambda *_: 0.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*averag")
+        (row,) = regularization_path(Net(), L1(1.0), data(), [100.0], dual_averaging=False, trainer=CPU)
+    assert row["converged"] and row["steps"] == 1 and row["nonzeros"] == 55
