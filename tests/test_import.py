@@ -123,3 +123,18 @@ else:
 """
     parts = ("", "._lazy", ".cli", ".cli.entry_point", ".hosts", ".hosts.requested")
     assert in_fresh_interpreter(program) == " ".join(f"lightning_reg{part}" for part in parts)
+
+
+@pytest.mark.parametrize("first", ["lightning_reg.callbacks", "pytorch_lightning.callbacks"])
+def test_the_other_namespace_is_left_to_its_users_in_either_order(first: str) -> None:
+    program = f"""
+import sys, {first}
+from lightning_reg.callbacks import L1PenaltyCallback
+before = L1PenaltyCallback(0.1)
+print({first!r}.startswith("pytorch") or "pytorch_lightning" not in sys.modules)
+import lightning.pytorch, pytorch_lightning
+for callback in (before, L1PenaltyCallback(0.1)):
+    print(isinstance(callback, lightning.pytorch.Callback), isinstance(callback, pytorch_lightning.Callback))
+print([type(finder).__name__ for finder in sys.meta_path].count("_OtherNamespace"))
+"""
+    assert in_fresh_interpreter(program).split() == ["True"] * 5 + ["0"]
