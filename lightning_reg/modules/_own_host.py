@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_reg.hosts.host import Host
 from lightning_reg.hosts.lightning_host import LightningHost
 
-__all__ = ["NoRun", "OwnHost", "check_init", "warn_of_bare_loss"]
+__all__ = ["NoRun", "OwnHost", "check_init", "counted_once", "warn_of_bare_loss"]
 
 
 class NoRun(Host):
@@ -51,3 +52,19 @@ def warn_of_bare_loss(module: Any, through_loss: Sequence[object]) -> None:
             "acted; end it with return self.regularize(loss), or write it as task_loss",
             stacklevel=2,
         )
+
+
+def counted_once(module: Any, total: Tensor) -> Tensor:
+    """Return the total of a module's penalties; it warns, in a backward pass, if they act beside the loss."""
+    if module.apply_penalties != "loss" and total.requires_grad and module._trainer is not None:
+
+        def warn(_: Tensor) -> None:
+            warnings.warn(
+                f"{type(module).__name__}.penalty() is a part of the loss, and apply="
+                f"{module.apply_penalties!r} acts beside it, so that the penalties count twice; leave it out "
+                "of the loss, or use apply='loss'",
+                stacklevel=2,
+            )
+
+        total.register_hook(warn)  # type: ignore[no-untyped-call]
+    return total

@@ -16,7 +16,7 @@ from lightning_reg.hosts.host import Host
 from lightning_reg.hosts.lightning_host import LightningHost, length_for, started
 from lightning_reg.hosts.log_names import numbered
 from lightning_reg.hosts.trainer import run_length, values_this_step
-from lightning_reg.modules._own_host import NoRun, OwnHost, check_init, warn_of_bare_loss
+from lightning_reg.modules._own_host import NoRun, OwnHost, check_init, counted_once, warn_of_bare_loss
 from lightning_reg.penalties import ForwardPenalty
 from lightning_reg.penalties.forward import Recorder
 from lightning_reg.penalties.regularizer import Regularizer
@@ -155,7 +155,7 @@ class RegularizedModule(LightningModule):
         for engine in self._engines():
             if not engine.penalty.is_constraint:
                 total = total + engine.loss_term()
-        return total
+        return counted_once(self, total)
 
     def regularize(self, loss: Any) -> Any:
         """Return ``loss`` with the penalty terms added, and log them apart; outside training, ``loss``.

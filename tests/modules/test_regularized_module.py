@@ -135,6 +135,23 @@ def test_a_loss_without_penalties_is_no_fault_where_they_act_otherwise() -> None
     fit(Bare(MaxNorm(1.0)))
 
 
+@pytest.mark.parametrize("apply", ["gradient", "decoupled", "proximal"])
+def test_penalties_that_act_beside_the_loss_and_in_it_are_told(apply: Any) -> None:
+    class Twice(RegularizedNet):
+        in_the_loss = True
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            penalty = self.penalty()
+            self.log("mine", penalty.detach())
+            loss: Tensor = self.task_loss(batch, batch_idx)
+            return loss + penalty if self.in_the_loss else loss
+
+    with pytest.warns(UserWarning, match=f"apply='{apply}' acts beside it, so that the penalties count"):
+        fit(Twice(L2(0.1), apply=apply), steps=1)
+    Twice.in_the_loss = False
+    fit(Twice(L2(0.1), apply=apply), steps=1)  # a warning would be an error here
+
+
 @pytest.mark.filterwarnings("ignore:.*returned `None`:UserWarning")  # Lightning's
 def test_a_task_loss_may_be_all_that_a_training_step_may_return() -> None:
     class Dictionary(RegularizedNet):
