@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any
@@ -114,7 +115,14 @@ def attach(
         raise TypeError(f"{type(model).__name__} is not a module; call attach(model, optimizer, penalty)")
     loop = Loop(model, optimizer)
     bare = loop.optimizer
-    others = (m for m in StepHooks.members_of(bare) if isinstance(m, Engine) and isinstance(m.host, Loop))
+    members = StepHooks.members_of(bare)
+    others = [m for m in members if isinstance(m, Engine) and isinstance(m.host, Loop)]
+    if any(_is_again(other, model, penalty, default_apply(penalty, apply)) for other in others):
+        warnings.warn(
+            f"{penalty!r} is attached to this {type(bare).__name__} a second time, and counts twice; remove "
+            "the first, handle.remove()",
+            stacklevel=2,
+        )
     taken = {other.term.label.partition(" ")[0] for other in others}
     number = next(number for number in map(str, count()) if number not in taken)
     engine = Engine(
@@ -279,3 +287,9 @@ class Attachment:
                 "adding the gradient is for apply='gradient', and this is "
                 f"apply={self._engine.apply!r}; leave the call out"
             )
+
+
+def _is_again(other: Engine, model: nn.Module, penalty: Regularizer, apply: Apply) -> bool:
+    """Whether ``other`` is at work as this one would be, as in a cell that is run again."""
+    same = other.term.module is model and other.penalty == penalty and other.apply == apply
+    return same and getattr(other.penalty, "factors", None) is getattr(penalty, "factors", None)

@@ -183,6 +183,7 @@ def test_thresholds_below_the_spacing_reach_zero_and_zeros_stay(make: Any) -> No
     assert float((module[0] == 0).float().mean()) > 0.98
 
 
+@pytest.mark.filterwarnings("ignore:.*a second time:UserWarning")
 def test_two_terms_on_a_tensor_round_apart() -> None:
     module = nn.ParameterList([nn.Parameter(torch.ones(100, 1000, dtype=torch.bfloat16))])
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)

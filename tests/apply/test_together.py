@@ -228,6 +228,7 @@ def test_nested_groups_are_the_sum_and_need_no_warning(pair: tuple[Any, Any]) ->
     assert bool(weight.all()) and float(slope.abs().max()) < 1e-9
 
 
+@pytest.mark.filterwarnings("ignore:.*a second time:UserWarning")
 def test_groups_over_several_tensors_do_not_lie_in_one_of_them() -> None:
     net = nn.Sequential(nn.Linear(6, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

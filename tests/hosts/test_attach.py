@@ -953,7 +953,7 @@ def test_what_is_attached_after_another_has_left_has_averages_of_its_own() -> No
         model = nn.Linear(30, 4)
         optimizer = SGD(model.parameters(), 0.05)
         gone = attach(model, optimizer, L1(0.0), apply="proximal") if first else None
-        attach(model, optimizer, L1(0.05), apply="proximal")
+        attach(model, optimizer, L1(0.04), apply="proximal")
         if gone is not None:
             gone.remove()
         attach(model, optimizer, L1(0.05), apply="proximal")
@@ -996,3 +996,14 @@ def test_a_step_that_only_fills_the_state_for_a_checkpoint_is_none(momentum: flo
     expected, _ = trained(saved=False)
     torch.testing.assert_close(weight, expected)
     assert steps == 4
+
+
+def test_a_cell_that_is_run_twice_is_told() -> None:
+    model = nn.Linear(4, 2)
+    optimizer = SGD(model.parameters(), 0.1)
+    attach(model, optimizer, L1(0.1), apply="proximal")
+    attach(model, optimizer, L1(0.2), apply="proximal")  # another one is another one
+    optimizer.add_param_group({"params": [*(beside := nn.Linear(3, 2)).parameters()]})
+    attach(beside, optimizer, L1(0.1), apply="proximal")  # on another model
+    with pytest.warns(UserWarning, match=r"L1\(strength=0.1.*attached to this SGD a second time, and counts"):
+        attach(model, optimizer, L1(0.1), apply="proximal")
