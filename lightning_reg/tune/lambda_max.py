@@ -66,9 +66,15 @@ def lambda_max(
     with torch.no_grad():
         for weight in chosen:
             weight.zero_()
+    mean_gradient_(work, batches, loss)
+    steepest = max((float(_gradient(weight).abs().max()) for weight in chosen if weight.numel()), default=0.0)
     _fit_others(work, chosen, batches, loss)
     mean_gradient_(work, batches, loss)
-    return zero_strength(term, chosen, [_gradient(weight) for weight in chosen])
+    gradients = [_gradient(weight) for weight in chosen]
+    rounding = max(10 * torch.finfo(gradients[0].dtype).eps, 1e-12) * steepest if gradients else 0.0
+    if all(bool((gradient.abs() <= rounding).all()) for gradient in gradients):
+        return 0.0  # an intercept alone fits them, as targets that are all the same
+    return zero_strength(term, chosen, gradients)
 
 
 def lambda_max_by_layer(

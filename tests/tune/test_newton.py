@@ -275,3 +275,13 @@ def test_lambda_max_is_that_of_the_fitted_intercept_to_rounding() -> None:
     )  # an intercept alone has the classes' shares
     assert top(torch.float64) == pytest.approx(expected, rel=1e-12)
     assert top(torch.float32) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("logistic", [False, True])
+def test_targets_that_are_all_the_same_have_no_path(logistic: bool, dtype: torch.dtype) -> None:
+    """An intercept fits them, to rounding."""
+    inputs = diabetes().tensors[0].to(dtype)
+    data = TensorDataset(inputs, torch.ones(len(inputs), 1, dtype=dtype))
+    with pytest.raises(ValueError, match="lambda_max is 0: the selected weights do nothing for the loss"):
+        path(Linear(10, logistic=logistic).to(dtype), L1(1.0), data)
